@@ -1,0 +1,326 @@
+"""minBERT: the bidirectional transformer encoder that all three tasks share.
+
+    3.1    BertConfig, attention(), BertLayer, BertModel: embed() and encode()
+    4.1    from_pretrained(), save_pretrained(): the common checkpoint format
+
+Symbols: B sequences in a batch, T tokens in the longest of them, H features of a token
+(hidden_size), A attention heads, D = H / A features of a head.
+
+    input_ids [B, T]  --embed-->  x [B, T, H]  --encode-->  hidden states [B, T, H]
+                                                            pooled output [B, H]
+
+Why two functions: SMART (report 3.5) perturbs x, which lies between them.
+Shapes, dropout places, post-layer-norm order and the exact GELU are those of the released
+BERT [Devlin et al. 2018], so its weights give its outputs to 1e-5.
+Leaves out: the masked-LM and next-sentence heads, decoders, relative positions.
+"""
+
+import dataclasses
+import json
+import math
+import os
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from plumbing import safetensors
+
+
+# --- 3.1 Configuration ---
+
+@dataclasses.dataclass
+class BertConfig:
+    """The sizes of an encoder, named as in config.json; the defaults are bert-base-uncased.
+
+    Raises ValueError for a size that makes no sense, saying which.
+    """
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    initializer_range: float = 0.02
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            whole = field.type in (int, "int")
+            if type(value) is not int and (whole or type(value) is not float):
+                raise ValueError(f"{field.name} must be a number, got {value!r}")
+            low, high = (1, 10 ** 7) if whole else (0.0, 1.0)
+            if not low <= value <= high:         # False for NaN too
+                raise ValueError(f"{field.name} must be in [{low}, {high}], got {value!r}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"hidden_size must be a multiple of num_attention_heads, got "
+                             f"{self.hidden_size} and {self.num_attention_heads}")
+
+    @classmethod
+    def from_json(cls, path):
+        """path of a config.json -> BertConfig. Raises ValueError naming path and entry."""
+        try:
+            with open(path, encoding="utf-8") as file:
+                entries = json.load(file)
+            if not isinstance(entries, dict):
+                raise ValueError(f"needed a JSON object, got {type(entries).__name__}")
+            # Keys that we don't know describe training or other software; these two would
+            # change the function that the weights were trained for.
+            for key, ours in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
+                if entries.get(key, ours) != ours:
+                    raise ValueError(f"{key} must be {ours!r}, got {entries[key]!r}")
+            known = [field.name for field in dataclasses.fields(cls)]
+            for key in known[:6]:        # sizes: a default could only be wrong
+                if key not in entries:
+                    raise ValueError(f"{key} is missing")
+            return cls(**{key: entries[key] for key in known if key in entries})
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} does not describe a BERT: {error}") from None
+
+    def to_json(self, path, **more):
+        entries = {"architectures": ["BertModel"], "model_type": "bert", "hidden_act": "gelu",
+                   "position_embedding_type": "absolute", "pad_token_id": 0,
+                   **dataclasses.asdict(self), **more}
+        with open(path, "w", encoding="utf-8", newline="\n") as file:
+            json.dump(entries, file, indent=2)
+            file.write("\n")
+
+
+# --- 3.1 Multi-head attention ---
+
+def attention(query, key, value, attention_mask=None, dropout=0.0):
+    """Every token takes a weighted mean of all tokens' values.   [Vaswani et al. 2017, eq. 1]
+
+        softmax(Q Kᵀ / √D + mask) V
+
+    query, key, value [B, A, T, D]; attention_mask [B, T], 1 for tokens, 0 for padding, or
+    None if nothing is padded; dropout is the probability for an attention weight. Returns
+    [B, A, T, D]. Raises ValueError for a mask of another shape. By hand, for one head with
+    D = 1: q = k = (0, ln 2), v = (0, 1). Token 2 scores 0 and (ln 2)² = 0.480, so it takes
+    e^.480 / (1 + e^.480) = 0.618 of the second value.
+    """
+    B, A, T, D = query.shape
+    if attention_mask is not None and attention_mask.shape != (B, T):
+        raise ValueError(f"attention_mask must be [{B}, {T}] for a query of "
+                         f"{list(query.shape)}, got {list(attention_mask.shape)}")
+    if query.is_cuda:
+        # The same function as one kernel: it never writes the T × T scores to memory.
+        # On CPUs the lines below are as fast or faster, at the lengths of these data sets.
+        visible = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        return F.scaled_dot_product_attention(query, key, value, visible, dropout)
+
+    # Why √D: the dot product of two random vectors of D unit features has variance D, and
+    # softmax of large scores is nearly one-hot, with no gradient.
+    scores = query @ key.transpose(-1, -2) / math.sqrt(D)           # [B, A, T, T]
+    if attention_mask is not None:
+        # Trap: hide padded KEYS (the last dimension), before the softmax. Hiding queries
+        # instead leaves every real token looking at padding. -1e4 makes e^score exactly 0
+        # in float32 and still fits float16, which ends at 65504.
+        hidden = 1.0 - attention_mask.to(scores.dtype)              # [B, T]
+        scores = scores + hidden[:, None, None, :] * -1e4
+    weights = F.dropout(scores.softmax(-1), dropout, training=dropout > 0)
+    return weights @ value                                          # [B, A, T, D]
+
+
+# --- 3.1 One layer ---
+
+class BertLayer(nn.Module):
+    """Attention mixes tokens, then a two-layer network works on each token by itself.
+
+        x = LN(x + Dropout(W_o Attention(x)))
+        x = LN(x + Dropout(W_2 GELU(W_1 x)))            [Devlin et al. 2018; post-LN]
+
+    x [B, T, H] -> [B, T, H].
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        H = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.query, self.key, self.value = nn.Linear(H, H), nn.Linear(H, H), nn.Linear(H, H)
+        self.attention_dense = nn.Linear(H, H)
+        # Trap: torch's own default eps is 1e-5. On features as small as 1e-3 that shrinks
+        # the output by more than half; BERT was trained with 1e-12.
+        self.attention_norm = nn.LayerNorm(H, eps=config.layer_norm_eps)
+        self.intermediate = nn.Linear(H, config.intermediate_size)
+        self.output = nn.Linear(config.intermediate_size, H)
+        self.output_norm = nn.LayerNorm(H, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def split_heads(self, x):
+        """[B, T, H] -> [B, A, T, D]: head a reads features a·D to (a+1)·D."""
+        B, T, H = x.shape
+        return x.view(B, T, self.num_heads, H // self.num_heads).transpose(1, 2)
+
+    def forward(self, x, attention_mask=None):
+        mixed = attention(self.split_heads(self.query(x)), self.split_heads(self.key(x)),
+                          self.split_heads(self.value(x)), attention_mask,
+                          self.attention_dropout if self.training else 0.0)
+        mixed = mixed.transpose(1, 2).reshape(x.shape)              # [B, T, H]
+        x = self.attention_norm(x + self.dropout(self.attention_dense(mixed)))
+        # The exact GELU, x·Φ(x). Its tanh approximation is off by up to 4.7e-4, at |x| = 2.7.
+        wide = F.gelu(self.intermediate(x))                         # [B, T, intermediate]
+        return self.output_norm(x + self.dropout(self.output(wide)))
+
+
+# --- 3.1 The encoder ---
+
+class BertModel(nn.Module):
+    """Embedding, num_hidden_layers layers, and the pooler.   [report 3.1; Devlin et al. 2018]"""
+
+    def __init__(self, config):
+        super().__init__()
+        H = config.hidden_size
+        self.config = config
+        self.word_embeddings = nn.Embedding(config.vocab_size, H)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, H)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, H)
+        self.embedding_norm = nn.LayerNorm(H, eps=config.layer_norm_eps)
+        self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+        self.pooler = nn.Linear(H, H)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        initialize(self, config.initializer_range)
+
+    def embed(self, input_ids, token_type_ids=None):
+        """LN(word + position + segment), then dropout.
+
+        input_ids [B, T] -> x [B, T, H]. token_type_ids [B, T] is 0 for the first sentence
+        and 1 for the second; None means 0 throughout. Raises ValueError for a sequence
+        longer than the position table.
+        """
+        T = input_ids.size(1)
+        if T > self.config.max_position_embeddings:
+            raise ValueError(f"needed at most {self.config.max_position_embeddings} tokens "
+                             f"(max_position_embeddings), got {T}; truncate the text")
+        if token_type_ids is None:
+            segments = self.token_type_embeddings.weight[0]                       # [H]
+        else:
+            segments = self.token_type_embeddings(token_type_ids)                 # [B, T, H]
+        x = self.word_embeddings(input_ids) + self.position_embeddings.weight[:T] + segments
+        return self.dropout(self.embedding_norm(x))
+
+    def encode(self, x, attention_mask=None):
+        """All layers, then tanh(W h_[CLS] + b), the pooler.
+
+        x [B, T, H], attention_mask [B, T] or None -> hidden states [B, T, H], pooled [B, H].
+        """
+        for layer in self.layers:
+            x = layer(x, attention_mask)
+        return x, torch.tanh(self.pooler(x[:, 0]))
+
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None):
+        """ids [B, T] -> {"last_hidden_state" [B, T, H], "pooler_output" [B, H]}."""
+        hidden_states, pooled = self.encode(self.embed(input_ids, token_type_ids),
+                                            attention_mask)
+        return {"last_hidden_state": hidden_states, "pooler_output": pooled}
+
+    # --- 4.1 Pre-trained weights ---
+
+    @classmethod
+    def from_pretrained(cls, folder):
+        """Read config.json with model.safetensors, or else pytorch_model.bin, from `folder`.
+
+        Returns a BertModel in float32. Heads that are not ours (masked-LM, …) are ignored.
+        Raises FileNotFoundError, or ValueError naming the missing or misshapen tensor.
+        """
+        config_path = os.path.join(folder, "config.json")
+        if not os.path.exists(config_path):
+            raise FileNotFoundError(f"needed a model folder with config.json, vocab.txt and "
+                                    f"model.safetensors; there is no {config_path}")
+        model = cls(BertConfig.from_json(config_path))
+        path, tensors = read_checkpoint(folder)
+        state = {}
+        for name, parameter in model.state_dict().items():
+            key = checkpoint_name(name)
+            tensor = tensors.get(key)
+            if tensor is None:
+                raise ValueError(f"{path} has no tensor {key}, which config.json asks for; "
+                                 f"use the config.json that came with these weights")
+            if tensor.shape != parameter.shape:
+                raise ValueError(f"{path}: {key} must be {list(parameter.shape)} by "
+                                 f"config.json, got {list(tensor.shape)}")
+            if not tensor.is_floating_point():
+                raise ValueError(f"{path}: {key} must hold floats, got {tensor.dtype}")
+            state[name] = tensor.float()
+        model.load_state_dict(state)
+        return model
+
+    def save_pretrained(self, folder, tensors=None, **entries):
+        """Write config.json and model.safetensors, which any BERT library can load.
+
+        tensors {name: tensor} and entries of config.json are written along: libraries ignore
+        what they don't know, and MultitaskBert keeps its heads there.
+        """
+        os.makedirs(folder, exist_ok=True)
+        self.config.to_json(os.path.join(folder, "config.json"), **entries)
+        encoder = {checkpoint_name(name): p for name, p in self.state_dict().items()}
+        safetensors.save(os.path.join(folder, "model.safetensors"),
+                         {**encoder, **(tensors or {})})
+
+
+def initialize(module, std):
+    """Matrices ~ N(0, std²), biases 0, gains 1: for all that no checkpoint holds."""
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(part.weight, std=std)
+        if isinstance(part, nn.Linear):
+            nn.init.zeros_(part.bias)
+
+
+# Our module -> the same one in the common checkpoints.
+CHECKPOINT_MODULES = {
+    "word_embeddings": "embeddings.word_embeddings",
+    "position_embeddings": "embeddings.position_embeddings",
+    "token_type_embeddings": "embeddings.token_type_embeddings",
+    "embedding_norm": "embeddings.LayerNorm",
+    "pooler": "pooler.dense",
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attention_dense": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "intermediate": "intermediate.dense",
+    "output": "output.dense",
+    "output_norm": "output.LayerNorm",
+}
+
+
+def checkpoint_name(name):
+    """layers.3.query.weight -> encoder.layer.3.attention.self.query.weight"""
+    *layer, module, kind = name.split(".")
+    layer = f"encoder.layer.{layer[1]}." if layer else ""
+    return f"{layer}{CHECKPOINT_MODULES[module]}.{kind}"
+
+
+def read_checkpoint(folder):
+    """folder -> (path of its weight file, {common name: tensor}), with old names made new.
+
+    Older files prefix every name with "bert." and call a layer norm's gain and bias gamma
+    and beta.
+    """
+    path = os.path.join(folder, "model.safetensors")
+    if os.path.exists(path):
+        tensors = safetensors.load(path)
+    else:
+        pickled = os.path.join(folder, "pytorch_model.bin")
+        if not os.path.exists(pickled):
+            raise FileNotFoundError(f"there is neither {path} nor pytorch_model.bin beside it")
+        path = pickled
+        try:        # weights_only: a pickle may otherwise run any code that it likes
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{path} cannot be read as tensors alone "
+                             f"({type(error).__name__}); download it again") from None
+        if not isinstance(tensors, dict):
+            raise ValueError(f"{path} holds a {type(tensors).__name__}, needed a state dict")
+    renamed = {}
+    for name, tensor in tensors.items():
+        name = name.removeprefix("bert.")
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+        renamed[name.replace("LayerNorm.beta", "LayerNorm.bias")] = tensor
+    return path, renamed

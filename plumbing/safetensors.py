@@ -1,0 +1,127 @@
+"""Read and write the safetensors format, which holds the weights of most public BERTs.
+
+    8 bytes           N, a little-endian unsigned integer
+    N bytes           a JSON object: tensor name -> {"dtype", "shape", "data_offsets"}
+    the rest          the raw tensors, little-endian, row by row; offsets count from here
+
+A weight file comes from a stranger, so nothing in its header is believed: every number is
+checked against the size of the file before a byte is read or allocated. Unlike a pickle,
+a file that passes can do nothing but hold numbers.
+Leaves out: big-endian machines and the 8-bit float types.
+"""
+
+import json
+import math
+import os
+import struct
+
+import torch
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16,
+    "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
+    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MAX_HEADER = 100_000_000        # bytes; the limit of the format's own reference reader
+
+
+def read_header(path):
+    """Read and check the header alone.
+
+    path -> ({name: (dtype, shape, begin, end)}, offset of the data in the file, in bytes).
+    Raises ValueError if the file lies about itself in any way, OSError if it cannot be read.
+    """
+    def refuse(what):
+        raise ValueError(f"{path} is not a whole safetensors file: {what}; download it again")
+
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        prefix = file.read(8)
+        if len(prefix) < 8:
+            refuse(f"needed 8 bytes of header length, got {len(prefix)}")
+        (length,) = struct.unpack("<Q", prefix)
+        if length > min(size - 8, MAX_HEADER):
+            refuse(f"its header claims {length} bytes, the file has {size - 8} after it")
+        raw = file.read(length)
+
+    def unique(pairs):          # json would silently keep the last of two equal keys
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            refuse(f"the name {max(names, key=names.count)!r} occurs twice in its header")
+        return dict(pairs)
+
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        refuse(f"its header is not JSON ({type(error).__name__})")
+    if not isinstance(header, dict):
+        refuse(f"its header is a JSON {type(header).__name__}, not an object")
+    header.pop("__metadata__", None)
+
+    tensors, data = {}, size - 8 - length
+
+    def natural(numbers):       # True is an int in Python, so ask for the very type
+        return isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)
+
+    for name, entry in header.items():
+        entry = entry if isinstance(entry, dict) else {}
+        dtype, shape = entry.get("dtype"), entry.get("shape")
+        offsets = entry.get("data_offsets")
+        if not isinstance(dtype, str) or dtype not in DTYPES:
+            refuse(f"{name} has dtype {dtype!r}, known are {', '.join(DTYPES)}")
+        if not natural(shape) or len(shape) > 8:
+            refuse(f"{name} has shape {shape!r}, needed a list of at most 8 sizes")
+        if not natural(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= data:
+            refuse(f"{name} has data_offsets {offsets!r}, the file holds {data} bytes of data")
+        needed = math.prod(shape) * DTYPES[dtype].itemsize      # a Python int: no overflow
+        if offsets[1] - offsets[0] != needed:
+            refuse(f"{name} {shape} {dtype} needs {needed} bytes, "
+                   f"its data_offsets give {offsets[1] - offsets[0]}")
+        tensors[name] = DTYPES[dtype], shape, *offsets
+
+    # The tensors must tile the data: an overlap would alias two weights, a hole or a tail
+    # could hide anything. (A file cut short fails above, at data_offsets.)
+    position = 0
+    for name, (_, _, begin, end) in sorted(tensors.items(), key=lambda item: item[1][2:]):
+        if begin != position:
+            refuse(f"{name} begins at byte {begin} of the data, expected {position}")
+        position = end
+    if position != data:
+        refuse(f"{data - position} bytes at its end belong to no tensor")
+    return tensors, 8 + length
+
+
+def load(path, names=None):
+    """Read the tensors called `names` (default: all).   path -> {name: Tensor on the CPU}"""
+    header, start = read_header(path)
+    tensors = {}
+    with open(path, "rb") as file:
+        for name, (dtype, shape, begin, end) in header.items():
+            if names is not None and name not in names:
+                continue
+            buffer = torch.empty(end - begin, dtype=torch.uint8)
+            file.seek(start + begin)
+            # The file may have shrunk since its size was taken: count what really came.
+            if file.readinto(memoryview(buffer.numpy())) != end - begin:
+                raise ValueError(f"{path} ended inside {name}; download it again")
+            tensors[name] = buffer.view(dtype).reshape(shape)
+    return tensors
+
+
+def save(path, tensors):
+    """Write {name: Tensor} as `path`, in the order given; readable by any safetensors reader."""
+    header, parts, position = {"__metadata__": {"format": "pt"}}, [], 0
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape),
+                        "data_offsets": [position, position + size]}
+        parts.append(tensor)
+        position += size
+    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)        # so that the data starts at a multiple of 8 bytes
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for tensor in parts:
+            file.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
