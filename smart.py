@@ -1,0 +1,147 @@
+"""SMART: two terms that keep fine-tuning smooth.
+
+    3.5    symmetric_kl(), binary_symmetric_kl(), squared_difference(): ℓ_s for three outputs
+    3.5    smoothness(): R_s(θ), the first step, "Smoothness-Inducing Adversarial Regularization"
+    3.5    Teacher, bregman(): D_Breg(θ, θ̃), the second step
+
+Symbols: x [B, T, H] embeddings, f the network from x to logits, x̃ = x + δ, ε the radius of
+δ, η the size of an ascent step, λ_s and μ the weights of the two terms.
+
+D7: The report takes θ_t itself as the reference of D_Breg. But at θ = θ_t the divergence is 0
+and so is its gradient, since it is smallest there. With one gradient step for each t, which
+is how everyone trains, the step is computed exactly at θ_t: the term does nothing at all. The
+source gives the remedy: a reference that lags behind, θ̃ = an average of past θ (its "momentum"
+form). A test shows both.
+D6: The report calls 𝓛 "the loss function after gradient treatment". Gradients are treated,
+losses are not: the terms are added to each task's own loss, and the treatment sees the sum.
+Leaves out: the p-norms other than ∞, and the variant that normalises δ to length 1.
+"""
+
+import copy
+
+import torch
+
+
+# --- 3.5 ℓ_s: how far two predictions lie apart ---
+
+def check_pair(a, b):
+    # Trap: [B] against [B, 1] would broadcast to [B, B] and compare everyone with everyone.
+    if a.shape != b.shape:
+        raise ValueError(f"needed logits of one shape, got {list(a.shape)} and {list(b.shape)}")
+
+
+def symmetric_kl(a, b):
+    """KL(P‖Q) + KL(Q‖P) = Σ (P - Q) (log P - log Q), mean over the batch.   [Jiang et al., 2.1]
+
+    Logits a, b [B, C] -> scalar >= 0. By hand: P = (¾, ¼), Q = (½, ½):
+    ¼ ln(3/2) - ¼ ln(1/2) = ¼ ln 3 = 0.2747.
+    """
+    check_pair(a, b)
+    log_p, log_q = a.log_softmax(-1), b.log_softmax(-1)             # [B, C]
+    return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1).mean()
+
+
+def binary_symmetric_kl(a, b):
+    """symmetric_kl of two coins, from one logit each: (σ(a) - σ(b)) (a - b).   [B], [B] -> scalar"""
+    check_pair(a, b)
+    return ((a.sigmoid() - b.sigmoid()) * (a - b)).mean()
+
+
+def squared_difference(a, b):
+    """(a - b)², mean over the batch, for regression.   [B], [B] -> scalar
+
+    Trap: a softmax here would be over one output, constant 1, and the term always 0.
+    """
+    check_pair(a, b)
+    return (a - b).square().mean()
+
+
+# --- 3.5 First step: smoothness-inducing adversarial regularization ---
+
+def random_state(device):
+    """The state of the generator that draws dropout on this device."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def set_random_state(state, device):
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
+
+
+def smoothness(f, x, divergence, eps, steps=1, attention_mask=None, noise=None):
+    """R_s: how much the worst small change of x changes the prediction.   [report 3.5; Jiang
+    et al. 2019, eq. 1 and Algorithm 1, lines 5 to 7]
+
+        R_s(θ) = 1/n Σ_i  max  ℓ_s(f(x̃_i; θ), f(x_i; θ))   over  ‖x̃_i - x_i‖_∞ <= ε
+
+        δ ~ N(0, ε²);   steps times:  g = ∂ℓ_s/∂δ,  δ ← clamp(δ + η g / ‖g‖_∞, -ε, ε)
+
+    x [B, T, H] with its graph; f: x -> logits, drawing dropout as it likes; attention_mask
+    [B, T] or None; noise replaces the random start. Returns (f(x), R_s), so that the clean
+    pass is not paid for twice. η is 100 ε: the source's 1e-3 beside its ε = 1e-5.
+    """
+    # Why noise: ℓ_s is smallest, 0, at δ = 0, so its gradient there is exactly 0. It is drawn
+    # before the state is saved, or every pass would reuse its numbers for dropout.
+    if noise is None:
+        noise = eps * torch.randn_like(x)
+    real = 1.0 if attention_mask is None else attention_mask[:, :, None].to(x.dtype)
+    delta = noise.detach() * real                                   # [B, T, H]
+
+    # Trap: under two dropout masks R_s is far from 0 even at ε = 0, and measures the
+    # dropout. All passes start from one state of the generator, so they share one mask.
+    state = random_state(x.device)
+    clean = f(x)
+    for _ in range(steps):
+        set_random_state(state, x.device)
+        delta.requires_grad_(True)
+        # detach: only ∂/∂δ is wanted here, which saves the gradients of all weights. The
+        # clean side is a constant: x̃ moves, x does not.
+        change = divergence(f(x.detach() + delta), clean.detach())
+        (g,) = torch.autograd.grad(change, delta)
+        # ‖g‖_∞ is each row's own: a row is one x_i, and its step must not depend on the
+        # batch-mates. The tiny floor only guards against 0 / 0.
+        largest = g.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(g.dtype).tiny)
+        delta = (delta.detach() + 100 * eps * g / largest).clamp(-eps, eps) * real
+    set_random_state(state, x.device)
+    # Not detached on either side: with a constant target the gradient is half as large.
+    return clean, divergence(f(x + delta), clean)
+
+
+# --- 3.5 Second step: Bregman proximal point ---
+
+class Teacher:
+    """A copy of the model at θ̃, the running average of θ.   [Jiang et al. 2019, sec. 2.2]
+
+        θ̃ ← β θ̃ + (1 - β) θ      after every update
+
+    model: any module; flat: its optim.FlatParameters, whose θ it follows. theta [P] is θ̃.
+    With β = 0.99 and θ = 1, 2, 3 after a start at 0: θ̃ = .01, .0299, .059601.
+    """
+
+    def __init__(self, model, flat):
+        # eval: the reference is one function, not a random one (the source doesn't say).
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        # Trap: clone. A reference that shares memory with θ is θ, and the term is 0 (D7).
+        self.theta = flat.theta.clone()
+        views = flat.views(self.theta)
+        for name, p in self.model.named_parameters():
+            p.data, p.grad = views[name], None
+
+    @torch.no_grad()
+    def __call__(self, *args):
+        return self.model(*args)
+
+    def follow(self, theta, beta):
+        self.theta.lerp_(theta, 1 - beta)
+
+
+def momentum_beta(step, total):
+    """β: .99 in the first tenth of all updates, .999 after it.   [Jiang et al. 2019, sec. 4.1]"""
+    return 0.99 if step < total // 10 else 0.999
+
+
+def bregman(logits, teacher_logits, divergence):
+    """D_Breg(θ, θ̃) = 1/n Σ_i ℓ_s(f(x_i; θ), f(x_i; θ̃)).   [report 3.5; Jiang et al. 2019, eq. 3]"""
+    return divergence(logits, teacher_logits.detach())
