@@ -1,0 +1,319 @@
+"""From the course's files to batches of ids, and back to prediction files.
+
+    4.1    WordPiece: text -> ids, as BERT was pre-trained on it
+    4.1    load(): the nine CSV files
+    3.4    collate(): a pair as one sequence (CON), or as two
+    3.3    Stream: "saved state iterator that cycled once it reached the end of the dataset"
+    4.2    write_predictions(): what the course's grader reads
+
+Symbols: N examples in a file, B of them in a batch, T tokens in the longest of the batch.
+Text becomes ids once, when a file is loaded; padding is added batch by batch, at the end
+only. Batches hold examples of like length: of N tokens read at random lengths, up to half
+would be padding, which costs as much time as text.
+D18: Section 3.3's loop over the STS set leaves each epoch's last, smaller batch open; here
+every batch has B examples, and what is left over comes first in the next pass.
+Leaves out: cased vocabularies, and texts longer than the encoder's position table (they are
+truncated, a pair's longer sentence first).
+"""
+
+import csv
+import dataclasses
+import os
+import re
+import unicodedata
+import warnings
+
+import numpy as np
+import torch
+
+
+# --- 4.1 WordPiece ---
+
+# What separates words: categories Zs, Zl, Zp, and the three controls that count as blanks.
+BLANKS = re.compile("[ \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
+CJK = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F),
+       (0x2B740, 0x2B81F), (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
+MAX_CHARACTERS = 100            # a longer word is [UNK], as in the released BERT
+
+
+def is_punctuation(c):
+    """Every ASCII symbol counts, "$" and "^" too; of the rest, Unicode's category P."""
+    return ("!" <= c <= "/" or ":" <= c <= "@" or "[" <= c <= "`" or "{" <= c <= "~"
+            or unicodedata.category(c).startswith("P"))
+
+
+def basic_tokens(text):
+    """Clean, lower-case, strip accents, split off punctuation.   [Devlin et al. 2018's release]
+
+    "Été naïve, $5.00" -> ["ete", "naive", ",", "$", "5", ".", "00"]
+    """
+    kept = []
+    for c in text:
+        # Control characters vanish without leaving a gap: "c\x0bd" -> "cd".
+        if c in "\0\ufffd" or (c not in "\t\n\r" and unicodedata.category(c)[0] == "C"):
+            continue
+        # A CJK character is a word of its own; Hangul and Kana are not of them.
+        kept.append(f" {c} " if any(a <= ord(c) <= b for a, b in CJK) else c)
+    tokens = []
+    for word in "".join(kept).split():
+        # Lower-case before decomposing: İ -> i + a dot above, and the dot is then dropped.
+        word = "".join(c for c in unicodedata.normalize("NFD", word.lower())
+                       if unicodedata.category(c) != "Mn")
+        spaced = "".join(f" {c} " if is_punctuation(c) else c for c in word)
+        tokens += spaced.split()
+    return tokens
+
+
+class WordPiece:
+    """Text -> sub-word ids, greedy longest match first.   [Wu et al. 2016; report 4.1]
+
+    Raises ValueError for a vocabulary file that lacks one of BERT's special tokens.
+    "[SEP]" in a text is text, not the separator: nobody can write one into their question.
+    """
+
+    def __init__(self, path):
+        try:
+            with open(path, encoding="utf-8") as file:
+                self.tokens = [line.rstrip("\n") for line in file]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} must be UTF-8 text, got {error.reason} at byte "
+                             f"{error.start}; use BERT's vocab.txt") from None
+        self.ids = {token: i for i, token in enumerate(self.tokens)}
+        missing = [t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if t not in self.ids]
+        if missing:
+            raise ValueError(f"{path} has no {missing[0]} among its {len(self.tokens)} lines; "
+                             f"use BERT's vocab.txt")
+        self.path = path
+        self.pad, self.unk, self.cls, self.sep = (
+            self.ids[t] for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]"))
+        self.seen = {}          # raw word -> its ids
+
+    def pieces(self, token):
+        """unaffable -> un ##aff ##able; if any rest has no match, the whole token is [UNK]."""
+        if len(token) > MAX_CHARACTERS:
+            return [self.unk]
+        found, start = [], 0
+        while start < len(token):
+            for end in range(len(token), start, -1):
+                piece = self.ids.get(("##" if start else "") + token[start:end])
+                if piece is not None:
+                    break
+            else:
+                return [self.unk]
+            found.append(piece)
+            start = end
+        return found
+
+    def __call__(self, text):
+        """str -> list of ids, without [CLS] and [SEP]."""
+        ids = []
+        for word in BLANKS.split(text):
+            # Why: English repeats itself. Keyed on the raw word, one look-up replaces all
+            # the steps above for 19 words of 20. None of them looks across a blank.
+            known = self.seen.get(word)
+            if known is None:
+                known = [piece for token in basic_tokens(word) for piece in self.pieces(token)]
+                self.seen[word] = known
+            ids += known
+        return ids
+
+
+# --- 4.1 The CSV files ---
+
+@dataclasses.dataclass
+class Dataset:
+    """The examples of one file: ids, texts as token ids, and labels (None for a test set)."""
+    path: str
+    ids: list               # [N] strings, as in the file
+    tokens: list            # [N] tuples of one or two lists of ids
+    labels: np.ndarray      # [N] float32
+
+    def __len__(self):
+        return len(self.ids)
+
+
+def load(folder, task, split, tokenizer):
+    """Read one of the nine files.   (folder, heads.Task, "train" | "dev" | "test") -> Dataset
+
+    Rows that lack a field are skipped with one warning. Raises FileNotFoundError, or
+    ValueError naming file and line.
+    """
+    suffix = "test-student" if split == "test" else split
+    path = os.path.join(folder, f"{task.file}-{suffix}.csv")
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"needed the {split} set of {task.name} as {path}, there is no "
+                                f"such file; give the folder of the nine CSV files with --data")
+    label = None if split == "test" else task.label
+    needed = ["id", *task.texts, *([label] if label else [])]
+    ids, tokens, labels, skipped = [], [], [], []
+    with open(path, encoding="utf-8", newline="") as file:
+        # Not line.split("\t"): two rows in a hundred are quoted and hold tabs or newlines.
+        rows = csv.DictReader(file, delimiter="\t")
+        try:
+            for column in needed:
+                if column not in (rows.fieldnames or []):
+                    raise ValueError(f"{path}, line 1: needed the columns {', '.join(needed)} "
+                                     f"separated by tabs, got {str(rows.fieldnames)[:80]}")
+            for row in rows:
+                if None in row or any(row[column] in (None, "") for column in needed):
+                    skipped.append(rows.line_num)
+                    continue
+                ids.append(row["id"])
+                tokens.append(tuple(tokenizer(row[column]) for column in task.texts))
+                if label:
+                    labels.append(parse_label(row[label], task, path, rows.line_num))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path}, after line {rows.line_num}: needed UTF-8 text with tabs, "
+                             f"got {error}; copy the file again") from None
+    if skipped:
+        warnings.warn(f"{path}: skipped {len(skipped)} rows that lack a field or have one too "
+                      f"many, the first at line {skipped[0]}")
+    if not ids:
+        raise ValueError(f"{path}: needed at least one example, got none; copy the file again")
+    return Dataset(path, ids, tokens, np.array(labels, np.float32) if label else None)
+
+
+def parse_label(text, task, path, line):
+    """"3" or "2.75" -> float, checked against the task's range."""
+    low, high, whole = task.label_range
+    kind = "a whole number" if whole else "a number"
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high or (whole and value != int(value)):
+        raise ValueError(f"{path}, line {line}: {task.label} must be {kind} from {low} to "
+                         f"{high}, got {text[:40]!r}; mend or remove that line")
+    return value
+
+
+# --- 3.4 Comparison contextual embeddings (CON) ---
+
+def truncate_pair(a, b, budget):
+    """Lengths after dropping one token at a time from the longer side, from b on a tie.
+
+    (10, 3, 9) -> (6, 3); (5, 5, 9) -> (5, 4). In closed form: b may keep half of the
+    budget, or whatever a leaves free.
+    """
+    keep_b = min(b, max(budget // 2, budget - a))
+    return min(a, budget - keep_b), keep_b
+
+
+@dataclasses.dataclass
+class Batch:
+    """Tensors for one forward pass: R = B rows; without CON a pair task has R = 2B, first
+    all first sentences, then all second ones."""
+    input_ids: torch.Tensor         # [R, T]
+    token_type_ids: torch.Tensor    # [R, T], or None for all 0
+    attention_mask: torch.Tensor    # [R, T], 1 for tokens, or None if nothing is padded
+    labels: torch.Tensor            # [B] float32, or None
+
+    def to(self, device):
+        def moved(tensor):
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+        return Batch(*(moved(getattr(self, f.name)) for f in dataclasses.fields(self)))
+
+
+def collate(dataset, indices, tokenizer, joint, max_length):
+    """Examples -> Batch.   indices [B]; joint is CON; max_length in tokens, specials included.
+
+    joint:     [CLS] a [SEP] b [SEP], segments 0 … 0 1 … 1           [report 3.4]
+    otherwise: [CLS] a [SEP] and [CLS] b [SEP] as rows of their own
+    """
+    cls, sep = [tokenizer.cls], [tokenizer.sep]
+    examples = [dataset.tokens[i] for i in indices]
+    segments = None
+    if joint and len(examples[0]) == 2:
+        rows, segments = [], []
+        for a, b in examples:
+            keep_a, keep_b = truncate_pair(len(a), len(b), max_length - 3)
+            # Trap: without the first [SEP] "good not" + "bad" and "good" + "not bad" are
+            # the same row but for their segment ids.
+            rows.append(cls + a[:keep_a] + sep + b[:keep_b] + sep)
+            segments.append([0] * (keep_a + 2) + [1] * (keep_b + 1))
+    else:
+        rows = [cls + texts[k][:max_length - 2] + sep
+                for k in range(len(examples[0])) for texts in examples]
+    T = max(map(len, rows))
+    padded = any(len(row) < T for row in rows)
+
+    def fill(lists, value):
+        return torch.tensor([row + [value] * (T - len(row)) for row in lists])      # [R, T]
+
+    labels = None if dataset.labels is None else torch.from_numpy(dataset.labels[indices])
+    return Batch(fill(rows, tokenizer.pad), None if segments is None else fill(segments, 0),
+                 fill([[1] * len(row) for row in rows], 0) if padded else None, labels)
+
+
+# --- 3.3 Batches ---
+
+def lengths(dataset, joint):
+    """Tokens that each example takes in a row, to sort by.   -> [N]"""
+    together = sum if joint else max
+    return np.array([together(map(len, texts)) for texts in dataset.tokens])
+
+
+class Stream:
+    """Endless batches of indices, without replacement: pass after shuffled pass.   [report 3.3]
+
+    next() -> indices [B]. The passes over the data form one long sequence, cut into windows
+    of WINDOW batches; each window is sorted by length, cut into batches, and these are
+    shuffled. So batch-mates are alike in length but else random, and every example comes
+    exactly once before the next pass begins.
+    `position` is [generation, batches drawn], two integers, and all that a checkpoint needs:
+    every order is drawn from a generator seeded by (seed, position), not by what came before.
+    """
+
+    WINDOW = 64
+
+    def __init__(self, lengths, batch_size, seed):
+        self.lengths, self.batch_size, self.seed = lengths, batch_size, list(seed)
+        self.position = [0, 0]
+        self.window = None, None        # (generation, number), its batches
+
+    def restart(self):
+        """Begin afresh with a new order, dropping the rest of this pass (--fresh-streams)."""
+        self.position = [self.position[0] + 1, 0]
+
+    def next(self):
+        generation, drawn = self.position
+        number, inside = divmod(drawn, self.WINDOW)
+        if self.window[0] != (generation, number):
+            self.window = (generation, number), self.batches_of(generation, number)
+        self.position = [generation, drawn + 1]
+        return self.window[1][inside]
+
+    def batches_of(self, generation, number):
+        """The batches of one window.   -> WINDOW arrays of B indices"""
+        N, size = len(self.lengths), self.WINDOW * self.batch_size
+        picks = np.empty(size, np.int64)
+        at, end = number * size, (number + 1) * size        # places in the long sequence
+        while at < end:
+            pass_number, inside = divmod(at, N)
+            order = np.random.default_rng([*self.seed, generation, 0, pass_number])
+            part = order.permutation(N)[inside:inside + end - at]
+            picks[at - number * size:][:len(part)] = part
+            at += len(part)
+        picks = picks[np.argsort(self.lengths[picks], kind="stable")]
+        batches = picks.reshape(self.WINDOW, self.batch_size)
+        shuffle = np.random.default_rng([*self.seed, generation, 1, number])
+        return batches[shuffle.permutation(self.WINDOW)]
+
+
+def in_order_of_length(lengths, batch_size):
+    """Every example once, longest first (so that memory runs out at once or never)."""
+    order = np.argsort(-lengths, kind="stable")
+    return [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+# --- 4.2 Prediction files ---
+
+def write_predictions(path, task, ids, predictions):
+    """Write what the course's grader reads: "id , value" lines under a header.
+
+    The odd spaces are part of the format. predictions [N], in the order of ids.
+    """
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        file.write(f"id \t {task.prediction_column} \n")
+        for example, value in zip(ids, predictions.tolist()):
+            file.write(f"{example} , {value} \n")

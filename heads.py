@@ -1,0 +1,268 @@
+"""The three tasks as values, their heads on top of BERT, and how they are scored.
+
+    3.1    Task, tasks(): columns, loss, prediction, metric and divergence of each task
+    3.1    MultitaskBert: the shared encoder with a linear head for each task
+    3.4    pairs encoded together (CON) or apart
+    3.6    hidden layers in the heads (HLH)
+    4.2    accuracy(), pearson(), overall_score(), evaluate()
+
+Symbols: B examples in a batch, H features of the encoder, C outputs of a task.
+
+D1: Section 3.1 gives STS "5 classes" with "cross entropy" and calls SST "a regression" with
+"mean-squared-error". SST has five classes and is scored by accuracy; STS is a graded float,
+69% of the labels not whole, scored by correlation. The two losses were swapped; so SST has
+cross-entropy on 5 logits here and STS squared error on one. The printed version stays
+within reach: tasks(sst_loss="mse", sts_loss="ce").
+D9: 3.6 puts two hidden layers into the pair heads, 4.4 speaks of one: 3.6 it is, which
+gives their sizes.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bert
+import data
+import smart
+from plumbing import safetensors
+
+
+# --- 3.1 A task is a value ---
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """All that distinguishes one task. A fourth one is one more of these and its CSV files."""
+    name: str
+    file: str                   # beginning of its file names
+    texts: tuple                # columns with one or two sentences
+    label: str                  # column with the label
+    label_range: tuple          # (lowest, highest, whole numbers only?)
+    prediction_column: str
+    num_outputs: int            # C
+    loss: Callable              # (logits, labels [B]) -> scalar
+    predict: Callable           # logits -> [B]
+    metric: Callable            # (predictions [N], labels [N]) -> float
+    divergence: Callable        # (logits, logits) -> scalar: SMART's ℓ_s
+
+    @property
+    def pair(self):
+        return len(self.texts) == 2
+
+    def hidden_sizes(self, H):
+        """Widths of the head's hidden layers.   [report 3.6]"""
+        return [H, H // 4] if self.pair else [H]
+
+
+def accuracy(predictions, labels):
+    """Share of examples that are right, 0 to 1.   [report 4.2]   [N], [N] -> float"""
+    return float(np.mean(np.asarray(predictions) == np.asarray(labels)))
+
+
+def pearson(predictions, labels):
+    """Linear correlation, -1 to 1.   [report 4.2]   [N], [N] -> float
+
+        r = Σ (x - x̄)(y - ȳ) / √(Σ (x - x̄)² Σ (y - ȳ)²)
+
+    (1, 2, 3) with (1, 2, 4): 3 / √(2 · 14/3) = 0.982. Adding a constant to all predictions,
+    or multiplying them by 2, changes nothing. If one side is constant r is 0/0: 0, and says so.
+    """
+    x, y = np.asarray(predictions, np.float64), np.asarray(labels, np.float64)
+    x, y = x - x.mean(), y - y.mean()
+    spread = np.sqrt((x * x).sum() * (y * y).sum())
+    # Not spread == 0: the mean of equal floats may be off by one rounding.
+    if spread <= 1e-12 * len(x):
+        warnings.warn("Pearson's r of a constant prediction is undefined; reported as 0")
+        return 0.0
+    return float((x * y).sum() / spread)
+
+
+def overall_score(scores):
+    """Mean over the tasks, with r moved from [-1, 1] to [0, 1].   {Task: score} -> float
+
+        (SST accuracy + paraphrase accuracy + (STS r + 1) / 2) / 3      [report, Tables 2, 3]
+
+    .517, .871, .891 -> .778. (D12: Table 2's "0.0493" is .493, and its "0.772" is .773.)
+    """
+    return sum((score + 1) / 2 if task.metric is pearson else score
+               for task, score in scores.items()) / len(scores)
+
+
+def tasks(sst_loss="ce", sts_loss="mse"):
+    """The report's three tasks, in the order SST, paraphrase, STS.   [report 3.1, D1]
+
+    sst_loss "mse" predicts sentiment as a number, rounded to a class; sts_loss "ce" takes
+    the similarity, rounded, as one of the six classes 0 to 5.
+    """
+    def cross_entropy(logits, labels):
+        return F.cross_entropy(logits, labels.round().long())
+
+    def argmax(logits):
+        return logits.argmax(-1)
+
+    def itself(logits):
+        return logits
+
+    def nearest_class(logits):
+        return logits.round().clamp(0, 4).long()
+
+    classes = dict(loss=cross_entropy, predict=argmax, divergence=smart.symmetric_kl)
+    number = dict(num_outputs=1, loss=F.mse_loss, divergence=smart.squared_difference)
+    sst = Task("sst", "ids-sst", ("sentence",), "sentiment", (0, 4, True),
+               "Predicted_Sentiment", metric=accuracy,
+               **(dict(classes, num_outputs=5) if sst_loss == "ce" else
+                  dict(number, predict=nearest_class)))
+    para = Task("para", "quora", ("sentence1", "sentence2"), "is_duplicate", (0, 1, True),
+                "Predicted_Is_Paraphrase", num_outputs=1, metric=accuracy,
+                loss=F.binary_cross_entropy_with_logits,
+                predict=lambda logits: (logits > 0).float(),
+                divergence=smart.binary_symmetric_kl)
+    sts = Task("sts", "sts", ("sentence1", "sentence2"), "similarity", (0, 5, False),
+               "Predicted_Similiary", metric=pearson,       # spelled as the course does
+               **(dict(classes, num_outputs=6, predict=lambda logits: argmax(logits).float())
+                  if sts_loss == "ce" else dict(number, predict=itself)))
+    return sst, para, sts
+
+
+# --- 3.1, 3.4, 3.6 The model ---
+
+class Head(nn.Module):
+    """Dropout and a linear layer, after hidden layers if there are any.   [report 3.1, 3.6]
+
+        ŷ = Linear(Dropout(h))           h [B, in] -> logits [B, C], or [B] where C = 1
+    """
+
+    def __init__(self, sizes, dropout):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
+        self.dropout = nn.Dropout(dropout)
+        # Why not BERT's own N(0, .02²): at H = 384 every such layer shrinks its input to a
+        # third, and behind three of them the encoder hardly gets a gradient for a whole
+        # epoch. N(0, 2 / in) keeps the size through a ReLU [He et al. 2015].
+        for layer in self.layers[:-1]:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+
+    def forward(self, h):
+        *hidden, last = self.layers
+        for layer in hidden:
+            h = F.relu(layer(self.dropout(h)))
+        # Losses and KL in float32 even under autocast: bfloat16 has 3 digits.
+        return last(self.dropout(h)).float().squeeze(-1) if last.out_features == 1 else (
+            last(self.dropout(h)).float())
+
+
+class MultitaskBert(nn.Module):
+    """One encoder, one head a task.   [report 3.1]
+
+    con: encode a pair as one sequence [3.4]; hlh: hidden layers in the heads [3.6];
+    pool: "cls", BERT's pooler output, or "mean", the mean of the last hidden states over
+    real tokens; sst_loss, sts_loss as for tasks(). Raises ValueError for another pool.
+    """
+
+    def __init__(self, encoder, con=False, hlh=False, pool="cls", sst_loss="ce",
+                 sts_loss="mse"):
+        super().__init__()
+        if pool not in ("cls", "mean"):
+            raise ValueError(f"pool must be 'cls' or 'mean', got {pool!r}")
+        self.settings = dict(con=con, hlh=hlh, pool=pool, sst_loss=sst_loss, sts_loss=sts_loss)
+        self.bert, self.con, self.pool = encoder, con, pool
+        self.tasks = {task.name: task for task in tasks(sst_loss, sts_loss)}
+        H, config = encoder.config.hidden_size, encoder.config
+        self.heads = nn.ModuleDict()
+        for task in self.tasks.values():
+            width = 2 * H if task.pair and not con else H
+            sizes = [width, *(task.hidden_sizes(H) if hlh else []), task.num_outputs]
+            self.heads[task.name] = Head(sizes, config.hidden_dropout_prob)
+
+    def embed(self, batch):
+        """data.Batch -> x [R, T, H], what SMART perturbs."""
+        return self.bert.embed(batch.input_ids, batch.token_type_ids)
+
+    def logits(self, task, x, batch):
+        """x [R, T, H] -> logits [B, C], or [B] where C = 1.
+
+        Without CON the R = 2B rows are encoded in one pass, and each pair of vectors is
+        then put side by side. (Dropout on [u; v] is dropout on u and on v.)
+        """
+        hidden_states, pooled = self.bert.encode(x, batch.attention_mask)
+        if self.pool == "mean":
+            if batch.attention_mask is None:
+                pooled = hidden_states.mean(1)
+            else:       # padding must not count, neither above nor below the line
+                mask = batch.attention_mask[:, :, None].to(hidden_states.dtype)
+                pooled = (hidden_states * mask).sum(1) / mask.sum(1)
+        if task.pair and not self.con:
+            pooled = torch.cat(pooled.chunk(2), -1)                 # [2B, H] -> [B, 2H]
+        return self.heads[task.name](pooled)
+
+    def forward(self, task, batch):
+        return self.logits(task, self.embed(batch), batch)
+
+    def save_pretrained(self, folder):
+        """Write the encoder as any BERT library reads it, the heads and settings beside it."""
+        self.bert.save_pretrained(folder, {f"heads.{name}": p for name, p
+                                           in self.heads.state_dict().items()},
+                                  multitask=self.settings)
+
+    @classmethod
+    def from_pretrained(cls, folder):
+        """Read what save_pretrained() wrote.   Raises ValueError for a folder without heads."""
+        encoder = bert.BertModel.from_pretrained(folder)
+        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+            settings = json.load(file).get("multitask")
+        if settings is None:
+            raise ValueError(f"{folder} holds an encoder without heads; give the best/ folder "
+                             f"of a run")
+        model = cls(encoder, **settings)
+        names = {f"heads.{name}": name for name in model.heads.state_dict()}
+        tensors = safetensors.load(os.path.join(folder, "model.safetensors"), names)
+        model.heads.load_state_dict({names[name]: p for name, p in tensors.items()})
+        return model
+
+    def blocks(self):
+        """{block: [(name, parameter)]} for optim.FlatParameters, shared blocks first."""
+        blocks = {}
+        for name, p in self.named_parameters():
+            part, *rest = name.split(".")
+            if part == "heads":
+                block = f"head {rest[0]}"
+            elif rest[0] == "layers":
+                block = f"layer {int(rest[1]) + 1}"
+            else:
+                block = "pooler" if rest[0] == "pooler" else "embeddings"
+            blocks.setdefault(block, []).append((name, p))
+        return blocks
+
+
+# --- 4.2 Evaluation ---
+
+@torch.no_grad()
+def evaluate(model, task, dataset, tokenizer, device="cpu", autocast=contextlib.nullcontext,
+             batch_size=64):
+    """Predict a whole set.   -> (predictions [N] in the file's order, score or None)
+
+    The score is the task's metric, or None for a set without labels. autocast() is a context
+    for the passes. Leaves the model's training mode as it was.
+    """
+    was_training, predictions = model.training, None
+    model.eval()
+    order = data.in_order_of_length(data.lengths(dataset, model.con), batch_size)
+    for indices in order:
+        batch = data.collate(dataset, indices, tokenizer, model.con,
+                             model.bert.config.max_position_embeddings).to(device)
+        with autocast():
+            values = task.predict(model(task, batch)).cpu().numpy()
+        if predictions is None:
+            predictions = np.empty(len(dataset), values.dtype)
+        predictions[indices] = values
+    model.train(was_training)
+    if dataset.labels is None:
+        return predictions, None
+    return predictions, task.metric(predictions, dataset.labels)
