@@ -222,17 +222,20 @@ class BertModel(nn.Module):
     # --- 4.1 Pre-trained weights ---
 
     @classmethod
-    def from_pretrained(cls, folder):
+    def from_pretrained(cls, folder, dropout=None):
         """Read config.json with model.safetensors, or else pytorch_model.bin, from `folder`.
 
-        Returns a BertModel in float32. Heads that are not ours (masked-LM, …) are ignored.
+        Returns a BertModel in float32; dropout replaces config.json's probabilities. Heads that are not ours (masked-LM, …) are ignored.
         Raises FileNotFoundError, or ValueError naming the missing or misshapen tensor.
         """
         config_path = os.path.join(folder, "config.json")
         if not os.path.exists(config_path):
             raise FileNotFoundError(f"needed a model folder with config.json, vocab.txt and "
                                     f"model.safetensors; there is no {config_path}")
-        model = cls(BertConfig.from_json(config_path))
+        config = BertConfig.from_json(config_path)
+        if dropout is not None:
+            config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
+        model = cls(config)
         path, tensors = read_checkpoint(folder)
         state = {}
         for name, parameter in model.state_dict().items():

@@ -27,6 +27,7 @@ Leaves out: treatments that need more than the Gram matrix, and tasks that share
 import itertools
 
 import numpy as np
+import torch
 
 
 # --- 3.2 Sequential multi-task fine-tuning ---
@@ -164,11 +165,11 @@ def backward(flat, micro_batches, loss_fn, rows):
 
     micro_batches: a list, one entry for each accumulated batch, of {task: batch};
     loss_fn(task, batch) -> (scalar loss, {name: scalar to be logged});
-    rows: {task: row of G}. Returns [(task, log), …] in the order of the passes.
+    rows: {task: row of G}. Returns {"loss_sst": mean over the micro-batches, …}.
     """
     for row in set(rows.values()):
         flat.G[row].zero_()
-    logs = []
+    logs = {}
     for batches in micro_batches:
         for task, batch in batches.items():
             flat.attach(rows[task])
@@ -176,8 +177,11 @@ def backward(flat, micro_batches, loss_fn, rows):
             # D5: the mean over the virtual batch. The treatments are not linear, so they
             # come after the last micro-batch.
             (loss / len(micro_batches)).backward()
-            logs.append((task, log))
-    return logs
+            for name, value in log.items():
+                logs.setdefault(f"{name}_{task}", []).append(value)
+    # One copy from the device for all of them: each would wait for the whole queue of work.
+    means = torch.stack([torch.stack(values).mean() for values in logs.values()])
+    return dict(zip(logs, means.tolist()))
 
 
 def treat(flat, regions, rows, treatment, clip, rng):
@@ -218,6 +222,28 @@ def treat(flat, regions, rows, treatment, clip, rng):
     used = {block for (_, block, _), square in zip(regions, squares) if square.sum() > 0}
     flat.give_gradients([flat.blocks[block] for block in used])
     return {"gram": gram, "C": C, "norm": norm}
+
+
+def describe(treated, names):
+    """What the Gram matrix and C say of a step, for the log.   treat()'s result -> {name: float}
+
+    norm_a = ‖g_a‖, cos_a_b = g_a · g_b / (‖g_a‖ ‖g_b‖) before treatment, coefficient_a the
+    factor with which g_a enters the update, acted the share of ordered pairs that were changed.
+    """
+    if treated is None:
+        return {"skipped": 1}
+    log = {"grad_norm": float(treated["norm"])}
+    gram, C, K = treated["gram"].sum(0), treated["C"], len(names)
+    if len(gram) < K or K == 1:         # one row for the sum of all tasks, or a single task
+        return log
+    norms = np.sqrt(np.diagonal(gram))
+    for i, a in enumerate(names):
+        log[f"norm_{a}"] = float(norms[i])
+        log[f"coefficient_{a}"] = float(C.sum(-2).mean(0)[i])
+        for j, b in enumerate(names[:i]):
+            log[f"cos_{b}_{a}"] = float(gram[i, j] / max(norms[i] * norms[j], 1e-300))
+    log["acted"] = float(((C != 0) & ~np.eye(K, dtype=bool)).sum() / (len(C) * K * (K - 1)))
+    return log
 
 
 def regions(flat, granularity):

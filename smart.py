@@ -3,6 +3,7 @@
     3.5    symmetric_kl(), binary_symmetric_kl(), squared_difference(): ℓ_s for three outputs
     3.5    smoothness(): R_s(θ), the first step, "Smoothness-Inducing Adversarial Regularization"
     3.5    Teacher, bregman(): D_Breg(θ, θ̃), the second step
+    3.5    gradient_ratio(): how much a term weighs beside the loss
 
 Symbols: x [B, T, H] embeddings, f the network from x to logits, x̃ = x + δ, ε the radius of
 δ, η the size of an ascent step, λ_s and μ the weights of the two terms.
@@ -145,3 +146,18 @@ def momentum_beta(step, total):
 def bregman(logits, teacher_logits, divergence):
     """D_Breg(θ, θ̃) = 1/n Σ_i ℓ_s(f(x_i; θ), f(x_i; θ̃)).   [report 3.5; Jiang et al. 2019, eq. 3]"""
     return divergence(logits, teacher_logits.detach())
+
+
+# --- 3.5 How much the terms weigh ---
+
+def gradient_ratio(term, loss, parameters):
+    """‖∇ term‖ / ‖∇ loss‖: whether a term does anything. Near 0 it is decoration.
+
+    Two more backward passes, which leave .grad alone: for the log, now and then. -> scalar
+    """
+    parameters = [p for p in parameters if p.requires_grad]
+
+    def norm2(scalar):
+        gradients = torch.autograd.grad(scalar, parameters, retain_graph=True, allow_unused=True)
+        return sum(g.square().sum() for g in gradients if g is not None)
+    return (norm2(term) / norm2(loss)).sqrt()

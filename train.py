@@ -15,10 +15,8 @@ Leaves out: searching hyperparameters, and processes beyond one.
 """
 
 import argparse
-import contextlib
 import json
 import os
-import platform
 import shutil
 import sys
 import time
@@ -33,7 +31,7 @@ import heads
 import multitask
 import optim
 import smart
-from plumbing import run
+from plumbing import flags, machine, run, sources
 
 
 # --- 4.3 Table 1 ---
@@ -60,26 +58,9 @@ TABLE_1 = {
 DEFAULTS = dict(batch_size=16, accumulate=1, epochs=15, lr=1e-5, para_first=0)
 
 
-def positive(kind, low, high=float("inf"), what=None):
-    """An argparse type: a number from low to high, or one clear line."""
-    def convert(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = float("nan")
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(
-                f"needed {'a whole number' if kind is int else 'a number'} from {low} to "
-                f"{high}, got {text!r}")
-        return value
-    return convert
-
-
 def parser():
     """One flag for one ablation. What is not given comes from Table 1 or DEFAULTS."""
-    whole = positive(int, 1)
-    share = positive(float, 0.0, 1.0)
-    number = positive(float, 0.0)
+    whole, share, amount = flags.number(int, 1), flags.number(float, 0, 1), flags.number(float, 0)
     p = argparse.ArgumentParser(description="Fine-tune one BERT for sentiment, paraphrase and "
                                 "similarity.", allow_abbrev=False)
     g = p.add_argument_group("what the report compares")
@@ -90,7 +71,7 @@ def parser():
     g.add_argument("--con", action="store_true", help="encode a pair together (report 3.4)")
     g.add_argument("--hlh", action="store_true", help="hidden layers in the heads (report 3.6)")
     g.add_argument("--tasks", default="sst,para,sts", help="train only these (report, Table 2)")
-    g.add_argument("--para-first", type=positive(int, 0), metavar="N",
+    g.add_argument("--para-first", type=flags.number(int, 0), metavar="N",
                    help="N epochs on paraphrase alone first (report 3.5.1: 5 with SMART, else 0)")
     g.add_argument("--fresh-streams", action="store_true",
                    help="reshuffle every set at each epoch: the row without RR (report, Table 2)")
@@ -103,32 +84,38 @@ def parser():
     g.add_argument("--max-steps", type=whole, metavar="N", help="stop after N updates (ours)")
     g.add_argument("--align", choices=["sst", "para", "sts"],
                    help="the set whose size makes an epoch (report 3.3: sts)")
-    g.add_argument("--lr", type=number, help="(report, Table 1; else 1e-5)")
+    g.add_argument("--lr", type=amount, help="(report, Table 1; else 1e-5)")
     g.add_argument("--warmup", type=share, default=0.0, metavar="SHARE", help="share of the "
                    "updates with rising rate; if not 0, it then falls to 0 (report: 0)")
-    g.add_argument("--clip", type=number, default=1.0, metavar="NORM",
+    g.add_argument("--clip", type=amount, default=1.0, metavar="NORM",
                    help="largest norm of an update's gradient, 0 for none (BERT: 1)")
-    g.add_argument("--weight-decay", type=number, default=0.0, help="on matrices (course: 0)")
+    g.add_argument("--weight-decay", type=amount, default=0.0, help="on matrices (course: 0)")
     g.add_argument("--vaccine-granularity", choices=["model", "layer", "matrix"],
                    default="model", help="what gets a target of its own (report: model)")
     g.add_argument("--vaccine-beta", type=share, default=0.01, help="(Gradient Vaccine: 0.01)")
     g = p.add_argument_group("SMART")
-    g.add_argument("--smart-weight", type=number, default=1.0, help="λ_s (ours)")
-    g.add_argument("--smart-eps", type=number, default=1e-5, help="radius ε (ours)")
+    g.add_argument("--smart-weight", type=amount, default=1.0, help="λ_s (ours)")
+    g.add_argument("--smart-eps", type=amount, default=1e-5, help="radius ε (ours)")
     g.add_argument("--smart-steps", type=whole, default=1, help="ascent steps (SMART: 1)")
-    g.add_argument("--bregman-weight", type=number, default=1.0, help="μ (SMART: 1)")
+    g.add_argument("--bregman-weight", type=amount, default=1.0, help="μ (SMART: 1)")
     g = p.add_argument_group("model")
     g.add_argument("--pool", choices=["cls", "mean"], default="cls",
                    help="a sequence as BERT's pooler output, or the mean over its tokens (cls)")
-    g.add_argument("--dropout", type=positive(float, 0.0, 0.99), metavar="P",
+    g.add_argument("--dropout", type=flags.number(float, 0, 0.99), metavar="P",
                    help="everywhere (default: what config.json says)")
     g.add_argument("--sst-loss", choices=["ce", "mse"], default="ce", help="(ours, see D1)")
     g.add_argument("--sts-loss", choices=["mse", "ce"], default="mse", help="(ours, see D1)")
     g = p.add_argument_group("run")
-    g.add_argument("--data", metavar="DIR", help="folder of the nine CSV files")
-    g.add_argument("--weights", metavar="DIR", help="folder of a pre-trained BERT")
-    g.add_argument("--out", metavar="DIR", help="folder of this run (default: under runs/)")
-    g.add_argument("--seed", type=positive(int, 0, 2 ** 32 - 1), default=0)
+    g.add_argument("--data", metavar="DIR", help="folder of the nine CSV files (data/)")
+    g.add_argument("--weights", metavar="DIR|NAME", help="a pre-trained BERT: a folder, a name "
+                   "under weights/, or an installed package (weights/bert-base-uncased)")
+    g.add_argument("--download", action="store_true",
+                   help="get data/ and weights/bert-base-uncased/, then stop")
+    g.add_argument("--out", metavar="DIR", help="new folder for this run (under runs/)")
+    g.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    g.add_argument("--checkpoint-every", type=whole, default=500, metavar="N",
+                   help="updates between checkpoints; there is one at each epoch's end (ours)")
+    g.add_argument("--seed", type=flags.number(int, 0, 2 ** 32 - 1), default=0)
     g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     g.add_argument("--amp", choices=["auto", "off", "bf16"], default="auto",
                    help="bfloat16 in the forward passes (auto: where the machine has it)")
@@ -141,47 +128,20 @@ def parse(argv=None):
     args = p.parse_args(argv)
     given = vars(p.parse_args(argv, argparse.Namespace(
         **{action.dest: None for action in p._actions})))
-    source = {name: "default" if given.get(name) is None else "given" for name in vars(args)}
+    source = {name: "default" if given[name] in (None, False) else "given"
+              for name in vars(args)}
 
     names = args.tasks.split(",")
     if not names[0] or set(names) - {"sst", "para", "sts"} or len(set(names)) < len(names):
         p.error(f"--tasks: needed some of sst,para,sts, got {args.tasks!r}")
     args.tasks = [name for name in ("sst", "para", "sts") if name in names]
     key = (args.option, args.smart, args.con, args.hlh, args.fresh_streams)
-    row = TABLE_1.get(key, {}) if len(names) == 3 else {}
+    row = TABLE_1.get(key) if len(names) == 3 else None
     for name, value in DEFAULTS.items():
         if getattr(args, name) is None:
-            setattr(args, name, row.get(name, value))
+            setattr(args, name, (row or {}).get(name, value))
             source[name] = f"Table 1, {row['row']}" if row else "default"
-
-    # A flag that would change nothing is a mistake of the caller's: say so at once.
-    def contradiction(wrong, why):
-        if wrong:
-            p.error(why)
-    one = len(args.tasks) == 1
-    contradiction(one and args.option in ("pcgrad", "gvac"),
-                  f"--tasks {args.tasks[0]} and --option {args.option} contradict each other: "
-                  f"one task has no gradient to conflict with; use --option rr")
-    contradiction(args.align and args.align not in args.tasks,
-                  f"--align {args.align} and --tasks {','.join(args.tasks)} contradict each "
-                  f"other: align to a set that is trained on")
-    contradiction(args.align and args.option == "seq",
-                  "--align and --option seq contradict each other: Algorithm 1 reads every set "
-                  "to its end")
-    contradiction(args.para_first and "para" not in args.tasks,
-                  f"--para-first and --tasks {','.join(args.tasks)} contradict each other")
-    for name in ("smart_weight", "smart_eps", "smart_steps", "bregman_weight"):
-        contradiction(source[name] == "given" and not args.smart,
-                      f"--{name.replace('_', '-')} needs --smart")
-    for name in ("smart_eps", "smart_steps"):
-        contradiction(source[name] == "given" and args.smart_weight == 0,
-                      f"--{name.replace('_', '-')} and --smart-weight 0 contradict each other")
-    for name in ("vaccine_granularity", "vaccine_beta"):
-        contradiction(source[name] == "given" and args.option != "gvac",
-                      f"--{name.replace('_', '-')} needs --option gvac")
-    contradiction(args.freeze and args.option in ("pcgrad", "gvac"),
-                  f"--freeze and --option {args.option} contradict each other: only shared "
-                  f"parameters are treated, and these would be frozen; use --option rr")
+    flags.check(p, args, source)
     return args, source
 
 
@@ -199,7 +159,8 @@ class Trainer:
         self.tasks = model.tasks
         self.train_sets = train_sets
         self.device = next(model.parameters()).device
-        self.autocast, self.precision = choose_precision(args, self.device)
+        smallest = args.smart_eps if args.smart and args.smart_weight else 1.0
+        self.autocast, self.precision = machine.choose_precision(args.amp, self.device, smallest)
         if args.freeze:
             model.bert.requires_grad_(False)
 
@@ -283,18 +244,9 @@ class Trainer:
                 log["bregman"] = bregman.detach()
                 extra = extra + args.bregman_weight * bregman
         if smooth is not None and self.step_number % 50 == 0:
-            log["smooth_grad_ratio"] = self.gradient_ratio(args.smart_weight * smooth, loss)
+            log["smooth_grad_ratio"] = smart.gradient_ratio(
+                args.smart_weight * smooth, loss, self.flat.parameters.values())
         return loss + extra, log
-
-    def gradient_ratio(self, term, loss):
-        """‖∇ term‖ / ‖∇ loss‖ on all parameters: two more backward passes, so now and then."""
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-
-        def norm2(scalar):
-            gradients = torch.autograd.grad(scalar, parameters, retain_graph=True,
-                                            allow_unused=True)
-            return sum(g.square().sum() for g in gradients if g is not None)
-        return (norm2(term) / norm2(loss)).sqrt()
 
     def step(self):
         """One update.   [Algorithm 1 and 2, lines "backward" to "step"]   -> its line of metrics"""
@@ -322,7 +274,7 @@ class Trainer:
                                     smart.momentum_beta(self.step_number, self.total))
         self.step_number += 1
         return {"step": self.step_number, "epoch": epoch + 1, "lr": rate,
-                **mean_logs(logs), **gradient_log(treated, names)}
+                **logs, **multitask.describe(treated, names)}
 
     def next_batch(self, name):
         dataset = self.train_sets[name]
@@ -340,70 +292,38 @@ class Trainer:
 
     def evaluate(self, datasets):
         """{task name: Dataset} -> ({name: predictions}, {name: score})"""
-        predictions, scores = {}, {}
-        for name, dataset in datasets.items():
-            predictions[name], score = heads.evaluate(
-                self.model, self.tasks[name], dataset, self.tokenizer, self.device,
-                self.autocast)
-            if score is not None:
-                scores[name] = score
-        return predictions, scores
+        results = {name: heads.evaluate(self.model, self.tasks[name], dataset, self.tokenizer,
+                                        self.device, self.autocast)
+                   for name, dataset in datasets.items()}
+        return ({name: predictions for name, (predictions, _) in results.items()},
+                {name: score for name, (_, score) in results.items()})
 
-    def overall(self, scores, names=None):
-        return heads.overall_score({self.tasks[name]: scores[name]
-                                    for name in names or scores})
+    def overall(self, scores, names):
+        return heads.overall_score({self.tasks[name]: scores[name] for name in names})
 
+    def state(self):
+        """All that a later step depends on, as tensors and plain values."""
+        return {"step": self.step_number, "skipped": self.skipped, "theta": self.flat.theta,
+                "optimizer": self.optimizer.state_dict(),
+                "streams": {name: list(s.position) for name, s in self.streams.items()},
+                "orders": json.dumps(self.rng.bit_generator.state),
+                "random": machine.random_states(),
+                "vaccine": None if self.vaccine.target is None
+                else torch.from_numpy(self.vaccine.target),
+                "teacher": None if self.teacher is None else self.teacher.theta}
 
-def choose_precision(args, device):
-    """--amp -> (a context for forward passes, a line that says why)."""
-    def bfloat16():
-        return torch.autocast(device.type, torch.bfloat16)
-
-    small = args.smart and args.smart_weight and args.smart_eps < 1e-2
-    if args.amp == "bf16":
-        return bfloat16, "bfloat16 autocast (given)"
-    if args.amp == "off":
-        return contextlib.nullcontext, "float32 (given)"
-    if small:       # 1 + 1e-5 is 1 in bfloat16, which has 8 bits
-        return contextlib.nullcontext, f"float32 (--smart-eps {args.smart_eps:g} needs it)"
-    if device.type == "cuda":
-        has = torch.cuda.is_bf16_supported()
-    else:
-        has = any(getattr(torch.cpu, f"_is_{unit}_supported", lambda: False)()
-                  for unit in ("avx512_bf16", "amx_tile"))
-    if has:
-        return bfloat16, f"bfloat16 autocast (this {device.type} has it)"
-    return contextlib.nullcontext, f"float32 (this {device.type} has no bfloat16)"
-
-
-def mean_logs(logs):
-    """[(task, {name: scalar})] -> {"loss_sst": mean over the micro-batches, …}; one copy."""
-    sums = {}
-    for task, log in logs:
-        for name, value in log.items():
-            sums.setdefault(f"{name}_{task}", []).append(value)
-    if not sums:
-        return {}
-    values = torch.stack([torch.stack(list(column)).mean() for column in sums.values()])
-    return dict(zip(sums, values.tolist()))
-
-
-def gradient_log(treated, names):
-    """What the Gram matrix and C say of a step: norms, cosines, coefficients."""
-    if treated is None:
-        return {"skipped": 1}
-    log = {"grad_norm": float(treated["norm"])}
-    gram, C = treated["gram"].sum(0), treated["C"]
-    if len(gram) == len(names) > 1:
-        norms = np.sqrt(np.diagonal(gram))
-        for i, a in enumerate(names):
-            log[f"norm_{a}"] = float(norms[i])
-            log[f"coefficient_{a}"] = float(C.sum(-2).mean(0)[i])
-            for j, b in list(enumerate(names))[i + 1:]:
-                log[f"cos_{a}_{b}"] = float(gram[i, j] / max(norms[i] * norms[j], 1e-300))
-        acted = (C != 0) & ~np.eye(len(names), dtype=bool)
-        log["acted"] = float(acted.sum() / (len(C) * len(names) * (len(names) - 1)))
-    return log
+    def restore(self, state):
+        self.step_number, self.skipped = state["step"], state["skipped"]
+        self.flat.theta.copy_(state["theta"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, position in state["streams"].items():
+            self.streams[name].position = position
+        self.rng.bit_generator.state = json.loads(state["orders"])
+        machine.set_random_states(state["random"])
+        if state["vaccine"] is not None:
+            self.vaccine.target = state["vaccine"].numpy()
+        if self.teacher is not None:
+            self.teacher.theta.copy_(state["teacher"])
 
 
 # --- 4.4 Train, evaluate, predict ---
@@ -412,120 +332,157 @@ def load_model(args):
     """-> (tokenizer, MultitaskBert). The seed draws the heads' first weights."""
     tokenizer = data.WordPiece(os.path.join(args.weights, "vocab.txt"))
     torch.manual_seed(args.seed)
-    encoder = bert.BertModel.from_pretrained(args.weights)
-    config = encoder.config
+    encoder = bert.BertModel.from_pretrained(args.weights, args.dropout)
+    size = encoder.config.vocab_size
     # Some tables are padded to a multiple of 64.
-    if not 0 <= config.vocab_size - len(tokenizer.tokens) < 64:
+    if not 0 <= size - len(tokenizer.tokens) < 64:
         raise ValueError(f"{tokenizer.path} has {len(tokenizer.tokens)} entries, the weights "
-                         f"beside it were trained with {config.vocab_size}; use the vocab.txt "
-                         f"that came with them")
-    if args.dropout is not None:
-        config.hidden_dropout_prob = config.attention_probs_dropout_prob = args.dropout
-        for part in encoder.modules():
-            if isinstance(part, torch.nn.Dropout):
-                part.p = args.dropout
-            elif isinstance(part, bert.BertLayer):
-                part.attention_dropout = args.dropout
+                         f"beside it were trained with {size}; use the one that came with them")
     return tokenizer, heads.MultitaskBert(encoder, args.con, args.hlh, args.pool,
                                           args.sst_loss, args.sts_loss)
 
 
-def score_table(scores, overall):
-    """The report's columns, as lines of text."""
-    return ("SST acc.  Para acc.  STS corr.  Overall\n"
-            f"{scores['sst']:8.3f}  {scores['para']:9.3f}  {scores['sts']:9.3f}  {overall:7.3f}")
+def prepare(args, source):
+    """-> (run.Folder, Trainer, {split: {task name: Dataset}})"""
+    args, settings = run.resumed(args, source) if args.resume else (args, None)
+    args.data = args.data or sources.find_default("data")
+    args.weights = args.weights or sources.find_default("weights", "bert-base-uncased")
+    if not (args.data and args.weights):
+        raise ValueError("needed data and weights: give the folder of the nine CSV files with "
+                         "--data and a pre-trained BERT with --weights, or get both by "
+                         "python train.py --download")
+    args.weights = sources.find_weights(args.weights)
+    if not os.path.isdir(args.data):
+        raise ValueError(f"--data {args.data} is not a folder; give that of the nine CSV files")
+    # Absolute: a run can then be resumed from any working directory.
+    args.data, args.weights = os.path.abspath(args.data), os.path.abspath(args.weights)
+    device = machine.find_device(args.device)
+    tokenizer, model = load_model(args)
+    tasks = model.tasks
+    sets = {split: {name: data.load(args.data, task, split, tokenizer)
+                    for name, task in tasks.items()} for split in ("train", "dev", "test")}
+    trainer = Trainer(args, model.to(device).train(), tokenizer, sets["train"])
+
+    if args.out is None:
+        words = [args.option, *(name for name in ("smart", "con", "hlh") if getattr(args, name))]
+        args.out = os.path.join("runs", "-".join([*words, time.strftime("%Y%m%d-%H%M%S")]))
+    folder = run.Folder.open(args, source, settings, trainer.precision)
+    if folder.state:
+        trainer.restore(folder.state)
+    return folder, trainer, sets
+
+
+def score_line(scores, overall):
+    return (f"SST {scores['sst']:.3f}  para {scores['para']:.3f}  STS {scores['sts']:.3f}  "
+            f"overall {overall:.3f}")
+
+
+def loop(folder, trainer, sets, stop):
+    """Train to the end.   -> (best, seconds), or None if a signal ended it earlier
+
+    best: {"epoch", "selected", "dev"} of the model in best/.
+    """
+    state = folder.state or {"evaluated": 0, "best": None, "seconds": 0.0}
+    evaluated, best = state["evaluated"], state["best"]
+    start = time.monotonic() - state["seconds"]
+    progress = run.Progress(trainer.total, trainer.step_number)
+
+    def checkpoint():
+        folder.checkpoint({**trainer.state(), "evaluated": evaluated, "best": best,
+                           "seconds": time.monotonic() - start})
+
+    while True:
+        step = trainer.step_number
+        epoch, inside = trainer.where(step)
+        if step and (inside == 0 or step == trainer.total) and evaluated < step:
+            epoch = epoch + (inside > 0)            # number of the epoch that has ended
+            try:
+                with stop.abandon():
+                    _, scores = trainer.evaluate(sets["dev"])
+            except run.Interrupted:
+                checkpoint()
+                return None
+            progress.clear()
+            evaluated, overall = step, trainer.overall(scores, scores)
+            selected = trainer.overall(scores, trainer.args.tasks)
+            folder.log({"step": step, "epoch": epoch, "dev": {**scores, "overall": overall}})
+            print(f"epoch {epoch}: dev {score_line(scores, overall)}", flush=True)
+            if best is None or selected > best["selected"]:
+                best = {"epoch": epoch, "selected": selected,
+                        "dev": {**scores, "overall": overall}}
+
+                def write(path):
+                    trainer.model.save_pretrained(path)
+                    shutil.copyfile(trainer.tokenizer.path, os.path.join(path, "vocab.txt"))
+                folder.replace_folder("best", write)
+            checkpoint()
+        if step == trainer.total:
+            return best, time.monotonic() - start
+        line = trainer.step()
+        folder.log(line)
+        losses = "  ".join(f"{name} {line[f'loss_{name}']:.3f}" for name in trainer.args.tasks
+                           if f"loss_{name}" in line)
+        progress.show(trainer.step_number, f"epoch {line['epoch']}  loss {losses}")
+        if stop.asked:
+            progress.clear()
+            checkpoint()
+            return None
+        if trainer.step_number % trainer.args.checkpoint_every == 0:
+            checkpoint()
 
 
 def train(args, source):
-    start = time.monotonic()
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer, model = load_model(args)
-    tasks = list(model.tasks.values())
-    model.to(args.device).train()
-    sets = {split: {task.name: data.load(args.data, task, split, tokenizer) for task in tasks}
-            for split in ("train", "dev", "test")}
-    trainer = Trainer(args, model, tokenizer, sets["train"])
-
-    out = args.out
-    os.makedirs(os.path.join(out, "predictions"), exist_ok=True)
-    settings = {name: {"value": value, "from": source[name]} for name, value in
-                vars(args).items()}
-    run.write_json(os.path.join(out, "args.json"), {
-        "args": settings, "versions": {"python": platform.python_version(),
-                                       "torch": torch.__version__, "numpy": np.__version__},
-        "threads": torch.get_num_threads(), "precision": trainer.precision})
-    print(f"run: {out}")
-    for name, origin in source.items():
-        if origin.startswith("Table 1") or name in DEFAULTS:
-            print(f"  --{name.replace('_', '-')} {getattr(args, name)} ({origin})")
+    """One run, from its settings or its checkpoint to its predictions.   -> exit status"""
+    folder, trainer, sets = prepare(args, source)
+    args = trainer.args
+    print(f"run: {folder.path}")
+    for name in DEFAULTS:
+        print(f"  --{name.replace('_', '-')} {getattr(args, name)}"
+              + (f" ({source[name]})" if not args.resume else ""))
     print(f"  {trainer.total} updates, {trainer.flat.theta.numel():,} parameters, "
-          f"{trainer.precision}", flush=True)
-
-    best, progress = None, run.Progress(trainer.total)
-    with open(os.path.join(out, "metrics.jsonl"), "w", encoding="utf-8") as metrics:
-        while trainer.step_number < trainer.total:
-            line = trainer.step()
-            metrics.write(json.dumps(line) + "\n")
-            losses = "  ".join(f"{name} {line[f'loss_{name}']:.3f}" for name in args.tasks
-                               if f"loss_{name}" in line)
-            progress.show(trainer.step_number, f"epoch {line['epoch']}  loss {losses}")
-            epoch, inside = trainer.where(trainer.step_number)
-            if inside and trainer.step_number < trainer.total:
-                continue
-            predictions, scores = trainer.evaluate(sets["dev"])
-            overall = trainer.overall(scores)
-            selected = trainer.overall(scores, args.tasks)
-            metrics.write(json.dumps({
-                "step": trainer.step_number, "epoch": line["epoch"],
-                "dev": {**scores, "overall": overall}}) + "\n")
-            metrics.flush()
-            progress.clear()
-            print(f"epoch {line['epoch']}: dev SST {scores['sst']:.3f}  para "
-                  f"{scores['para']:.3f}  STS {scores['sts']:.3f}  overall {overall:.3f}",
-                  flush=True)
-            if best is None or selected > best["selected"]:
-                best = {"selected": selected, "epoch": line["epoch"],
-                        "dev": {**scores, "overall": overall}}
-                model.save_pretrained(os.path.join(out, "best"))
-                shutil.copyfile(tokenizer.path, os.path.join(out, "best", "vocab.txt"))
-
+          f"{trainer.precision}" + (f"; going on after update {trainer.step_number}"
+                                    if args.resume else ""), flush=True)
+    with run.Stop() as stop:
+        result = loop(folder, trainer, sets, stop)
+    folder.close()
     trainer.flat.check_views()
-    model.load_state_dict(
-        heads.MultitaskBert.from_pretrained(os.path.join(out, "best")).state_dict())
+    if result is None:
+        print(f"stopped after update {trainer.step_number} of {trainer.total}; go on with: "
+              f"python train.py --resume {folder.path}")
+        return 128 + stop.asked
+    best, seconds = result
+
+    trainer.model.load_state_dict(
+        heads.MultitaskBert.from_pretrained(folder / "best").state_dict())
+    os.makedirs(folder / "predictions", exist_ok=True)
     for split in ("dev", "test"):
-        predictions, scores = trainer.evaluate(sets[split])
-        for task in tasks:
-            data.write_predictions(
-                os.path.join(out, "predictions", f"{task.name}-{split}-output.csv"), task,
-                sets[split][task.name].ids, predictions[task.name])
-    seconds = time.monotonic() - start
-    run.write_json(os.path.join(out, "result.json"), {
+        predictions, _ = trainer.evaluate(sets[split])
+        for name, task in trainer.tasks.items():
+            data.write_predictions(folder / f"predictions/{name}-{split}-output.csv", task,
+                                   sets[split][name].ids, predictions[name])
+    run.write_json(folder / "result.json", {
         "dev": best["dev"], "epoch": best["epoch"], "seconds": round(seconds, 1),
         "skipped": trainer.skipped, "args": vars(args)})
-    print(f"\nbest on dev, after epoch {best['epoch']}:")
-    print(score_table(best["dev"], best["dev"]["overall"]))
+    print(f"\nbest on dev, after epoch {best['epoch']}:\n"
+          f"SST acc.  Para acc.  STS corr.  Overall\n"
+          "{sst:8.3f}  {para:9.3f}  {sts:9.3f}  {overall:7.3f}".format(**best["dev"]))
     if trainer.skipped:
-        print(f"{trainer.skipped} steps were skipped: their gradient was not finite")
-    print(f"{run.clock(seconds)} in all; predictions in {os.path.join(out, 'predictions')}")
+        print(f"{trainer.skipped} updates were skipped: their gradient was not finite")
+    print(f"{run.clock(seconds)} in all; predictions in {folder / 'predictions'}")
+    return 0
 
 
 def main(argv=None):
     args, source = parse(argv)
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
-        if not (args.data and args.weights):
-            raise ValueError("give the folder of the nine CSV files with --data, and that of a "
-                             "pre-trained BERT with --weights")
-        if args.out is None:
-            words = [args.option] + [name for name in ("smart", "con", "hlh")
-                                     if getattr(args, name)]
-            args.out = os.path.join("runs", "-".join(words + [time.strftime("%Y%m%d-%H%M%S")]))
-        train(args, source)
+        if args.download:
+            sources.download()
+            return 0
+        return train(args, source)
     except (ValueError, OSError) as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,46 +1,294 @@
-"""A run's folder and what it tells while it works.
+"""A run's folder, its checkpoints, and what it tells while it works.
 
-    args.json       each setting and where it came from, versions, seed
+    args.json       each setting and where it came from, versions, digests of data and weights
     metrics.jsonl   a line a step, and an evaluation line an epoch
     best/           the best model so far: config.json, vocab.txt, model.safetensors
+    last.pt         all that an exact resume needs; before.pt is the one before it
     predictions/    dev and test, in the course's format
-    result.json     the dev scores of the best model
+    result.json     the dev scores of the best model; only a finished run has it
+
+A process can be killed at any moment. So every file that a resume reads is written beside its
+place, synced to the disk and then renamed, which is one indivisible step of the file system.
 """
 
+import argparse
+import contextlib
+import hashlib
 import json
 import os
+import shutil
+import signal
 import sys
 import time
+import warnings
+
+import torch
+
+from plumbing import machine
+
+
+# --- Files that are whole or absent ---
+
+def replace(path, write):
+    """Let write(temporary path) make a file, and put it at `path` when it is on the disk."""
+    temporary = path + ".new"
+    write(temporary)
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def write_json(path, value):
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
+    def write(temporary):
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            json.dump(value, file, indent=2)
+            file.write("\n")
+    replace(path, write)
 
+
+def file_digest(path, algorithm="sha256", prefix=b""):
+    """Digest of a file's bytes, in hex."""
+    digest = hashlib.new(algorithm, prefix)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def content_digest(value):
+    """Digest of nested dicts and lists of tensors and plain values, in hex."""
+    digest = hashlib.sha256()
+
+    def add(value):
+        if torch.is_tensor(value):
+            digest.update(f"{value.dtype}{list(value.shape)}".encode())
+            raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(memoryview(raw.numpy()))
+        elif isinstance(value, dict):
+            for key in sorted(value, key=repr):
+                digest.update(repr(key).encode())
+                add(value[key])
+        elif isinstance(value, (list, tuple)):
+            digest.update(f"[{len(value)}".encode())
+            for part in value:
+                add(part)
+        else:
+            digest.update(repr(value).encode())
+    add(value)
+    return digest.hexdigest()
+
+
+# --- The folder ---
+
+class Folder:
+    """The folder of one run. state, a dict, is what its newest whole checkpoint holds, or None."""
+
+    def __init__(self, path):
+        self.path, self.state, self.metrics = path, None, None
+
+    def __truediv__(self, name):
+        return os.path.join(self.path, name)
+
+    @classmethod
+    def open(cls, args, source, settings, precision):
+        """A new folder at args.out, or, with the settings of a run, that of args.resume.
+
+        Raises ValueError if args.out holds anything, or data and weights are not the run's.
+        """
+        found, here = digests(args), machine.description()
+        if settings is None:
+            return cls.create(args.out, {
+                "args": {name: {"value": value, "from": source[name]}
+                         for name, value in vars(args).items()},
+                "machine": here, "precision": precision, "digests": found})
+        changed = [name for name in {**found, **settings["digests"]}
+                   if found.get(name) != settings["digests"].get(name)]
+        if changed:
+            raise ValueError(f"{', '.join(sorted(changed))}: not what the run in {args.resume} "
+                             f"was started with; put the old files back, or start a new run")
+        for name, value in settings["machine"].items():
+            if here.get(name) != value:
+                warnings.warn(f"{name} is {here.get(name)}, was {value}: what follows will not "
+                              f"be bit for bit what it would have been")
+        return cls.reopen(args.resume)
+
+    @classmethod
+    def create(cls, path, settings):
+        """A new folder with args.json.   Raises ValueError if `path` holds anything."""
+        if os.path.exists(path) and not (os.path.isdir(path) and not os.listdir(path)):
+            kind = "another run" if os.path.exists(os.path.join(path, "args.json")) else "files"
+            raise ValueError(f"--out {path} holds {kind}; give a new folder, or go on with it by "
+                             f"--resume {path}")
+        os.makedirs(path, exist_ok=True)
+        folder = cls(path)
+        write_json(folder / "args.json", settings)
+        folder.metrics = open(folder / "metrics.jsonl", "wb")
+        return folder
+
+    @classmethod
+    def reopen(cls, path):
+        """Go on in an existing folder, from its newest whole checkpoint.
+
+        metrics.jsonl is cut back to that checkpoint. Returns a Folder; its state is None if
+        no checkpoint was written yet, and the run then starts from its beginning.
+        """
+        folder = cls(path)
+        for name in ("last.pt", "before.pt"):
+            if os.path.exists(folder / name):
+                folder.state = load_checkpoint(folder / name)
+                if folder.state is not None:
+                    break
+                print(f"{folder / name} is damaged; using the checkpoint before it")
+        folder.metrics = open(folder / "metrics.jsonl", "ab")
+        length = folder.state["metrics_bytes"] if folder.state else 0
+        if folder.metrics.tell() < length:
+            raise ValueError(f"{folder / 'metrics.jsonl'} has {folder.metrics.tell()} bytes, the "
+                             f"checkpoint was written after {length}: the file was changed, so "
+                             f"the run cannot go on; start it again")
+        folder.metrics.truncate(length)
+        return folder
+
+    def log(self, line):
+        """One line of metrics.jsonl."""
+        self.metrics.write(json.dumps(line).encode() + b"\n")
+
+    def checkpoint(self, state):
+        """Write last.pt; the one that was last becomes before.pt."""
+        self.metrics.flush()
+        os.fsync(self.metrics.fileno())
+        state = {**state, "metrics_bytes": self.metrics.tell()}
+        state["digest"] = content_digest(state)
+
+        def write(temporary):
+            torch.save(state, temporary)
+            if os.path.exists(self / "last.pt"):
+                os.replace(self / "last.pt", self / "before.pt")
+        replace(self / "last.pt", write)
+
+    def replace_folder(self, name, write):
+        """Let write(temporary folder) make a folder, then put it in the place of an old one."""
+        temporary = self / (name + ".new")
+        shutil.rmtree(temporary, ignore_errors=True)
+        write(temporary)
+        shutil.rmtree(self / name, ignore_errors=True)
+        os.replace(temporary, self / name)
+
+    def close(self):
+        self.metrics.close()
+
+
+def read_settings(path):
+    """args.json of the run at `path`.   Raises ValueError if there is none."""
+    try:
+        with open(os.path.join(path, "args.json"), encoding="utf-8") as file:
+            settings = json.load(file)
+        if not {"args", "digests"} <= set(settings):
+            raise ValueError("it lacks args or digests")
+        return settings
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"--resume {path} is not the folder of a run: args.json cannot be "
+                         f"read ({error}); give a folder that train.py wrote") from None
+
+
+def digests(args):
+    """{what: SHA-256} of the files that a run depends on."""
+    found = {os.path.join("data", name): os.path.join(args.data, name)
+             for name in sorted(os.listdir(args.data)) if name.endswith(".csv")}
+    for name in ("config.json", "vocab.txt", "model.safetensors", "pytorch_model.bin"):
+        found[os.path.join("weights", name)] = os.path.join(args.weights, name)
+    return {name: file_digest(path) for name, path in found.items() if os.path.isfile(path)}
+
+
+def resumed(args, source):
+    """The settings of the run in args.resume, after checking that nothing else was asked for."""
+    settings = read_settings(args.resume)
+    values = {name: entry["value"] for name, entry in settings["args"].items()}
+    for name, value in vars(args).items():
+        if source[name] == "given" and name not in ("resume", "data", "weights"):
+            flag = f"--{name.replace('_', '-')}"
+            if values.get(name) != value:
+                raise ValueError(f"{flag} {value} differs from the run in {args.resume}, which "
+                                 f"has {values.get(name)}; leave it out, or start a new run")
+    for name in ("data", "weights"):        # may have moved: their digests are compared
+        if source[name] == "given":
+            values[name] = getattr(args, name)
+    return argparse.Namespace(**{**values, "resume": args.resume}), settings
+
+
+def load_checkpoint(path):
+    """-> the state, or None if the file is damaged. weights_only: it can run no code."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        digest = state.pop("digest")
+        return state if content_digest(state) == digest else None
+    except Exception:       # cut short, overwritten, not ours: damaged in one way or another
+        return None
+
+
+# --- Ctrl-C and SIGTERM ---
+
+class Interrupted(Exception):
+    """Raised out of a piece of work that may be abandoned at any point."""
+
+
+class Stop:
+    """Turns the first Ctrl-C or SIGTERM into a request; a second Ctrl-C ends the process at once.
+
+    As a context manager it listens. `asked` is the signal's number, or 0. In work done under
+    `with stop.abandon():` the request raises Interrupted instead of waiting for a step's end.
+    """
+
+    def __init__(self):
+        self.asked, self.abandoning = 0, False
+
+    def __enter__(self):
+        self.before = {number: signal.signal(number, self.hear)
+                       for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def hear(self, number, frame):
+        self.asked = number
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if self.abandoning:
+            raise Interrupted
+
+    @contextlib.contextmanager
+    def abandon(self):
+        self.abandoning = True
+        try:
+            if self.asked:          # the request came just before
+                raise Interrupted
+            yield
+        finally:
+            self.abandoning = False
+
+
+# --- Progress ---
 
 class Progress:
     """One line about a running loop: a bar on a terminal, a line now and then in a log."""
 
-    def __init__(self, total, every=30.0, stream=None):
-        self.total, self.every, self.stream = total, every, stream or sys.stderr
+    def __init__(self, total, done=0, every=30.0, stream=None):
+        self.total, self.first, self.every = total, done, every
+        self.stream = stream or sys.stderr
         self.terminal = self.stream.isatty()
         self.start = self.last = time.monotonic()
-        self.first = None           # the step at which this process began
 
-    def show(self, step, text):
-        """step: number of finished steps; text: what to say beside it."""
+    def show(self, done, text):
+        """done: number of finished steps; text: what to say beside it."""
         now = time.monotonic()
-        if self.first is None:
-            self.first = step - 1
-        if now - self.last < (0.2 if self.terminal else self.every) and step < self.total:
+        if now - self.last < (0.2 if self.terminal else self.every) and done < self.total:
             return
         self.last = now
-        rate = (step - self.first) / max(1e-9, now - self.start)
-        left = (self.total - step) / rate
-        line = f"{step}/{self.total}  {text}  {rate:.2f} steps/s  {clock(left)} left"
+        rate = (done - self.first) / max(1e-9, now - self.start)
+        left = (self.total - done) / max(1e-9, rate)
+        line = f"{done}/{self.total}  {text}  {rate:.2f} steps/s  {clock(left)} left"
         if self.terminal:
-            filled = 20 * step // self.total
+            filled = 20 * done // self.total
             self.stream.write(f"\r[{'#' * filled}{'.' * (20 - filled)}] {line}\x1b[K")
         else:
             self.stream.write(line + "\n")

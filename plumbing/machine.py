@@ -1,0 +1,65 @@
+"""What the machine can do, and the state of its random generators."""
+
+import contextlib
+import os
+import platform
+
+import numpy as np
+import torch
+
+
+def find_device(name):
+    """"auto" | "cpu" | "cuda" | "cuda:1" -> torch.device. Raises ValueError if it isn't there."""
+    try:
+        device = torch.device(name if name != "auto" else
+                              "cuda" if torch.cuda.is_available() else "cpu")
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(f"--device must be auto, or a device of this machine such as cpu, got "
+                         f"{name!r}") from None
+    return device
+
+
+def choose_precision(amp, device, smallest_change=1.0):
+    """--amp -> (a context for forward passes, a line that says why).
+
+    smallest_change: size of the smallest change to x that must survive rounding.
+    """
+    def bfloat16():
+        return torch.autocast(device.type, torch.bfloat16)
+
+    if amp == "bf16":
+        return bfloat16, "bfloat16 autocast (given)"
+    if amp == "off":
+        return contextlib.nullcontext, "float32 (given)"
+    if smallest_change < 1e-2:       # 1 + 1e-5 is 1 in bfloat16, which has 8 bits
+        return contextlib.nullcontext, f"float32 (--smart-eps {smallest_change:g} needs it)"
+    if device.type == "cuda":
+        has = torch.cuda.is_bf16_supported()
+    else:
+        has = any(getattr(torch.cpu, f"_is_{unit}_supported", lambda: False)()
+                  for unit in ("avx512_bf16", "amx_tile"))
+    if has:
+        return bfloat16, f"bfloat16 autocast (this {device.type} has it)"
+    return contextlib.nullcontext, f"float32 (this {device.type} has no bfloat16)"
+
+
+def description():
+    """What a result may depend on, for args.json."""
+    return {"python": platform.python_version(), "torch": torch.__version__,
+            "numpy": np.__version__, "threads": torch.get_num_threads(),
+            "cpu": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count()}
+
+
+def random_states():
+    """All generators that torch draws from.   -> a dict for a checkpoint"""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def set_random_states(states):
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state_all(states["cuda"])

