@@ -67,11 +67,12 @@ def basic_tokens(text):
 class WordPiece:
     """Text -> sub-word ids, greedy longest match first.   [Wu et al. 2016; report 4.1]
 
-    Raises ValueError for a vocabulary file that lacks one of BERT's special tokens.
+    vocab_size: rows of the embedding table that the ids must fit. Raises ValueError for a
+    vocabulary that does not, or that lacks one of BERT's special tokens.
     "[SEP]" in a text is text, not the separator: nobody can write one into their question.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, vocab_size=None):
         try:
             with open(path, encoding="utf-8") as file:
                 self.tokens = [line.rstrip("\n") for line in file]
@@ -83,6 +84,10 @@ class WordPiece:
         if missing:
             raise ValueError(f"{path} has no {missing[0]} among its {len(self.tokens)} lines; "
                              f"use BERT's vocab.txt")
+        # Some tables are padded to a multiple of 64.
+        if vocab_size is not None and not 0 <= vocab_size - len(self.tokens) < 64:
+            raise ValueError(f"{path} has {len(self.tokens)} entries, the weights beside it "
+                             f"were trained with {vocab_size}; use the one that came with them")
         self.path = path
         self.pad, self.unk, self.cls, self.sep = (
             self.ids[t] for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]"))

@@ -36,26 +36,19 @@ from plumbing import flags, machine, run, sources
 
 # --- 4.3 Table 1 ---
 
-# (option, smart, con, hlh, fresh streams): what the report's Table 1 gives for these flags.
-TABLE_1 = {
-    ("seq", False, False, False, False): dict(
-        row="Sequential Multitask learning", accumulate=1, epochs=10, lr=1e-5),
-    ("pcgrad", False, True, False, True): dict(
-        row="Gradient Surgery + CON", accumulate=1, epochs=10, lr=1e-5),
-    ("gvac", False, False, False, False): dict(
-        row="Gradient Vaccine + RR", accumulate=2, epochs=15, lr=1e-5),
-    ("pcgrad", False, False, False, False): dict(
-        row="Gradient Surgery + RR", accumulate=1, epochs=15, lr=1e-5),
-    ("pcgrad", False, True, True, False): dict(
-        row="Gradient Surgery + RR + CON + HLH", accumulate=1, epochs=15, lr=2e-5),
-    ("gvac", False, True, True, False): dict(
-        row="Gradient Vaccine + RR + CON + HLH", accumulate=1, epochs=15, lr=2e-5),
-    ("gvac", True, True, False, False): dict(
-        row="SMART + GVAC + RR + CON", accumulate=2, epochs=15, lr=2e-5, para_first=5),
-    ("gvac", True, True, True, False): dict(
-        row="SMART + GVAC + RR + CON + HLH", accumulate=2, epochs=15, lr=3e-5, para_first=5),
-}
+# (option, smart, con, hlh, fresh streams): the row of Table 1 that these flags stand for. Its
+# batch size 32 is 16, accumulated twice, as 3.3.2 says; 3.5.1 adds the epochs on paraphrase.
 DEFAULTS = dict(batch_size=16, accumulate=1, epochs=15, lr=1e-5, para_first=0)
+TABLE_1 = {key: dict(zip(["row", *DEFAULTS], row)) for key, row in {
+    ("seq", 0, 0, 0, 0): ("Sequential Multitask learning", 16, 1, 10, 1e-5, 0),
+    ("pcgrad", 0, 1, 0, 1): ("Gradient Surgery + CON", 16, 1, 10, 1e-5, 0),
+    ("gvac", 0, 0, 0, 0): ("Gradient Vaccine + RR", 16, 2, 15, 1e-5, 0),
+    ("pcgrad", 0, 0, 0, 0): ("Gradient Surgery + RR", 16, 1, 15, 1e-5, 0),
+    ("pcgrad", 0, 1, 1, 0): ("Gradient Surgery + RR + CON + HLH", 16, 1, 15, 2e-5, 0),
+    ("gvac", 0, 1, 1, 0): ("Gradient Vaccine + RR + CON + HLH", 16, 1, 15, 2e-5, 0),
+    ("gvac", 1, 1, 0, 0): ("SMART + GVAC + RR + CON", 16, 2, 15, 2e-5, 5),
+    ("gvac", 1, 1, 1, 0): ("SMART + GVAC + RR + CON + HLH", 16, 2, 15, 3e-5, 5),
+}.items()}
 
 
 def parser():
@@ -139,7 +132,7 @@ def parse(argv=None):
     row = TABLE_1.get(key) if len(names) == 3 else None
     for name, value in DEFAULTS.items():
         if getattr(args, name) is None:
-            setattr(args, name, (row or {}).get(name, value))
+            setattr(args, name, row[name] if row else value)
             source[name] = f"Table 1, {row['row']}" if row else "default"
     flags.check(p, args, source)
     return args, source
@@ -182,9 +175,7 @@ class Trainer:
                               (args.seed, k))
             for k, name in enumerate(self.tasks) if name in args.tasks}
         self.plan = self.make_plan()
-        self.total = sum(map(len, self.plan))
-        if args.max_steps:
-            self.total = min(self.total, args.max_steps)
+        self.total = min(sum(map(len, self.plan)), args.max_steps or sys.maxsize)
         self.step_number = self.skipped = 0
 
     def make_plan(self):
@@ -192,10 +183,10 @@ class Trainer:
         args = self.args
         batches = {name: len(self.train_sets[name]) // args.batch_size for name in args.tasks}
         for name, number in batches.items():
-            if number == 0:
-                raise ValueError(f"{self.train_sets[name].path}: needed at least one batch of "
-                                 f"{args.batch_size} examples, got "
-                                 f"{len(self.train_sets[name])}; use a smaller --batch-size")
+            if number < args.accumulate:
+                raise ValueError(f"{self.train_sets[name].path}: needed {args.accumulate} "
+                                 f"batches of {args.batch_size} for one update, got "
+                                 f"{len(self.train_sets[name])} examples; use smaller ones")
 
         def steps(epoch, names):
             # Batches that don't fill an update at an epoch's end are carried into the next.
@@ -227,26 +218,24 @@ class Trainer:
             def f(x):
                 return self.model.logits(task, x, batch)
 
-            smooth = bregman = None
             if args.smart and args.smart_weight:
                 logits, smooth = smart.smoothness(f, x, task.divergence, args.smart_eps,
                                                   args.smart_steps, batch.attention_mask)
             else:
-                logits = f(x)
-            loss = task.loss(logits, batch.labels)
+                logits, smooth = f(x), None
+            loss = total = task.loss(logits, batch.labels)
             log = {"loss": loss.detach()}
-            extra = 0.0
             if smooth is not None:
+                total = total + args.smart_weight * smooth
                 log["smooth"] = smooth.detach()
-                extra = extra + args.smart_weight * smooth
             if self.teacher is not None:
                 bregman = smart.bregman(logits, self.teacher(task, batch), task.divergence)
+                total = total + args.bregman_weight * bregman
                 log["bregman"] = bregman.detach()
-                extra = extra + args.bregman_weight * bregman
         if smooth is not None and self.step_number % 50 == 0:
             log["smooth_grad_ratio"] = smart.gradient_ratio(
                 args.smart_weight * smooth, loss, self.flat.parameters.values())
-        return loss + extra, log
+        return total, log
 
     def step(self):
         """One update.   [Algorithm 1 and 2, lines "backward" to "step"]   -> its line of metrics"""
@@ -291,15 +280,10 @@ class Trainer:
         return len(self.plan), 0
 
     def evaluate(self, datasets):
-        """{task name: Dataset} -> ({name: predictions}, {name: score})"""
-        results = {name: heads.evaluate(self.model, self.tasks[name], dataset, self.tokenizer,
-                                        self.device, self.autocast)
-                   for name, dataset in datasets.items()}
-        return ({name: predictions for name, (predictions, _) in results.items()},
-                {name: score for name, (_, score) in results.items()})
-
-    def overall(self, scores, names):
-        return heads.overall_score({self.tasks[name]: scores[name] for name in names})
+        """{task name: Dataset} -> {task name: (predictions, score)}"""
+        return {name: heads.evaluate(self.model, self.tasks[name], dataset, self.tokenizer,
+                                     self.device, self.autocast)
+                for name, dataset in datasets.items()}
 
     def state(self):
         """All that a later step depends on, as tensors and plain values."""
@@ -311,6 +295,11 @@ class Trainer:
                 "vaccine": None if self.vaccine.target is None
                 else torch.from_numpy(self.vaccine.target),
                 "teacher": None if self.teacher is None else self.teacher.theta}
+
+    def save(self, path):
+        """The model and its vocabulary, for best/."""
+        self.model.save_pretrained(path)
+        shutil.copyfile(self.tokenizer.path, os.path.join(path, "vocab.txt"))
 
     def restore(self, state):
         self.step_number, self.skipped = state["step"], state["skipped"]
@@ -330,14 +319,10 @@ class Trainer:
 
 def load_model(args):
     """-> (tokenizer, MultitaskBert). The seed draws the heads' first weights."""
-    tokenizer = data.WordPiece(os.path.join(args.weights, "vocab.txt"))
     torch.manual_seed(args.seed)
     encoder = bert.BertModel.from_pretrained(args.weights, args.dropout)
-    size = encoder.config.vocab_size
-    # Some tables are padded to a multiple of 64.
-    if not 0 <= size - len(tokenizer.tokens) < 64:
-        raise ValueError(f"{tokenizer.path} has {len(tokenizer.tokens)} entries, the weights "
-                         f"beside it were trained with {size}; use the one that came with them")
+    tokenizer = data.WordPiece(os.path.join(args.weights, "vocab.txt"),
+                               encoder.config.vocab_size)
     return tokenizer, heads.MultitaskBert(encoder, args.con, args.hlh, args.pool,
                                           args.sst_loss, args.sts_loss)
 
@@ -345,42 +330,25 @@ def load_model(args):
 def prepare(args, source):
     """-> (run.Folder, Trainer, {split: {task name: Dataset}})"""
     args, settings = run.resumed(args, source) if args.resume else (args, None)
-    args.data = args.data or sources.find_default("data")
-    args.weights = args.weights or sources.find_default("weights", "bert-base-uncased")
-    if not (args.data and args.weights):
-        raise ValueError("needed data and weights: give the folder of the nine CSV files with "
-                         "--data and a pre-trained BERT with --weights, or get both by "
-                         "python train.py --download")
-    args.weights = sources.find_weights(args.weights)
-    if not os.path.isdir(args.data):
-        raise ValueError(f"--data {args.data} is not a folder; give that of the nine CSV files")
-    # Absolute: a run can then be resumed from any working directory.
-    args.data, args.weights = os.path.abspath(args.data), os.path.abspath(args.weights)
-    device = machine.find_device(args.device)
-    tokenizer, model = load_model(args)
-    tasks = model.tasks
-    sets = {split: {name: data.load(args.data, task, split, tokenizer)
-                    for name, task in tasks.items()} for split in ("train", "dev", "test")}
-    trainer = Trainer(args, model.to(device).train(), tokenizer, sets["train"])
-
+    args.data, args.weights = sources.find_data(args.data), sources.find_weights(args.weights)
     if args.out is None:
         words = [args.option, *(name for name in ("smart", "con", "hlh") if getattr(args, name))]
         args.out = os.path.join("runs", "-".join([*words, time.strftime("%Y%m%d-%H%M%S")]))
-    folder = run.Folder.open(args, source, settings, trainer.precision)
+    folder = run.Folder.open(args, source, settings)
+    device = machine.find_device(args.device)
+    tokenizer, model = load_model(args)
+    sets = {split: {name: data.load(args.data, task, split, tokenizer)
+                    for name, task in model.tasks.items()} for split in ("train", "dev", "test")}
+    trainer = Trainer(args, model.to(device).train(), tokenizer, sets["train"])
     if folder.state:
         trainer.restore(folder.state)
     return folder, trainer, sets
 
 
-def score_line(scores, overall):
-    return (f"SST {scores['sst']:.3f}  para {scores['para']:.3f}  STS {scores['sts']:.3f}  "
-            f"overall {overall:.3f}")
-
-
 def loop(folder, trainer, sets, stop):
-    """Train to the end.   -> (best, seconds), or None if a signal ended it earlier
+    """Train to the end.   -> {"epoch", "selected", "dev"} of the model in best/, and seconds
 
-    best: {"epoch", "selected", "dev"} of the model in best/.
+    Raises run.Interrupted, after writing a checkpoint, if a signal asks for it.
     """
     state = folder.state or {"evaluated": 0, "best": None, "seconds": 0.0}
     evaluated, best = state["evaluated"], state["best"]
@@ -388,34 +356,35 @@ def loop(folder, trainer, sets, stop):
     progress = run.Progress(trainer.total, trainer.step_number)
 
     def checkpoint():
+        progress.clear()
         folder.checkpoint({**trainer.state(), "evaluated": evaluated, "best": best,
                            "seconds": time.monotonic() - start})
 
     while True:
         step = trainer.step_number
         epoch, inside = trainer.where(step)
-        if step and (inside == 0 or step == trainer.total) and evaluated < step:
-            epoch = epoch + (inside > 0)            # number of the epoch that has ended
+        if evaluated < step and (inside == 0 or step == trainer.total):
+            epoch += inside > 0                 # counted from 1, the one that has just ended
             try:
                 with stop.abandon():
-                    _, scores = trainer.evaluate(sets["dev"])
+                    results = trainer.evaluate(sets["dev"])
             except run.Interrupted:
                 checkpoint()
-                return None
-            progress.clear()
-            evaluated, overall = step, trainer.overall(scores, scores)
-            selected = trainer.overall(scores, trainer.args.tasks)
-            folder.log({"step": step, "epoch": epoch, "dev": {**scores, "overall": overall}})
-            print(f"epoch {epoch}: dev {score_line(scores, overall)}", flush=True)
+                raise
+            scores = {name: score for name, (_, score) in results.items()}
+            tasks = trainer.tasks
+            dev = {**scores, "overall": heads.overall_score(
+                {tasks[name]: score for name, score in scores.items()})}
+            selected = heads.overall_score({tasks[name]: scores[name]
+                                            for name in trainer.args.tasks})
+            evaluated = step
+            folder.log({"step": step, "epoch": epoch, "dev": dev})
             if best is None or selected > best["selected"]:
-                best = {"epoch": epoch, "selected": selected,
-                        "dev": {**scores, "overall": overall}}
-
-                def write(path):
-                    trainer.model.save_pretrained(path)
-                    shutil.copyfile(trainer.tokenizer.path, os.path.join(path, "vocab.txt"))
-                folder.replace_folder("best", write)
+                best = {"epoch": epoch, "selected": selected, "dev": dev}
+                folder.replace_folder("best", trainer.save)
             checkpoint()
+            print(f"epoch {epoch}: dev " + "  ".join(
+                f"{name} {score:.3f}" for name, score in dev.items()), flush=True)
         if step == trainer.total:
             return best, time.monotonic() - start
         line = trainer.step()
@@ -423,12 +392,21 @@ def loop(folder, trainer, sets, stop):
         losses = "  ".join(f"{name} {line[f'loss_{name}']:.3f}" for name in trainer.args.tasks
                            if f"loss_{name}" in line)
         progress.show(trainer.step_number, f"epoch {line['epoch']}  loss {losses}")
+        if stop.asked or trainer.step_number % trainer.args.checkpoint_every == 0:
+            checkpoint()
         if stop.asked:
-            progress.clear()
-            checkpoint()
-            return None
-        if trainer.step_number % trainer.args.checkpoint_every == 0:
-            checkpoint()
+            raise run.Interrupted
+
+
+def predict(folder, trainer, sets):
+    """Prediction files for dev and test, from the model in best/."""
+    best = heads.MultitaskBert.from_pretrained(folder / "best")
+    trainer.model.load_state_dict(best.state_dict())
+    os.makedirs(folder / "predictions", exist_ok=True)
+    for split in ("dev", "test"):
+        for name, (predictions, _) in trainer.evaluate(sets[split]).items():
+            data.write_predictions(folder / f"predictions/{name}-{split}-output.csv",
+                                   trainer.tasks[name], sets[split][name].ids, predictions)
 
 
 def train(args, source):
@@ -443,29 +421,23 @@ def train(args, source):
           f"{trainer.precision}" + (f"; going on after update {trainer.step_number}"
                                     if args.resume else ""), flush=True)
     with run.Stop() as stop:
-        result = loop(folder, trainer, sets, stop)
-    folder.close()
-    trainer.flat.check_views()
-    if result is None:
-        print(f"stopped after update {trainer.step_number} of {trainer.total}; go on with: "
-              f"python train.py --resume {folder.path}")
-        return 128 + stop.asked
-    best, seconds = result
-
-    trainer.model.load_state_dict(
-        heads.MultitaskBert.from_pretrained(folder / "best").state_dict())
-    os.makedirs(folder / "predictions", exist_ok=True)
-    for split in ("dev", "test"):
-        predictions, _ = trainer.evaluate(sets[split])
-        for name, task in trainer.tasks.items():
-            data.write_predictions(folder / f"predictions/{name}-{split}-output.csv", task,
-                                   sets[split][name].ids, predictions[name])
+        try:
+            best, seconds = loop(folder, trainer, sets, stop)
+            trainer.flat.check_views()
+            with stop.abandon():
+                predict(folder, trainer, sets)
+        except run.Interrupted:
+            print(f"stopped after update {trainer.step_number} of {trainer.total}; go on with: "
+                  f"python train.py --resume {folder.path}")
+            return 128 + stop.asked
+        finally:
+            folder.close()
     run.write_json(folder / "result.json", {
         "dev": best["dev"], "epoch": best["epoch"], "seconds": round(seconds, 1),
         "skipped": trainer.skipped, "args": vars(args)})
-    print(f"\nbest on dev, after epoch {best['epoch']}:\n"
-          f"SST acc.  Para acc.  STS corr.  Overall\n"
-          "{sst:8.3f}  {para:9.3f}  {sts:9.3f}  {overall:7.3f}".format(**best["dev"]))
+    print(f"\nbest on dev, after epoch {best['epoch']}:")
+    print("SST acc.  Para acc.  STS corr.  Overall")
+    print("{sst:8.3f}  {para:9.3f}  {sts:9.3f}  {overall:7.3f}".format(**best["dev"]))
     if trainer.skipped:
         print(f"{trainer.skipped} updates were skipped: their gradient was not finite")
     print(f"{run.clock(seconds)} in all; predictions in {folder / 'predictions'}")
@@ -483,6 +455,8 @@ def main(argv=None):
     except (ValueError, OSError) as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:           # before the first step
+        return 130
 
 
 if __name__ == "__main__":

