@@ -1,7 +1,7 @@
 """Many tasks, one model: in which order they take their turns, and how their gradients meet.
 
     3.2     sequential(): Algorithm 1
-    3.3     round_robin(): Algorithm 2
+    3.3     round_robin(): Algorithm 2;  plan(): all epochs, 3.5.1's paraphrase-first included
     3.3.1   pcgrad(): gradient surgery
     3.3.2   GradVac: gradient vaccine;  update(): accumulation to a virtual batch
     3.3     update(): one optimizer step
@@ -48,6 +48,30 @@ def round_robin(steps, aligned):
     {"sst": 534, "para": 1000, "sts": 377}, "sts" -> 377 × ("sst", "para", "sts")
     """
     return [tuple(steps)] * steps[aligned]
+
+
+def plan(batches, in_sequence, epochs, accumulate=1, aligned=None, para_first=0):
+    """The tasks of every step.   [report 3.2, 3.3, 3.5.1]   -> [[(task, …), …], …], by epochs
+
+    batches: {task: batches in its set}; in_sequence: Algorithm 1 instead of 2; accumulate:
+    batches of a task to one step; aligned: the task whose set makes an epoch, by default STS,
+    or the smallest. {"para": 5} with accumulate 2: 2 steps, then 3, then 2, …
+    """
+    aligned = aligned or ("sts" if "sts" in batches else min(batches, key=batches.get))
+
+    def steps(epoch, tasks):
+        # D18: batches that don't fill a step at an epoch's end are carried into the next.
+        return {task: (epoch + 1) * batches[task] // accumulate
+                - epoch * batches[task] // accumulate for task in tasks}
+
+    # 3.5.1: epochs "on just the paraphrase task before the rest of the tasks". D8: the report
+    # has no row that differs in this alone, so what it is worth cannot be read from it.
+    epochs_first = [sequential(steps(epoch, ["para"])) for epoch in range(para_first)]
+    if in_sequence:         # in the order of Algorithm 1: SST, STS, paraphrase
+        turns = [task for task in ("sst", "sts", "para") if task in batches]
+        return epochs_first + [sequential(steps(epoch, turns)) for epoch in range(epochs)]
+    return epochs_first + [round_robin(steps(epoch, batches), aligned)
+                           for epoch in range(epochs)]
 
 
 # --- 3.3.1 Gradient surgery ---

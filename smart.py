@@ -3,6 +3,7 @@
     3.5    symmetric_kl(), binary_symmetric_kl(), squared_difference(): ℓ_s for three outputs
     3.5    smoothness(): R_s(θ), the first step, "Smoothness-Inducing Adversarial Regularization"
     3.5    Teacher, bregman(): D_Breg(θ, θ̃), the second step
+    3.5    objective(): 𝓛 + λ_s R_s + μ D_Breg
     3.5    gradient_ratio(): how much a term weighs beside the loss
 
 Symbols: x [B, T, H] embeddings, f the network from x to logits, x̃ = x + δ, ε the radius of
@@ -146,6 +147,30 @@ def momentum_beta(step, total):
 def bregman(logits, teacher_logits, divergence):
     """D_Breg(θ, θ̃) = 1/n Σ_i ℓ_s(f(x_i; θ), f(x_i; θ̃)).   [report 3.5; Jiang et al. 2019, eq. 3]"""
     return divergence(logits, teacher_logits.detach())
+
+
+# --- 3.5 Both steps together ---
+
+def objective(f, x, loss, divergence, weight, eps, steps=1, attention_mask=None,
+              bregman_weight=0.0, teacher_logits=None):
+    """𝓕(θ) = 𝓛(θ) + λ_s R_s(θ) + μ D_Breg(θ, θ̃).   [report 3.5]
+
+    f: x -> logits; loss: logits -> scalar; weight is λ_s, bregman_weight μ. A term whose
+    weight is 0, or that has no teacher's logits, costs nothing. Returns (𝓕, the terms without
+    their weights: {"loss", "smooth", "bregman"}).
+    """
+    parts = {}
+    if weight:
+        logits, parts["smooth"] = smoothness(f, x, divergence, eps, steps, attention_mask)
+    else:
+        logits = f(x)
+    total = parts["loss"] = loss(logits)
+    if weight:
+        total = total + weight * parts["smooth"]
+    if teacher_logits is not None:
+        parts["bregman"] = bregman(logits, teacher_logits, divergence)
+        total = total + bregman_weight * parts["bregman"]
+    return total, parts
 
 
 # --- 3.5 How much the terms weigh ---

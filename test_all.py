@@ -14,18 +14,24 @@ No network, no downloads, no GPU.
 
 import contextlib
 import functools
+import hashlib
+import http.server
 import importlib.util
 import inspect
 import io
 import json
 import math
 import os
+import shutil
+import signal
 import struct
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import unittest
+import unittest.mock
 import warnings
 
 import numpy as np
@@ -39,7 +45,7 @@ import multitask
 import optim
 import smart
 import train
-from plumbing import safetensors
+from plumbing import run, safetensors, sources
 
 # The tensors here are so small that several threads only get in each other's way.
 torch.set_num_threads(1)
@@ -1740,6 +1746,370 @@ def test_4_4_train__it_learns():
         first, last = (np.mean([line[f"loss_{task}"] for line in part])
                        for part in (steps[:10], steps[-10:]))
         assert last < .8 * first, f"{task}: loss went from {first:.3f} to {last:.3f}"
+
+
+# --- The run's folder, resume, refusals ---
+
+def files_of(out):
+    """The bytes of all that a run must reproduce; clock times are exempt."""
+    names = ["metrics.jsonl", "best/model.safetensors", "best/config.json"] + [
+        f"predictions/{task.name}-{split}-output.csv" for task in heads.tasks()
+        for split in ("dev", "test")]
+    found = {}
+    for name in names:
+        with open(os.path.join(out, name), "rb") as file:
+            found[name] = file.read()
+    return found
+
+
+def signalled_at(step, number=signal.SIGTERM):
+    """A Trainer.step that sends this process a signal during one step."""
+    original = train.Trainer.step
+
+    def step_and_signal(self):
+        line = original(self)
+        if self.step_number == step:
+            signal.raise_signal(number)
+        return line
+    return unittest.mock.patch.object(train.Trainer, "step", step_and_signal)
+
+
+def resume(out, *flags):
+    """`python train.py --resume OUT …`   -> (exit status, standard output, standard error)"""
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        try:
+            status = train.main(["--resume", out, *map(str, flags)])
+        except SystemExit as end:
+            status = end.code
+    return status, output.getvalue(), errors.getvalue()
+
+
+HARD = ("--option", "gvac", "--smart", "--con", "--hlh", "--epochs", 2, "--para-first", 1,
+        "--accumulate", 2)
+
+
+@functools.cache
+def uninterrupted():
+    return files_of(run_train(*HARD, steps=12)[1])
+
+
+def test_run_resume__stopped_by_a_signal_it_goes_on_bit_for_bit():
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        for step in (1, 5, 8):
+            with signalled_at(step, number):
+                stopped, out, _ = run_train(*HARD, steps=12)
+            assert stopped == status, f"got exit status {stopped}, expected {status}"
+            assert not os.path.exists(os.path.join(out, "result.json"))
+            status_, output, _ = resume(out)
+            assert status_ == 0 and f"after update {step}" in output
+            for name, content in uninterrupted().items():
+                assert files_of(out)[name] == content, f"{name} differs, stopped at {step}"
+
+
+def test_run_resume__metrics_are_cut_back_to_the_checkpoint():
+    with signalled_at(5):
+        _, out, _ = run_train(*HARD, steps=12)
+    with open(os.path.join(out, "metrics.jsonl"), "ab") as file:
+        file.write(b'{"step": 6, "half a li')
+    resume(out)
+    assert files_of(out) == uninterrupted()
+    with signalled_at(5):
+        _, out, _ = run_train(*HARD, steps=12)
+    os.truncate(os.path.join(out, "metrics.jsonl"), 10)
+    status, _, errors = resume(out)
+    assert status == 2 and "was changed" in errors
+
+
+def test_run_resume__a_damaged_checkpoint_is_found_and_the_one_before_it_used():
+    for damage in ("cut short", "one bit", "not a checkpoint"):
+        with signalled_at(8):
+            _, out, _ = run_train(*HARD, "--checkpoint-every", 3, steps=12)
+        path = os.path.join(out, "last.pt")
+        with open(path, "rb") as file:
+            content = bytearray(file.read())
+        if damage == "cut short":
+            content = content[:len(content) // 2]
+        elif damage == "one bit":
+            theta = run.load_checkpoint(path)["theta"].numpy().tobytes()
+            content[content.index(theta) + 1000] ^= 4
+        else:
+            content = b"rubbish"
+        with open(path, "wb") as file:
+            file.write(content)
+        status, output, _ = resume(out)
+        assert status == 0 and "damaged" in output and "after update 6" in output, output
+        assert files_of(out) == uninterrupted(), damage
+
+
+def test_run_resume__without_any_checkpoint_it_starts_again():
+    with signalled_at(2):
+        _, out, _ = run_train(*HARD, steps=12)
+    os.remove(os.path.join(out, "last.pt"))
+    assert resume(out)[0] == 0 and files_of(out) == uninterrupted()
+
+
+def test_run_resume__other_flags_data_or_weights_are_refused():
+    world, weights = tiny_world()
+    moved = shutil.copytree(world, os.path.join(tempfile.mkdtemp(), "moved"))
+    with signalled_at(2):
+        _, out, _ = run_train(steps=4, data_folder=moved)
+    for flags, words in ((["--lr", ".5"], ["--lr 0.5", "0.01"]), (["--con"], ["--con"]),
+                         (["--option", "gvac"], ["--option gvac", "rr"]),
+                         (["--tasks", "sst"], ["--tasks"])):
+        status, _, errors = resume(out, *flags)
+        assert status == 2 and all(word in errors for word in words), errors
+    assert resume(out, "--lr", ".01", "--data", world)[0] == 0, "equal flags, equal data elsewhere"
+    with signalled_at(2):
+        _, out, _ = run_train(steps=4, data_folder=moved)
+    with open(os.path.join(moved, "sts-dev.csv"), "a") as file:
+        file.write("99\tnew\ta\tb\t1.0\n")
+    status, _, errors = resume(out)
+    assert status == 2 and "sts-dev.csv" in errors and "quora" not in errors
+    other = os.path.join(tempfile.mkdtemp(), "other")
+    shutil.copytree(weights, other)
+    small_bert(seed=5, vocab_size=len(WORDS)).save_pretrained(other)
+    status, _, errors = resume(out, "--data", world, "--weights", other)
+    assert status == 2 and "model.safetensors" in errors
+
+
+def test_run_resume__a_finished_run_says_so():
+    out = run_train(steps=1)[1]
+    before = files_of(out)
+    status, output, _ = resume(out)
+    assert status == 0 and "finished" in output and files_of(out) == before
+
+
+def test_run_folder__args_json_says_where_each_value_came_from():
+    _, out, _ = run_train("--option", "gvac", "--smart", "--con", "--hlh", steps=1)
+    settings = run.read_settings(out)
+    assert settings["args"]["lr"] == {"value": .01, "from": "given"}
+    assert settings["args"]["pool"] == {"value": "cls", "from": "default"}
+    assert settings["args"]["batch_size"]["from"] == "given"
+    assert {"torch", "numpy", "python", "threads"} <= set(settings["machine"])
+    world = tiny_world()[0]
+    assert len([n for n in settings["digests"] if n.startswith("data")]) == 9
+    with open(os.path.join(world, "sts-dev.csv"), "rb") as file:
+        assert settings["digests"][os.path.join("data", "sts-dev.csv")] == (
+            hashlib.sha256(file.read()).hexdigest())
+    args, source = train.parse(["--option", "gvac"])
+    assert source["lr"] == "Table 1, Gradient Vaccine + RR" and source["seed"] == "default"
+
+
+def test_run_folder__a_used_one_is_refused_and_left_alone():
+    out = run_train(steps=1)[1]
+    before = files_of(out)
+    status, _, errors = run_train("--out", out)
+    assert status == 2 and "another run" in errors and "--resume" in errors
+    assert files_of(out) == before
+    full = write_file("something")
+    status, _, errors = run_train("--out", full)
+    assert status == 2 and "holds files" in errors and os.listdir(full) == ["x.csv"]
+
+
+def test_run_folder__a_checkpoint_is_never_seen_half_written():
+    # replace() must leave the old file in place whatever happens while the new one is made.
+    folder = tempfile.mkdtemp()
+    path = os.path.join(folder, "x")
+    run.write_json(path, [1])
+
+    def fails(temporary):
+        with open(temporary, "w") as file:
+            file.write("half")
+        raise OSError("disk full")
+    with refused("disk full", error=OSError):
+        run.replace(path, fails)
+    with open(path) as file:
+        assert json.load(file) == [1]
+
+
+def test_run_folder__progress_tells_step_losses_speed_and_time_left():
+    log = io.StringIO()
+    progress = run.Progress(10, every=0.0, stream=log)
+    progress.show(4, "epoch 1  loss sst 1.234")
+    line = log.getvalue()
+    assert line.startswith("4/10  epoch 1  loss sst 1.234  ") and line.endswith(" left\n")
+    assert "steps/s" in line
+    assert [run.clock(s) for s in (5, 65, 3665)] == ["0:05", "1:05", "1:01:05"]
+
+
+def one_line(status, errors, *words):
+    assert status == 2, f"got exit status {status}, expected 2"
+    last = errors.strip().splitlines()[-1]
+    assert "Traceback" not in errors, errors
+    for word in words:
+        assert word in last, f"got {last!r}, expected {word!r} in it"
+
+
+def with_file(kind, name, content):
+    """A copy of the tiny world's data or weights with one file replaced (None: removed)."""
+    world, weights = tiny_world()
+    folder = shutil.copytree(world if kind == "data" else weights,
+                             os.path.join(tempfile.mkdtemp(), kind))
+    path = os.path.join(folder, name)
+    os.remove(path)
+    if content is not None:
+        with open(path, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+    return {"data_folder" if kind == "data" else "weights": folder}
+
+
+def test_run_refusals__data():
+    header = "\tid\tsentence\tsentiment\n"
+    for name, content, words in (
+            ("ids-sst-dev.csv", None, ["ids-sst-dev.csv", "no such file"]),
+            ("ids-sst-train.csv", "", ["line 1", "sentiment"]),
+            ("ids-sst-train.csv", "\tid\ttext\tsentiment\n", ["line 1", "sentence"]),
+            ("ids-sst-train.csv", header + "0\tx\tgood\t7\n", ["line 2", "'7'", "0 to 4"]),
+            ("ids-sst-train.csv", header + "0\tx\tgood\t2.5\n", ["line 2", "whole", "'2.5'"]),
+            ("ids-sst-train.csv", header + "0\tx\tgood\tvery\n", ["line 2", "'very'"]),
+            ("ids-sst-train.csv", header, ["at least one example"]),
+            ("ids-sst-train.csv", header + "0\tx\tgood\t2\n", ["4", "1 examples"]),
+            ("quora-dev.csv", bytes(range(256)) * 50, ["quora-dev.csv"])):
+        status, _, errors = run_train(**with_file("data", name, content))
+        one_line(status, errors, name, *words)
+    status, _, errors = run_train(data_folder="nowhere")
+    one_line(status, errors, "--data nowhere", "folder")
+
+
+def test_run_refusals__weights():
+    _, weights = tiny_world()
+    with open(os.path.join(weights, "model.safetensors"), "rb") as file:
+        whole = file.read()
+    lie = whole.replace(b'"data_offsets":[0,', b'"data_offsets":[4,', 1)
+    config = json.dumps({**vars(SMALL), "vocab_size": len(WORDS)})
+    for name, content, words in (
+            ("model.safetensors", None, ["model.safetensors"]),
+            ("model.safetensors", whole[:-100], ["data_offsets"]),
+            ("model.safetensors", whole[:5], ["8 bytes"]), ("model.safetensors", lie, ["bytes"]),
+            ("model.safetensors", os.urandom(5000), ["safetensors"]),
+            ("config.json", "{}", ["vocab_size is missing"]), ("config.json", "no", ["config.json"]),
+            ("config.json", config.replace('"hidden_size": 16', '"hidden_size": -16'),
+             ["hidden_size", "-16"]),
+            ("config.json", config.replace('"hidden_size": 16', '"hidden_size": 32'),
+             ["word_embeddings", "32"]),
+            ("config.json", None, ["config.json"]), ("vocab.txt", None, ["vocab.txt"]),
+            ("vocab.txt", "\n".join(WORDS + ["x"] * 90), ["vocab.txt", str(len(WORDS))]),
+            ("vocab.txt", "\n".join(WORDS[1:] + ["x"]), ["[PAD]"])):
+        status, _, errors = run_train(**with_file("weights", name, content))
+        one_line(status, errors, *words)
+    status, _, errors = run_train(weights="no-such-model")
+    one_line(status, errors, "--weights no-such-model", "package")
+
+
+def test_run_refusals__resuming_what_is_no_run():
+    for folder in ("nowhere", tempfile.mkdtemp(), write_file("{}", "args.json"),
+                   write_file("[1", "args.json")):
+        status, _, errors = resume(folder)
+        one_line(status, errors, "--resume", "not the folder of a run")
+
+
+def test_run_refusals__flags_and_devices():
+    for flags, words in ((["--accumulate", 0], ["--accumulate", "'0'"]),
+                         (["--lr", -1], ["--lr", "'-1'"]), (["--option", "x"], ["--option", "'x'"]),
+                         (["--device", "gpu7"], ["--device", "'gpu7'"]), (["--los"], ["--los"]),
+                         (["--accumulate", 50], ["50 batches"])):
+        status, _, errors = run_train(*flags)
+        one_line(status, errors, *words)
+
+
+def test_run_weights__names_of_folders_and_packages():
+    _, weights = tiny_world()
+    assert sources.find_weights(weights) == os.path.abspath(weights)
+    place = tempfile.mkdtemp()
+    shutil.copytree(weights, os.path.join(place, "some_tiny_model", "model"))
+    open(os.path.join(place, "some_tiny_model", "__init__.py"), "w").close()
+    sys.path.insert(0, place)
+    try:
+        assert sources.find_weights("some-tiny-model") == os.path.join(
+            place, "some_tiny_model", "model")
+    finally:
+        sys.path.remove(place)
+    with unittest.mock.patch.object(sources, "ROOT", place):
+        shutil.copytree(weights, os.path.join(place, "weights", "tiny"))
+        assert sources.find_weights("tiny") == os.path.join(place, "weights", "tiny")
+        with refused("--download"):
+            sources.find_weights(None)
+        with refused("--download"):
+            sources.find_data(None)
+
+
+@contextlib.contextmanager
+def serving(files, cut=()):
+    """An HTTP server on this machine.   -> (its URL, names asked for); `cut` breaks off halfway"""
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            name = self.path.lstrip("/")
+            asked.append(name)
+            if name not in files:
+                return self.send_error(404)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(files[name])))
+            self.end_headers()
+            self.wfile.write(files[name][:len(files[name]) // 2] if name in cut else files[name])
+
+        def log_message(self, *_):
+            pass
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_run_download__files_are_checked_and_kept():
+    a, b = b"some,csv\n" * 2000, b"weights" * 3000
+    data_files = {"a.csv": hashlib.sha1(b"blob %d\0" % len(a) + a).hexdigest()}
+    weight_files = {"model.safetensors": (len(b), hashlib.sha256(b).hexdigest())}
+    root = tempfile.mkdtemp()
+    places = [os.path.join(root, "data", "a.csv"),
+              os.path.join(root, "weights", "bert-base-uncased", "model.safetensors")]
+
+    def download(url):
+        with contextlib.redirect_stderr(io.StringIO()):
+            sources.download(root, url, url, data_files, weight_files)
+    served = {"a.csv": a, "model.safetensors": b}
+    with serving(served, cut=["model.safetensors"]) as (url, asked):
+        with refused("model.safetensors"):
+            download(url)
+    assert os.path.exists(places[0]) and os.listdir(os.path.dirname(places[1])) == [], (
+        "a file that was broken off must not stay")
+    with serving({**served, "model.safetensors": b[::-1]}) as (url, asked):
+        with refused("not the file it should be"):
+            download(url)
+        assert asked == ["model.safetensors"], "what is there and right is not fetched again"
+    with serving(served) as (url, asked):
+        download(url)
+        assert [open(place, "rb").read() for place in places] == [a, b]
+        download(url)
+        assert asked == ["model.safetensors"]
+    with open(places[0], "ab") as file:         # damaged on the disk: fetched again
+        file.write(b"x")
+    with serving(served) as (url, asked):
+        download(url)
+        assert asked == ["a.csv"]
+
+
+def test_run_download__without_a_network_it_says_what_still_works():
+    with serving({}) as (url, _):
+        with refused("cannot download", "404", "--data"):
+            sources.download(tempfile.mkdtemp(), url, url)
+    with refused("cannot download", "--data DIR"):          # the server is gone
+        sources.download(tempfile.mkdtemp(), url, url)
+
+
+def test_run_download__sources_are_the_nine_files_and_three_of_weights():
+    names = {f"{task.file}-{split}.csv" for task in heads.tasks()
+             for split in ("train", "dev", "test-student")}
+    assert set(sources.DATA) == names and all(len(v) == 40 for v in sources.DATA.values())
+    assert set(sources.WEIGHTS) == {"config.json", "vocab.txt", "model.safetensors"}
+    if DATA:
+        assert all(sources.is_right(os.path.join(DATA, name), sources.DATA[name])
+                   for name in names if not name.startswith("quora"))
 
 
 # --- Against other software, where it is installed ---

@@ -114,11 +114,8 @@ class Folder:
 
     @classmethod
     def create(cls, path, settings):
-        """A new folder with args.json.   Raises ValueError if `path` holds anything."""
-        if os.path.exists(path) and not (os.path.isdir(path) and not os.listdir(path)):
-            kind = "another run" if os.path.exists(os.path.join(path, "args.json")) else "files"
-            raise ValueError(f"--out {path} holds {kind}; give a new folder, or go on with it by "
-                             f"--resume {path}")
+        """A new folder with args.json."""
+        check_free(path)
         os.makedirs(path, exist_ok=True)
         folder = cls(path)
         write_json(folder / "args.json", settings)
@@ -175,6 +172,15 @@ class Folder:
 
     def close(self):
         self.metrics.close()
+
+
+def check_free(path):
+    """Raise ValueError if `path` holds anything but the remains of a start that was killed."""
+    if os.path.exists(path) and not (os.path.isdir(path) and all(
+            name.endswith(".new") for name in os.listdir(path))):
+        kind = "another run" if os.path.exists(os.path.join(path, "args.json")) else "files"
+        raise ValueError(f"--out {path} holds {kind}; give a new folder, or go on with it by "
+                         f"--resume {path}")
 
 
 def read_settings(path):

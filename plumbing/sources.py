@@ -76,8 +76,7 @@ def download(root=ROOT, data_url=DATA_URL, weights_url=WEIGHTS_URL, data=None, w
                                      f"again, or get it elsewhere and put it at {path}")
                 os.replace(partial, path)
             except (OSError, http.client.HTTPException) as error:
-                reason = getattr(error, "reason", error)
-                raise ValueError(f"cannot download {url}{name} ({reason}); without a network, "
+                raise ValueError(f"cannot download {url}{name} ({error}); without a network, "
                                  f"training on folders of your own still works: --data DIR "
                                  f"--weights DIR") from None
             finally:

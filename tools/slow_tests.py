@@ -1,0 +1,121 @@
+"""Kill runs with SIGKILL at random moments, resume them, and compare the results bit by bit.
+
+    python tools/slow_tests.py [--kills 10] [--seed 0] [WORD …]
+
+For each of --option seq, rr, pcgrad and gvac, plain and with SMART, accumulation,
+paraphrase-first and all three: one run is left alone, another is killed --kills times and
+resumed each time. Metrics, best weights, predictions and the last checkpoint's θ, optimizer,
+vaccine and teacher must be equal to the last bit. With WORDs only the runs whose name contains
+one of them. The model and the data are the tiny ones of test_all.py. About ten minutes.
+"""
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import test_all                                                     # noqa: E402
+import train                                                        # noqa: E402
+from plumbing import run                                            # noqa: E402
+
+VARIANTS = {
+    "plain": [], "smart": ["--smart"], "accumulate": ["--accumulate", "2"],
+    "para-first": ["--para-first", "1"],
+    "all": ["--smart", "--accumulate", "2", "--para-first", "1"],
+}
+COMMON = ["--con", "--epochs", "2", "--batch-size", "4", "--lr", "0.01", "--amp", "off",
+          "--checkpoint-every", "3"]
+
+
+def start(flags):
+    """Fork, so that nobody waits for torch to be imported again.   -> process id"""
+    child = os.fork()
+    if child == 0:
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        status = 1
+        try:
+            status = train.main(flags)
+        finally:
+            os._exit(status)
+    return child
+
+
+def finish(flags):
+    status = os.waitstatus_to_exitcode(os.waitpid(start(flags), 0)[1])
+    if status:
+        raise AssertionError(f"train.py {' '.join(flags)} ended with status {status}")
+
+
+def contents(out):
+    """All that must be equal: the files of the run, and the last checkpoint without clock times."""
+    state = run.load_checkpoint(os.path.join(out, "last.pt"))
+    for name in ("seconds", "metrics_bytes"):
+        del state[name]
+    return {**test_all.files_of(out), "last.pt": run.content_digest(state)}
+
+
+def kill_and_resume(flags, kills, rng):
+    """Kill until `kills` processes have died by it; a run that finishes is followed by another.
+
+    Returns the number of runs that were finished and compared.
+    """
+    whole = os.path.join(tempfile.mkdtemp(prefix="minbert-whole-"), "run")
+    begin = time.monotonic()
+    finish([*flags, "--out", whole])
+    duration, expected = time.monotonic() - begin, contents(whole)
+    hits = runs = 0
+    while hits < kills:
+        killed = os.path.join(tempfile.mkdtemp(prefix="minbert-kill-"), "run")
+
+        def command():
+            started = os.path.exists(os.path.join(killed, "args.json"))
+            return ["--resume", killed] if started else [*flags, "--out", killed]
+        while hits < kills and not os.path.exists(os.path.join(killed, "result.json")):
+            child = start(command())
+            time.sleep(rng.random() * duration)
+            os.kill(child, signal.SIGKILL)
+            hits += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        finish(command())
+        got, runs = contents(killed), runs + 1
+        for name in expected:
+            if got[name] != expected[name]:
+                raise AssertionError(f"{name} differs from the undisturbed run's; see {killed} "
+                                     f"and {whole}")
+    return runs
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("words", nargs="*")
+    args = parser.parse_args()
+    data_folder, weights = test_all.tiny_world()
+    rng, passed, failed = random.Random(args.seed), 0, 0
+    for option in ("seq", "rr", "pcgrad", "gvac"):
+        for variant, flags in VARIANTS.items():
+            name = f"{option} {variant}"
+            if args.words and not any(word in name for word in args.words):
+                continue
+            try:
+                runs = kill_and_resume(["--option", option, "--data", data_folder, "--weights",
+                                        weights, *COMMON, *flags], args.kills, rng)
+                print(f"done  {name}: {args.kills} kills in {runs} runs, equal to the last bit",
+                      flush=True)
+                passed += 1
+            except AssertionError as error:
+                print(f"FAIL  {name}: {error}", flush=True)
+                failed += 1
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
