@@ -70,7 +70,8 @@ class BertConfig:
                 raise ValueError(f"needed a JSON object, got {type(entries).__name__}")
             # Keys that we don't know describe training or other software; these two would
             # change the function that the weights were trained for.
-            for key, ours in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
+            for key, ours in (("hidden_act", "gelu"),
+                              ("position_embedding_type", "absolute")):
                 if entries.get(key, ours) != ours:
                     raise ValueError(f"{key} must be {ours!r}, got {entries[key]!r}")
             known = [field.name for field in dataclasses.fields(cls)]
@@ -82,9 +83,9 @@ class BertConfig:
             raise ValueError(f"{path} does not describe a BERT: {error}") from None
 
     def to_json(self, path, **more):
-        entries = {"architectures": ["BertModel"], "model_type": "bert", "hidden_act": "gelu",
-                   "position_embedding_type": "absolute", "pad_token_id": 0,
-                   **dataclasses.asdict(self), **more}
+        entries = {"architectures": ["BertModel"], "model_type": "bert",
+                   "hidden_act": "gelu", "position_embedding_type": "absolute",
+                   "pad_token_id": 0, **dataclasses.asdict(self), **more}
         with open(path, "w", encoding="utf-8", newline="\n") as file:
             json.dump(entries, file, indent=2)
             file.write("\n")
@@ -93,7 +94,7 @@ class BertConfig:
 # --- 3.1 Multi-head attention ---
 
 def attention(query, key, value, attention_mask=None, dropout=0.0):
-    """Every token takes a weighted mean of all tokens' values.   [Vaswani et al. 2017, eq. 1]
+    """Every token takes a weighted mean of all values.   [Vaswani et al. 2017, eq. 1]
 
         softmax(Q Kᵀ / √D + mask) V
 
@@ -110,7 +111,8 @@ def attention(query, key, value, attention_mask=None, dropout=0.0):
     if query.is_cuda:
         # The same function as one kernel: it never writes the T × T scores to memory.
         # On CPUs the lines below are as fast or faster, at the lengths of these data sets.
-        visible = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        visible = (None if attention_mask is None else
+                   attention_mask.bool()[:, None, None, :])
         return F.scaled_dot_product_attention(query, key, value, visible, dropout)
 
     # Why √D: the dot product of two random vectors of D unit features has variance D, and
@@ -163,7 +165,7 @@ class BertLayer(nn.Module):
                           self.attention_dropout if self.training else 0.0)
         mixed = mixed.transpose(1, 2).reshape(x.shape)              # [B, T, H]
         x = self.attention_norm(x + self.dropout(self.attention_dense(mixed)))
-        # The exact GELU, x·Φ(x). Its tanh approximation is off by up to 4.7e-4, at |x| = 2.7.
+        # The exact GELU, x·Φ(x). Its tanh form is off by up to 4.7e-4, at |x| = 2.7.
         wide = F.gelu(self.intermediate(x))                         # [B, T, intermediate]
         return self.output_norm(x + self.dropout(self.output(wide)))
 
@@ -171,7 +173,7 @@ class BertLayer(nn.Module):
 # --- 3.1 The encoder ---
 
 class BertModel(nn.Module):
-    """Embedding, num_hidden_layers layers, and the pooler.   [report 3.1; Devlin et al. 2018]"""
+    """Embedding, num_hidden_layers layers, pooler.   [report 3.1; Devlin et al. 2018]"""
 
     def __init__(self, config):
         super().__init__()
@@ -181,7 +183,8 @@ class BertModel(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, H)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, H)
         self.embedding_norm = nn.LayerNorm(H, eps=config.layer_norm_eps)
-        self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(BertLayer(config)
+                                    for _ in range(config.num_hidden_layers))
         self.pooler = nn.Linear(H, H)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         initialize(self, config.initializer_range)
@@ -198,16 +201,16 @@ class BertModel(nn.Module):
             raise ValueError(f"needed at most {self.config.max_position_embeddings} tokens "
                              f"(max_position_embeddings), got {T}; truncate the text")
         if token_type_ids is None:
-            segments = self.token_type_embeddings.weight[0]                       # [H]
+            segments = self.token_type_embeddings.weight[0]             # [H]
         else:
-            segments = self.token_type_embeddings(token_type_ids)                 # [B, T, H]
+            segments = self.token_type_embeddings(token_type_ids)       # [B, T, H]
         x = self.word_embeddings(input_ids) + self.position_embeddings.weight[:T] + segments
         return self.dropout(self.embedding_norm(x))
 
     def encode(self, x, attention_mask=None):
         """All layers, then tanh(W h_[CLS] + b), the pooler.
 
-        x [B, T, H], attention_mask [B, T] or None -> hidden states [B, T, H], pooled [B, H].
+        x [B, T, H], attention_mask [B, T] or None -> hidden states [B, T, H], pooled [B, H]
         """
         for layer in self.layers:
             x = layer(x, attention_mask)
@@ -223,15 +226,16 @@ class BertModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder, dropout=None):
-        """Read config.json with model.safetensors, or else pytorch_model.bin, from `folder`.
+        """Read config.json and model.safetensors, or else pytorch_model.bin, from `folder`.
 
-        Returns a BertModel in float32; dropout replaces config.json's probabilities. Heads that are not ours (masked-LM, …) are ignored.
-        Raises FileNotFoundError, or ValueError naming the missing or misshapen tensor.
+        Returns a BertModel in float32; dropout replaces config.json's probabilities. Heads
+        that are not ours (masked-LM, …) are ignored. Raises FileNotFoundError, or
+        ValueError naming the missing or misshapen tensor.
         """
         config_path = os.path.join(folder, "config.json")
         if not os.path.exists(config_path):
-            raise FileNotFoundError(f"needed a model folder with config.json, vocab.txt and "
-                                    f"model.safetensors; there is no {config_path}")
+            raise FileNotFoundError(f"needed a model folder with config.json, vocab.txt "
+                                    f"and model.safetensors; there is no {config_path}")
         config = BertConfig.from_json(config_path)
         if dropout is not None:
             config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
@@ -253,15 +257,16 @@ class BertModel(nn.Module):
         model.load_state_dict(state)
         return model
 
-    def save_pretrained(self, folder, tensors=None, **entries):
+    def save_pretrained(self, folder, tensors=None, half=False, **entries):
         """Write config.json and model.safetensors, which any BERT library can load.
 
-        tensors {name: tensor} and entries of config.json are written along: libraries ignore
-        what they don't know, and MultitaskBert keeps its heads there.
+        tensors {name: tensor} and entries of config.json are written along: libraries
+        ignore what they don't know, MultitaskBert keeps its heads there. half: in float16.
         """
         os.makedirs(folder, exist_ok=True)
         self.config.to_json(os.path.join(folder, "config.json"), **entries)
-        encoder = {checkpoint_name(name): p for name, p in self.state_dict().items()}
+        encoder = {checkpoint_name(name): p.half() if half else p
+                   for name, p in self.state_dict().items()}
         safetensors.save(os.path.join(folder, "model.safetensors"),
                          {**encoder, **(tensors or {})})
 
@@ -312,7 +317,8 @@ def read_checkpoint(folder):
     else:
         pickled = os.path.join(folder, "pytorch_model.bin")
         if not os.path.exists(pickled):
-            raise FileNotFoundError(f"there is neither {path} nor pytorch_model.bin beside it")
+            raise FileNotFoundError(f"there is neither {path} nor pytorch_model.bin "
+                                    f"beside it")
         path = pickled
         try:        # weights_only: a pickle may otherwise run any code that it likes
             tensors = torch.load(path, map_location="cpu", weights_only=True)
@@ -320,7 +326,8 @@ def read_checkpoint(folder):
             raise ValueError(f"{path} cannot be read as tensors alone "
                              f"({type(error).__name__}); download it again") from None
         if not isinstance(tensors, dict):
-            raise ValueError(f"{path} holds a {type(tensors).__name__}, needed a state dict")
+            raise ValueError(f"{path} holds a {type(tensors).__name__}, "
+                             f"needed a state dict")
     renamed = {}
     for name, tensor in tensors.items():
         name = name.removeprefix("bert.")

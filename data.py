@@ -43,7 +43,7 @@ def is_punctuation(c):
 
 
 def basic_tokens(text):
-    """Clean, lower-case, strip accents, split off punctuation.   [Devlin et al. 2018's release]
+    """Clean, lower-case, strip accents, split off punctuation.   [Devlin et al. 2018, code]
 
     "Été naïve, $5.00" -> ["ete", "naive", ",", "$", "5", ".", "00"]
     """
@@ -82,19 +82,20 @@ class WordPiece:
         self.ids = {token: i for i, token in enumerate(self.tokens)}
         missing = [t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if t not in self.ids]
         if missing:
-            raise ValueError(f"{path} has no {missing[0]} among its {len(self.tokens)} lines; "
-                             f"use BERT's vocab.txt")
+            raise ValueError(f"{path} has no {missing[0]} among its {len(self.tokens)} "
+                             f"lines; use BERT's vocab.txt")
         # Some tables are padded to a multiple of 64.
         if vocab_size is not None and not 0 <= vocab_size - len(self.tokens) < 64:
-            raise ValueError(f"{path} has {len(self.tokens)} entries, the weights beside it "
-                             f"were trained with {vocab_size}; use the one that came with them")
+            raise ValueError(f"{path} has {len(self.tokens)} entries, the weights beside "
+                             f"it were trained with {vocab_size}; use the one that came "
+                             f"with them")
         self.path = path
         self.pad, self.unk, self.cls, self.sep = (
             self.ids[t] for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]"))
         self.seen = {}          # raw word -> its ids
 
     def pieces(self, token):
-        """unaffable -> un ##aff ##able; if any rest has no match, the whole token is [UNK]."""
+        """unaffable -> un ##aff ##able; if any rest has no match, the whole is [UNK]."""
         if len(token) > MAX_CHARACTERS:
             return [self.unk]
         found, start = [], 0
@@ -117,7 +118,8 @@ class WordPiece:
             # the steps above for 19 words of 20. None of them looks across a blank.
             known = self.seen.get(word)
             if known is None:
-                known = [piece for token in basic_tokens(word) for piece in self.pieces(token)]
+                known = [piece for token in basic_tokens(word)
+                         for piece in self.pieces(token)]
                 self.seen[word] = known
             ids += known
         return ids
@@ -127,7 +129,7 @@ class WordPiece:
 
 @dataclasses.dataclass
 class Dataset:
-    """The examples of one file: ids, texts as token ids, and labels (None for a test set)."""
+    """The examples of one file: ids, texts as token ids, labels (None for a test set)."""
     path: str
     ids: list               # [N] strings, as in the file
     tokens: list            # [N] tuples of one or two lists of ids
@@ -138,7 +140,7 @@ class Dataset:
 
 
 def load(folder, task, split, tokenizer):
-    """Read one of the nine files.   (folder, heads.Task, "train" | "dev" | "test") -> Dataset
+    """Read one of nine files.   (folder, heads.Task, "train" | "dev" | "test") -> Dataset
 
     Rows that lack a field are skipped with one warning. Raises FileNotFoundError, or
     ValueError naming file and line.
@@ -146,8 +148,9 @@ def load(folder, task, split, tokenizer):
     suffix = "test-student" if split == "test" else split
     path = os.path.join(folder, f"{task.file}-{suffix}.csv")
     if not os.path.exists(path):
-        raise FileNotFoundError(f"needed the {split} set of {task.name} as {path}, there is no "
-                                f"such file; give the folder of the nine CSV files with --data")
+        raise FileNotFoundError(f"needed the {split} set of {task.name} as {path}, there "
+                                f"is no such file; give the folder of the nine CSV files "
+                                f"with --data")
     label = None if split == "test" else task.label
     needed = ["id", *task.texts, *([label] if label else [])]
     ids, tokens, labels, skipped = [], [], [], []
@@ -157,8 +160,9 @@ def load(folder, task, split, tokenizer):
         try:
             for column in needed:
                 if column not in (rows.fieldnames or []):
-                    raise ValueError(f"{path}, line 1: needed the columns {', '.join(needed)} "
-                                     f"separated by tabs, got {str(rows.fieldnames)[:80]}")
+                    raise ValueError(f"{path}, line 1: needed the columns "
+                                     f"{', '.join(needed)} separated by tabs, got "
+                                     f"{str(rows.fieldnames)[:80]}")
             for row in rows:
                 if None in row or any(row[column] in (None, "") for column in needed):
                     skipped.append(rows.line_num)
@@ -168,13 +172,14 @@ def load(folder, task, split, tokenizer):
                 if label:
                     labels.append(parse_label(row[label], task, path, rows.line_num))
         except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path}, after line {rows.line_num}: needed UTF-8 text with tabs, "
-                             f"got {error}; copy the file again") from None
+            raise ValueError(f"{path}, after line {rows.line_num}: needed UTF-8 text with "
+                             f"tabs, got {error}; copy the file again") from None
     if skipped:
-        warnings.warn(f"{path}: skipped {len(skipped)} rows that lack a field or have one too "
-                      f"many, the first at line {skipped[0]}")
+        warnings.warn(f"{path}: skipped {len(skipped)} rows that lack a field or have one "
+                      f"too many, the first at line {skipped[0]}")
     if not ids:
-        raise ValueError(f"{path}: needed at least one example, got none; copy the file again")
+        raise ValueError(f"{path}: needed at least one example, got none; "
+                         f"copy the file again")
     return Dataset(path, ids, tokens, np.array(labels, np.float32) if label else None)
 
 
@@ -220,7 +225,7 @@ class Batch:
 
 
 def collate(dataset, indices, tokenizer, joint, max_length):
-    """Examples -> Batch.   indices [B]; joint is CON; max_length in tokens, specials included.
+    """Examples -> Batch.   indices [B]; joint is CON; max_length in tokens, with specials.
 
     joint:     [CLS] a [SEP] b [SEP], segments 0 … 0 1 … 1           [report 3.4]
     otherwise: [CLS] a [SEP] and [CLS] b [SEP] as rows of their own
@@ -259,14 +264,14 @@ def lengths(dataset, joint):
 
 
 class Stream:
-    """Endless batches of indices, without replacement: pass after shuffled pass.   [report 3.3]
+    """Endless batches, without replacement: pass after shuffled pass.   [report 3.3]
 
     next() -> indices [B]. The passes over the data form one long sequence, cut into windows
     of WINDOW batches; each window is sorted by length, cut into batches, and these are
     shuffled. So batch-mates are alike in length but else random, and every example comes
     exactly once before the next pass begins.
-    `position` is [generation, batches drawn], two integers, and all that a checkpoint needs:
-    every order is drawn from a generator seeded by (seed, position), not by what came before.
+    `position` is [generation, batches drawn], two integers, all that a checkpoint needs:
+    every order comes from a generator seeded by (seed, position), not by what came before.
     """
 
     WINDOW = 64
@@ -277,7 +282,7 @@ class Stream:
         self.window = None, None        # (generation, number), its batches
 
     def restart(self):
-        """Begin afresh with a new order, dropping the rest of this pass (--fresh-streams)."""
+        """Begin a new order, dropping the rest of this pass (--fresh-streams)."""
         self.position = [self.position[0] + 1, 0]
 
     def next(self):

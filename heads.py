@@ -39,7 +39,7 @@ from plumbing import safetensors
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """All that distinguishes one task. A fourth one is one more of these and its CSV files."""
+    """All that distinguishes one task. A fourth is one more of these and its CSV files."""
     name: str
     file: str                   # beginning of its file names
     texts: tuple                # columns with one or two sentences
@@ -72,7 +72,7 @@ def pearson(predictions, labels):
         r = Σ (x - x̄)(y - ȳ) / √(Σ (x - x̄)² Σ (y - ȳ)²)
 
     (1, 2, 3) with (1, 2, 4): 3 / √(2 · 14/3) = 0.982. Adding a constant to all predictions,
-    or multiplying them by 2, changes nothing. If one side is constant r is 0/0: 0, and says so.
+    or doubling them, changes nothing. If one side is constant r is 0/0: 0, and says so.
     """
     x, y = np.asarray(predictions, np.float64), np.asarray(labels, np.float64)
     x, y = x - x.mean(), y - y.mean()
@@ -87,7 +87,7 @@ def pearson(predictions, labels):
 def overall_score(scores):
     """Mean over the tasks, with r moved from [-1, 1] to [0, 1].   {Task: score} -> float
 
-        (SST accuracy + paraphrase accuracy + (STS r + 1) / 2) / 3      [report, Tables 2, 3]
+        (SST accuracy + paraphrase accuracy + (STS r + 1) / 2) / 3     [report, Tables 2, 3]
 
     .517, .871, .891 -> .778. (D12: Table 2's "0.0493" is .493, and its "0.772" is .773.)
     """
@@ -126,7 +126,8 @@ def tasks(sst_loss="ce", sts_loss="mse"):
                 divergence=smart.binary_symmetric_kl)
     sts = Task("sts", "sts", ("sentence1", "sentence2"), "similarity", (0, 5, False),
                "Predicted_Similiary", metric=pearson,       # spelled as the course does
-               **(dict(classes, num_outputs=6, predict=lambda logits: argmax(logits).float())
+               **(dict(classes, num_outputs=6,
+                       predict=lambda logits: argmax(logits).float())
                   if sts_loss == "ce" else dict(number, predict=itself)))
     return sst, para, sts
 
@@ -171,7 +172,8 @@ class MultitaskBert(nn.Module):
         super().__init__()
         if pool not in ("cls", "mean"):
             raise ValueError(f"pool must be 'cls' or 'mean', got {pool!r}")
-        self.settings = dict(con=con, hlh=hlh, pool=pool, sst_loss=sst_loss, sts_loss=sts_loss)
+        self.settings = dict(con=con, hlh=hlh, pool=pool, sst_loss=sst_loss,
+                             sts_loss=sts_loss)
         self.bert, self.con, self.pool = encoder, con, pool
         self.tasks = {task.name: task for task in tasks(sst_loss, sts_loss)}
         H, config = encoder.config.hidden_size, encoder.config
@@ -206,20 +208,20 @@ class MultitaskBert(nn.Module):
         return self.logits(task, self.embed(batch), batch)
 
     def save_pretrained(self, folder):
-        """Write the encoder as any BERT library reads it, the heads and settings beside it."""
+        """Write the encoder as any BERT library reads it, heads and settings beside it."""
         self.bert.save_pretrained(folder, {f"heads.{name}": p for name, p
                                            in self.heads.state_dict().items()},
                                   multitask=self.settings)
 
     @classmethod
     def from_pretrained(cls, folder):
-        """Read what save_pretrained() wrote.   Raises ValueError for a folder without heads."""
+        """Read save_pretrained()'s folder.   Raises ValueError if it holds no heads."""
         encoder = bert.BertModel.from_pretrained(folder)
         with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
             settings = json.load(file).get("multitask")
         if settings is None:
-            raise ValueError(f"{folder} holds an encoder without heads; give the best/ folder "
-                             f"of a run")
+            raise ValueError(f"{folder} holds an encoder without heads; give the best/ "
+                             f"folder of a run")
         model = cls(encoder, **settings)
         names = {f"heads.{name}": name for name in model.heads.state_dict()}
         tensors = safetensors.load(os.path.join(folder, "model.safetensors"), names)
@@ -248,8 +250,8 @@ def evaluate(model, task, dataset, tokenizer, device="cpu", autocast=contextlib.
              batch_size=64):
     """Predict a whole set.   -> (predictions [N] in the file's order, score or None)
 
-    The score is the task's metric, or None for a set without labels. autocast() is a context
-    for the passes. Leaves the model's training mode as it was.
+    The score is the task's metric, or None for a set without labels. autocast() is a
+    context for the passes. Leaves the model's training mode as it was.
     """
     was_training, predictions = model.training, None
     model.eval()

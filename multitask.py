@@ -1,7 +1,7 @@
-"""Many tasks, one model: in which order they take their turns, and how their gradients meet.
+"""Many tasks, one model: in which order they take turns, and how their gradients meet.
 
     3.2     sequential(): Algorithm 1
-    3.3     round_robin(): Algorithm 2;  plan(): all epochs, 3.5.1's paraphrase-first included
+    3.3     round_robin(): Algorithm 2;  plan(): all epochs, 3.5.1's paraphrase-first too
     3.3.1   pcgrad(): gradient surgery
     3.3.2   GradVac: gradient vaccine;  update(): accumulation to a virtual batch
     3.3     update(): one optimizer step
@@ -10,18 +10,18 @@ Symbols: K tasks, g_k the gradient of task k's loss on the parameters that all t
 L blocks of parameters that are treated each by itself (1: all of them together),
 φ_ij = cos(g_i, g_j), φᵀ_ij its target, β the rate at which the target follows.
 
-Every treatment only adds multiples of task gradients to each other. So each treated gradient
-is g_i' = Σ_k C_ik g_k, and all that is needed to find C is the Gram matrix, gram_ij = g_i · g_j.
+Every treatment only adds multiples of task gradients to each other. So a treated gradient
+is g_i' = Σ_k C_ik g_k, and all it takes to find C is the Gram matrix, gram_ij = g_i · g_j.
 A treatment is therefore a function from one K × K matrix to another, exact in float64, for
 any number of parameters; and whatever one would log about it follows from these two.
 
-D3: Section 3.3.1 projects on "the normal plane of the gradient vector sum". The equation and
-its source project on the other task's gradient, and only if the two conflict, g_i · g_j < 0.
+D3: 3.3.1 projects on "the normal plane of the gradient vector sum". The equation and its
+source project on the other task's gradient, and only if the two conflict, g_i · g_j < 0.
 D4: The vaccine's equation is garbled in 3.3.2; see GradVac.
-D2: Algorithm 2 adds the losses before backward(). Both treatments need each task's gradient.
+D2: Algorithm 2 adds losses before backward(). Both treatments need each task's gradient.
 D5: 3.3.2 accumulates by "summing the batches' gradients". For 16 × 2 to be 32 it must be
 their mean.
-Leaves out: treatments that need more than the Gram matrix, and tasks that share no parameters.
+Leaves out: treatments that need more than the Gram matrix, tasks that share no parameters.
 """
 
 import itertools
@@ -43,7 +43,7 @@ def sequential(steps):
 # --- 3.3 Round robin ---
 
 def round_robin(steps, aligned):
-    """Algorithm 2: every step takes one batch of each task, as often as `aligned` has batches.
+    """Algorithm 2: each step takes a batch of each task, as often as `aligned` has batches.
 
     {"sst": 534, "para": 1000, "sts": 377}, "sts" -> 377 × ("sst", "para", "sts")
     """
@@ -51,11 +51,11 @@ def round_robin(steps, aligned):
 
 
 def plan(batches, in_sequence, epochs, accumulate=1, aligned=None, para_first=0):
-    """The tasks of every step.   [report 3.2, 3.3, 3.5.1]   -> [[(task, …), …], …], by epochs
+    """The tasks of each step.   [report 3.2, 3.3, 3.5.1]   -> [[(task, …), …], …], by epoch
 
     batches: {task: batches in its set}; in_sequence: Algorithm 1 instead of 2; accumulate:
-    batches of a task to one step; aligned: the task whose set makes an epoch, by default STS,
-    or the smallest. {"para": 5} with accumulate 2: 2 steps, then 3, then 2, …
+    batches of a task to one step; aligned: the task whose set makes an epoch, by default
+    STS, or the smallest. {"para": 5} with accumulate 2: 2 steps, then 3, then 2, …
     """
     aligned = aligned or ("sts" if "sts" in batches else min(batches, key=batches.get))
 
@@ -64,8 +64,8 @@ def plan(batches, in_sequence, epochs, accumulate=1, aligned=None, para_first=0)
         return {task: (epoch + 1) * batches[task] // accumulate
                 - epoch * batches[task] // accumulate for task in tasks}
 
-    # 3.5.1: epochs "on just the paraphrase task before the rest of the tasks". D8: the report
-    # has no row that differs in this alone, so what it is worth cannot be read from it.
+    # 3.5.1: epochs "on just the paraphrase task before the rest of the tasks". D8: the
+    # report has no row that differs in this alone, so its worth cannot be read from it.
     epochs_first = [sequential(steps(epoch, ["para"])) for epoch in range(para_first)]
     if in_sequence:         # in the order of Algorithm 1: SST, STS, paraphrase
         turns = [task for task in ("sst", "sts", "para") if task in batches]
@@ -89,16 +89,16 @@ def draw_orders(K, rng):
 
 
 def pcgrad(gram, orders=None, rng=None):
-    """Remove from each gradient what points against another's.   [report 3.3.1; Yu et al. 2020,
-    Algorithm 1]
+    """Remove from each gradient what points against another's.   [report 3.3.1; Yu et al.
+    2020, Algorithm 1]
 
-        g_i' ← g_i' - (g_i' · g_j / ‖g_j‖²) g_j     if g_i' · g_j < 0,  for all j ≠ i in turn
+        g_i' ← g_i' - (g_i' · g_j / ‖g_j‖²) g_j    if g_i' · g_j < 0,  for all j ≠ i in turn
 
-    gram [..., K, K] float64 -> C, the same shape: g_i' = Σ_k C_ik g_k. The update is the sum
-    of all g_i', so its coefficients are C.sum(-2). orders[i] lists the tasks that i visits;
-    without it they are drawn from rng, a numpy Generator. Raises ValueError if gram is not
-    square. By hand: g1 = (1, 0), g2 = (-1, 1): g1 · g2 = -1, so g1' = g1 + g2/2 = (½, ½),
-    g2' = g2 + g1 = (0, 1), the sum (½, 1½).
+    gram [..., K, K] float64 -> C, the same shape: g_i' = Σ_k C_ik g_k. The update is the
+    sum of all g_i', so its coefficients are C.sum(-2). orders[i] lists the tasks that i
+    visits; without it they are drawn from rng, a numpy Generator. Raises ValueError if gram
+    is not square. By hand: g1 = (1, 0), g2 = (-1, 1): g1 · g2 = -1, so
+    g1' = g1 + g2/2 = (½, ½), g2' = g2 + g1 = (0, 1), the sum (½, 1½).
     """
     gram = check_gram(gram)
     K = gram.shape[-1]
@@ -120,20 +120,20 @@ def pcgrad(gram, orders=None, rng=None):
 # --- 3.3.2 Gradient vaccine ---
 
 class GradVac:
-    """Tilt each gradient until its angle to another is the usual one.   [report 3.3.2; Wang et
-    al. 2020]
+    """Tilt each gradient until its angle to another is the usual one.   [report 3.3.2; Wang
+    et al. 2020]
 
         if φ_ij < φᵀ_ij:   g_i' = g_i + w g_j
         w = ‖g_i‖ (φᵀ √(1 - φ²) - φ √(1 - φᵀ²)) / (‖g_j‖ √(1 - φᵀ²))         then cos = φᵀ
         φᵀ_ij ← (1 - β) φᵀ_ij + β φ_ij                                       always
 
-    φᵀ starts at 0, so the first step is PCGrad. gv(gram) -> C as pcgrad(); gv.target has the
-    shape of gram and belongs into a checkpoint. Raises ValueError for β outside [0, 1].
+    φᵀ starts at 0, so the first step is PCGrad. gv(gram) -> C as pcgrad(); gv.target has
+    the shape of gram and belongs into a checkpoint. Raises ValueError for β outside [0, 1].
     By hand: g_i = (3, 4), g_j = (-2, 0), φᵀ = ½. φ = -.6, and w = 2.6547 gives
     g_i' = (-2.309, 4), whose cosine with g_j is ½.
 
-    D4: The report prints w = ‖g_i‖/‖g_j‖ (φᵀ - φ² - φ √(1 - φᵀ²)): a root is missing over the
-    second term and the denominator's √(1 - φᵀ²). With it the example's cosine is .074.
+    D4: The report prints w = ‖g_i‖/‖g_j‖ (φᵀ - φ² - φ √(1 - φᵀ²)): a root is missing over
+    the second term and the denominator's √(1 - φᵀ²). With it the example's cosine is .074.
     """
 
     CLAMP = 0.999       # |φᵀ| where it is used: at 1 the tilt is infinitely long
@@ -177,7 +177,7 @@ class GradVac:
 
 
 def plain_sum(gram, orders=None, rng=None):
-    """No treatment, g_i' = g_i: the update is the sum of the task gradients.   [Algorithm 2]"""
+    """No treatment, g_i' = g_i: the update is the sum of task gradients.   [Algorithm 2]"""
     gram = check_gram(gram)
     return np.broadcast_to(np.eye(gram.shape[-1]), gram.shape).copy()
 
@@ -185,7 +185,7 @@ def plain_sum(gram, orders=None, rng=None):
 # --- 3.3 One optimizer step ---
 
 def backward(flat, micro_batches, loss_fn, rows):
-    """The gradient of every task, mean over the virtual batch, into its row of G.   [report 3.3.2]
+    """Each task's gradient, mean of the virtual batch, into its row of G.   [report 3.3.2]
 
     micro_batches: a list, one entry for each accumulated batch, of {task: batch};
     loss_fn(task, batch) -> (scalar loss, {name: scalar to be logged});
@@ -209,50 +209,50 @@ def backward(flat, micro_batches, loss_fn, rows):
 
 
 def treat(flat, regions, rows, treatment, clip, rng):
-    """Task gradients G -> the gradient of the update, in G[0]; then hand it to the optimizer.
+    """Task gradients G -> the update's gradient, in G[0]; then hand it to the optimizer.
 
     regions: [(slice of θ, block, group)]: shared slices with equal group are treated as one
     vector; group None is a head, which belongs to one task: its gradient passes unchanged.
     Trap: with heads inside the vectors ‖g_j‖² counts numbers that g_i doesn't have, so the
     projection falls short, and adding g_j to g_i moves the head of task j.
-    rows: indices of the task gradients in this step. clip: largest norm of the update, or 0.
-    Returns {"gram" [L, k, k], "C" [L, k, k], "norm"}; None if some number is not finite, and
-    then no state was touched.
+    rows: indices of this step's task gradients. clip: largest norm of the update, or 0.
+    Returns {"gram" [L, k, k], "C" [L, k, k], "norm"}; None if some number is not finite,
+    and then no state was touched.
     """
-    grams = flat.gram([here for here, _, _ in regions])                         # [R, K, K]
-    squares = np.diagonal(grams, axis1=-2, axis2=-1)                            # [R, K]
+    slices = [here for here, _, _ in regions]
+    # Rows of tasks that take no part in this step hold an old step's numbers.
+    grams = flat.gram(slices)[:, rows][:, :, rows]                              # [R, k, k]
+    squares = np.diagonal(grams, axis1=-2, axis2=-1)                            # [R, k]
     if not np.isfinite(squares).all():
         return None
     groups = [group for _, _, group in regions]
     L = 1 + max((group for group in groups if group is not None), default=-1)
     gram = np.zeros((L, len(rows), len(rows)))
-    present = np.ix_(rows, rows)
     for one, group in zip(grams, groups):
         if group is not None:
-            gram[group] += one[present]
+            gram[group] += one
     # One task alone has nothing to be treated against; its pairs keep their state.
     C = (treatment if len(rows) > 1 else plain_sum)(gram, rng=rng)              # [L, k, k]
 
-    coefficients = np.zeros(squares.shape)                                      # [R, K]
-    for r, group in enumerate(groups):
-        coefficients[r, rows] = 1 if group is None else C[group].sum(-2)
+    factors = np.array([np.ones(len(rows)) if group is None else C[group].sum(-2)
+                        for group in groups])                                   # [R, k]
     # ‖Σ_k c_k g_k‖² = c gram cᵀ, so the norm to be clipped costs no pass over P numbers.
-    norm = np.sqrt(max(0.0, np.einsum("ri,rij,rj->", coefficients, grams, coefficients)))
-    if clip and norm > clip:
-        coefficients *= clip / norm
-    flat.combine(coefficients, [here for here, _, _ in regions])
+    norm = np.sqrt(max(0.0, np.einsum("ri,rij,rj->", factors, grams, factors)))
+    coefficients = np.zeros((len(regions), len(flat.G)))                        # [R, K]
+    coefficients[:, rows] = factors * (clip / norm if clip and norm > clip else 1)
+    flat.combine(coefficients, slices)
 
-    # A block whose gradient is 0 throughout took no part in this step: its gradient is None.
+    # A block whose gradient is 0 throughout took no part in the step: its gradient is None.
     used = {block for (_, block, _), square in zip(regions, squares) if square.sum() > 0}
     flat.give_gradients([flat.blocks[block] for block in used])
     return {"gram": gram, "C": C, "norm": norm}
 
 
 def describe(treated, names):
-    """What the Gram matrix and C say of a step, for the log.   treat()'s result -> {name: float}
+    """What gram and C say of a step, for the log.   treat()'s result -> {name: float}
 
     norm_a = ‖g_a‖, cos_a_b = g_a · g_b / (‖g_a‖ ‖g_b‖) before treatment, coefficient_a the
-    factor with which g_a enters the update, acted the share of ordered pairs that were changed.
+    factor with which g_a enters the update, acted the share of ordered pairs that changed.
     """
     if treated is None:
         return {"skipped": 1}
@@ -274,8 +274,8 @@ def regions(flat, granularity):
     """How to cut θ for treat().   "model" | "layer" | "matrix" -> [(slice, block, group)]
 
     "model" treats all shared parameters as one vector, as the report does; "layer" each
-    block, "matrix" each tensor by itself [Wang et al. 2020, sec. 3.2]. Tensors of fewer than
-    64 numbers join their block's largest: the cosine of two numbers is always 1 or -1.
+    block, "matrix" each tensor by itself [Wang et al. 2020, sec. 3.2]. Tensors of fewer
+    than 64 numbers join their block's largest: the cosine of two numbers is always 1 or -1.
     """
     cut, numbers = [], itertools.count()
     for block, here in flat.blocks.items():

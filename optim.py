@@ -24,15 +24,15 @@ from torch import nn
 # --- 3.1 AdamW ---
 
 class AdamW(torch.optim.Optimizer):
-    """Adam with decoupled weight decay.   [report 3.1; Kingma & Ba 2015; Loshchilov & Hutter 2019]
+    """Adam with decoupled decay.   [report 3.1; Kingma & Ba 2015; Loshchilov & Hutter 2019]
 
         m = β₁ m + (1 - β₁) g          v = β₂ v + (1 - β₂) g²
         θ ← θ - lr · √(1 - β₂ᵗ) / (1 - β₁ᵗ) · m / (√v + eps)
         θ ← θ - lr · weight_decay · θ
 
     A torch.optim.Optimizer for any parameters; lr in units of θ per step. Raises ValueError
-    for settings out of range. By hand: θ = 1, g = 1, lr = weight_decay = 0.1. The first step
-    is lr · sign(g), to 0.9; the decay takes 1% of that, to 0.891.
+    for settings out of range. By hand: θ = 1, g = 1, lr = weight_decay = 0.1. The first
+    step is lr · sign(g), to 0.9; the decay takes 1% of that, to 0.891.
 
     torch.optim.AdamW decays before the step (0.89), and divides by √v / √(1 - β₂ᵗ) + eps,
     so that its eps weighs 1 / √(1 - β₂ᵗ) = 32 times less in the first step than ours.
@@ -44,10 +44,11 @@ class AdamW(torch.optim.Optimizer):
                                    ("weight_decay", weight_decay, weight_decay >= 0),
                                    ("betas", betas, all(0 <= beta < 1 for beta in betas))):
             if not legal:
-                raise ValueError(f"{name} must be {'in [0, 1)' if name == 'betas' else '>= 0'}"
-                                 f", got {value}")
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay,
-                                      correct_bias=correct_bias))
+                raise ValueError(f"{name} must be "
+                                 f"{'in [0, 1)' if name == 'betas' else '>= 0'}, "
+                                 f"got {value}")
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps,
+                                      weight_decay=weight_decay, correct_bias=correct_bias))
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -127,7 +128,8 @@ class FlatParameters:
             self.blocks[block] = slice(first, start)
             self.matrices[block] = [name for name, _ in named]
             middle = first + sum(p.numel() for _, p in named if p.dim() >= 2)
-            for here, decays in ((slice(first, middle), True), (slice(middle, start), False)):
+            for here, decays in ((slice(first, middle), True),
+                                 (slice(middle, start), False)):
                 if here.start < here.stop:
                     self.groups.append((here, decays, nn.Parameter(self.theta[here])))
 
@@ -147,10 +149,11 @@ class FlatParameters:
         """Raise RuntimeError if some parameter no longer lies in θ."""
         for name, view in self.views(self.theta).items():
             if self.parameters[name].data_ptr() != view.data_ptr():
-                raise RuntimeError(f"{name} was moved out of θ after FlatParameters was made")
+                raise RuntimeError(f"{name} was moved out of θ "
+                                   f"after FlatParameters was made")
 
     def attach(self, row):
-        """Let the next backward pass add to G[row]: point every .grad at its place there."""
+        """Let the next backward pass add to G[row]: point each .grad at its place there."""
         for name, view in self.views(self.G[row]).items():
             if self.parameters[name].requires_grad:
                 self.parameters[name].grad = view
@@ -161,7 +164,7 @@ class FlatParameters:
             yield slice(start, min(start + self.CHUNK, here.stop))
 
     def gram(self, slices):
-        """All inner products of the rows of G, on each of `slices`.   -> float64 numpy [L, K, K]
+        """All inner products of G's rows, on each of `slices`.   -> float64 numpy [L, K, K]
 
             gram[l, i, j] = g_i · g_j  over slice l
 
@@ -178,7 +181,7 @@ class FlatParameters:
         return sums.cpu().numpy()
 
     def combine(self, coefficients, slices):
-        """G[0] ← Σ_k coefficients[l, k] · G[k] on slice l: the update's gradient, in place."""
+        """G[0] ← Σ_k coefficients[l, k] G[k], slice l: the update's gradient, in place."""
         coefficients = torch.as_tensor(coefficients).to(self.G)     # [L, K]
         for c, here in zip(coefficients, slices):
             for piece in self.chunks(here):
@@ -196,8 +199,8 @@ class FlatParameters:
 def learning_rate_factor(step, total, warmup):
     """By how much to multiply the learning rate in update `step` (0, 1, …) of `total`.
 
-    warmup is a fraction of total. 0 keeps the rate constant, as the report does; otherwise it
-    rises linearly over the warm-up and falls linearly to 0 at the end, as in BERT's own
+    warmup is a fraction of total. 0 keeps the rate constant, as the report does; otherwise
+    it rises linearly over the warm-up and falls linearly to 0 at the end, as in BERT's own
     fine-tuning [Devlin et al. 2018, app. A.3]. With total 10 and warmup 0.2:
     .5  1  1  .875  .75  .625  .5  .375  .25  .125
     """

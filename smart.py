@@ -1,19 +1,19 @@
 """SMART: two terms that keep fine-tuning smooth.
 
-    3.5    symmetric_kl(), binary_symmetric_kl(), squared_difference(): ℓ_s for three outputs
-    3.5    smoothness(): R_s(θ), the first step, "Smoothness-Inducing Adversarial Regularization"
-    3.5    Teacher, bregman(): D_Breg(θ, θ̃), the second step
+    3.5    symmetric_kl(), binary_symmetric_kl(), squared_difference(): ℓ_s of three outputs
+    3.5    smoothness(): R_s(θ), step 1, "Smoothness-Inducing Adversarial Regularization"
+    3.5    Teacher, bregman(): D_Breg(θ, θ̃), step 2
     3.5    objective(): 𝓛 + λ_s R_s + μ D_Breg
     3.5    gradient_ratio(): how much a term weighs beside the loss
 
 Symbols: x [B, T, H] embeddings, f the network from x to logits, x̃ = x + δ, ε the radius of
 δ, η the size of an ascent step, λ_s and μ the weights of the two terms.
 
-D7: The report takes θ_t itself as the reference of D_Breg. But at θ = θ_t the divergence is 0
-and so is its gradient, since it is smallest there. With one gradient step for each t, which
-is how everyone trains, the step is computed exactly at θ_t: the term does nothing at all. The
-source gives the remedy: a reference that lags behind, θ̃ = an average of past θ (its "momentum"
-form). A test shows both.
+D7: The report takes θ_t itself as the reference of D_Breg. But at θ = θ_t the divergence is
+0 and so is its gradient, since it is smallest there. With one gradient step for each t,
+which is how everyone trains, the step is computed exactly at θ_t: the term does nothing at
+all. The source gives the remedy: a reference that lags behind, θ̃ = an average of past θ
+(its "momentum" form). A test shows both.
 D6: The report calls 𝓛 "the loss function after gradient treatment". Gradients are treated,
 losses are not: the terms are added to each task's own loss, and the treatment sees the sum.
 Leaves out: the p-norms other than ∞, and the variant that normalises δ to length 1.
@@ -29,11 +29,12 @@ import torch
 def check_pair(a, b):
     # Trap: [B] against [B, 1] would broadcast to [B, B] and compare everyone with everyone.
     if a.shape != b.shape:
-        raise ValueError(f"needed logits of one shape, got {list(a.shape)} and {list(b.shape)}")
+        raise ValueError(f"needed logits of one shape, got {list(a.shape)} and "
+                         f"{list(b.shape)}")
 
 
 def symmetric_kl(a, b):
-    """KL(P‖Q) + KL(Q‖P) = Σ (P - Q) (log P - log Q), mean over the batch.   [Jiang et al., 2.1]
+    """KL(P‖Q) + KL(Q‖P) = Σ (P - Q) (log P - log Q), batch mean.   [Jiang et al., 2.1]
 
     Logits a, b [B, C] -> scalar >= 0. By hand: P = (¾, ¼), Q = (½, ½):
     ¼ ln(3/2) - ¼ ln(1/2) = ¼ ln 3 = 0.2747.
@@ -44,7 +45,7 @@ def symmetric_kl(a, b):
 
 
 def binary_symmetric_kl(a, b):
-    """symmetric_kl of two coins, from one logit each: (σ(a) - σ(b)) (a - b).   [B], [B] -> scalar"""
+    """symmetric_kl of coins, one logit each: (σ(a) - σ(b)) (a - b).   [B], [B] -> scalar"""
     check_pair(a, b)
     return ((a.sigmoid() - b.sigmoid()) * (a - b)).mean()
 
@@ -62,7 +63,8 @@ def squared_difference(a, b):
 
 def random_state(device):
     """The state of the generator that draws dropout on this device."""
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    return (torch.cuda.get_rng_state(device) if device.type == "cuda" else
+            torch.get_rng_state())
 
 
 def set_random_state(state, device):
@@ -73,8 +75,8 @@ def set_random_state(state, device):
 
 
 def smoothness(f, x, divergence, eps, steps=1, attention_mask=None, noise=None):
-    """R_s: how much the worst small change of x changes the prediction.   [report 3.5; Jiang
-    et al. 2019, eq. 1 and Algorithm 1, lines 5 to 7]
+    """R_s: how much the worst small change of x changes the prediction.   [report 3.5;
+    Jiang et al. 2019, eq. 1 and Algorithm 1, lines 5 to 7]
 
         R_s(θ) = 1/n Σ_i  max  ℓ_s(f(x̃_i; θ), f(x_i; θ))   over  ‖x̃_i - x_i‖_∞ <= ε
 
@@ -84,8 +86,8 @@ def smoothness(f, x, divergence, eps, steps=1, attention_mask=None, noise=None):
     [B, T] or None; noise replaces the random start. Returns (f(x), R_s), so that the clean
     pass is not paid for twice. η is 100 ε: the source's 1e-3 beside its ε = 1e-5.
     """
-    # Why noise: ℓ_s is smallest, 0, at δ = 0, so its gradient there is exactly 0. It is drawn
-    # before the state is saved, or every pass would reuse its numbers for dropout.
+    # Why noise: ℓ_s is smallest, 0, at δ = 0, so its gradient there is exactly 0. It is
+    # drawn before the state is saved, or every pass would reuse its numbers for dropout.
     if noise is None:
         noise = eps * torch.randn_like(x)
     real = 1.0 if attention_mask is None else attention_mask[:, :, None].to(x.dtype)
@@ -140,12 +142,12 @@ class Teacher:
 
 
 def momentum_beta(step, total):
-    """β: .99 in the first tenth of all updates, .999 after it.   [Jiang et al. 2019, sec. 4.1]"""
+    """β: .99 in the first tenth of updates, then .999.   [Jiang et al. 2019, sec. 4.1]"""
     return 0.99 if step < total // 10 else 0.999
 
 
 def bregman(logits, teacher_logits, divergence):
-    """D_Breg(θ, θ̃) = 1/n Σ_i ℓ_s(f(x_i; θ), f(x_i; θ̃)).   [report 3.5; Jiang et al. 2019, eq. 3]"""
+    """D_Breg = 1/n Σ_i ℓ_s(f(x_i; θ), f(x_i; θ̃)).   [report 3.5; Jiang et al., eq. 3]"""
     return divergence(logits, teacher_logits.detach())
 
 
@@ -156,8 +158,8 @@ def objective(f, x, loss, divergence, weight, eps, steps=1, attention_mask=None,
     """𝓕(θ) = 𝓛(θ) + λ_s R_s(θ) + μ D_Breg(θ, θ̃).   [report 3.5]
 
     f: x -> logits; loss: logits -> scalar; weight is λ_s, bregman_weight μ. A term whose
-    weight is 0, or that has no teacher's logits, costs nothing. Returns (𝓕, the terms without
-    their weights: {"loss", "smooth", "bregman"}).
+    weight is 0, or that has no teacher's logits, costs nothing. Returns (𝓕, the terms
+    without their weights: {"loss", "smooth", "bregman"}).
     """
     parts = {}
     if weight:
@@ -183,6 +185,7 @@ def gradient_ratio(term, loss, parameters):
     parameters = [p for p in parameters if p.requires_grad]
 
     def norm2(scalar):
-        gradients = torch.autograd.grad(scalar, parameters, retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(scalar, parameters, retain_graph=True,
+                                        allow_unused=True)
         return sum(g.square().sum() for g in gradients if g is not None)
     return (norm2(term) / norm2(loss)).sqrt()

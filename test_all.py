@@ -1,7 +1,7 @@
 """Every claim that the modules make, checked in the report's order.
 
-    python test_all.py                  a ladder of parts: done, todo, FAIL; then what is next
-    python test_all.py attention 3.3    only the parts whose name contains one of these words
+    python test_all.py                  a ladder of parts: done, todo, FAIL; then the next
+    python test_all.py attention 3.3    only parts whose name contains one of these words
     python test_all.py --data DIR       the course's files too, where `transformers` and a
                                         package with MiniLM's weights are installed
     pytest test_all.py                  the same tests
@@ -65,7 +65,8 @@ def near(got, expected, tolerance=1e-6, likely="", relative=0.0):
         (np.abs(a - b) <= tolerance + relative * np.abs(b)).all())
     if not same:
         with np.printoptions(precision=6, threshold=12):
-            raise AssertionError(f"got {a}, expected {b}" + (f"; {likely}" if likely else ""))
+            raise AssertionError(f"got {a}, expected {b}"
+                                 + (f"; {likely}" if likely else ""))
 
 
 @contextlib.contextmanager
@@ -95,13 +96,13 @@ def small_bert(seed=0, std=0.2, **changes):
 
 
 WORDS = ("[PAD] [UNK] [CLS] [SEP] [MASK] a b c d e good bad not very movie how what is the "
-         "best way to learn python cat dog man runs sits on mat grass ? . , ##s ##ing 1 2 3 4 "
-         "red blue two three play ##ed un ##aff ##able it ' $ / _ 5 00").split()
+         "best way to learn python cat dog man runs sits on mat grass ? . , ##s ##ing 1 2 "
+         "3 4 red blue two three play ##ed un ##aff ##able it ' $ / _ 5 00").split()
 
 
 @functools.cache
 def tiny_world():
-    """A folder with the nine CSV files and a tiny random BERT.   -> (data folder, weights folder)"""
+    """The nine CSV files and a tiny random BERT.   -> (data folder, weights folder)"""
     folder = tempfile.mkdtemp(prefix="minbert-test-")
     rng = np.random.default_rng(0)
     words = WORDS[10:32]
@@ -113,7 +114,8 @@ def tiny_world():
             for i in range(number):
                 label = rng.integers(low, high + 1) if whole else round(5 * rng.random(), 2)
                 # every text ends in a word that gives the label away, so that one can learn
-                texts = [" ".join([*rng.choice(words, rng.integers(1, 8)), WORDS[5 + int(label)]])
+                texts = [" ".join([*rng.choice(words, rng.integers(1, 8)),
+                                   WORDS[5 + int(label)]])
                          for _ in task.texts]
                 label = f"{label:.1f}" if task.name == "para" else str(label)
                 row = [str(i), f"{task.name[0]}{split[0]}{i:023x}", *texts]
@@ -162,8 +164,8 @@ def differs(base, *flags):
 # --- 3.1 The encoder ---
 
 def test_3_1_attention__two_tokens_by_hand():
-    # q = k = (0, ln 2), v = (0, 1), D = 1. Token 1 scores 0, 0: the mean, 0.5. Token 2 scores
-    # 0 and (ln 2)² = .480453: e^.480453 / (1 + e^.480453) = .617855.
+    # q = k = (0, ln 2), v = (0, 1), D = 1. Token 1 scores 0, 0: the mean, 0.5. Token 2
+    # scores 0 and (ln 2)² = .480453: e^.480453 / (1 + e^.480453) = .617855.
     q = torch.tensor([0.0, math.log(2)]).view(1, 1, 2, 1)
     v = torch.tensor([0.0, 1.0]).view(1, 1, 2, 1)
     near(bert.attention(q, q, v).flatten(), [0.5, 0.617855], 1e-6, "softmax over the keys?")
@@ -185,8 +187,10 @@ def test_3_1_attention__hidden_keys_get_no_weight():
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     got = bert.attention(q, k, v, mask)
     near(got[1, :, :3], bert.attention(q[1:, :, :3], k[1:, :, :3], v[1:, :, :3])[0], 1e-6,
-         "is the mask added to the keys (last dimension), before the softmax, with the right sign?")
-    near(got[0], bert.attention(q[:1], k[:1], v[:1])[0], 1e-6, "the mask leaks into other rows")
+         "is the mask added to the keys (last dimension), before the softmax, "
+         "with the right sign?")
+    near(got[0], bert.attention(q[:1], k[:1], v[:1])[0], 1e-6,
+         "the mask leaks into other rows")
 
 
 def test_3_1_attention__equals_torchs_own():
@@ -209,8 +213,10 @@ def test_3_1_attention__dropout_falls_on_the_weights():
     torch.manual_seed(0)
     v = torch.ones(64, 1, 1, 4)
     got = bert.attention(v, v, v, dropout=0.5)
-    assert set(got[..., 0].flatten().tolist()) == {0.0, 2.0}, "whole tokens drop, not features"
-    assert torch.equal(got.amin(-1), got.amax(-1)), "dropout must fall on weights, not outputs"
+    assert set(got[..., 0].flatten().tolist()) == {0.0, 2.0}, (
+        "whole tokens drop, not features")
+    assert torch.equal(got.amin(-1), got.amax(-1)), (
+        "dropout must fall on weights, not outputs")
 
 
 def test_3_1_BertLayer__equals_torchs_post_norm_layer():
@@ -223,8 +229,10 @@ def test_3_1_BertLayer__equals_torchs_post_norm_layer():
             [layer.query.weight, layer.key.weight, layer.value.weight]))
         other.self_attn.in_proj_bias.zero_()
         for mine, theirs in ((layer.attention_dense, other.self_attn.out_proj),
-                             (layer.attention_norm, other.norm1), (layer.output_norm, other.norm2),
-                             (layer.intermediate, other.linear1), (layer.output, other.linear2)):
+                             (layer.attention_norm, other.norm1),
+                             (layer.output_norm, other.norm2),
+                             (layer.intermediate, other.linear1),
+                             (layer.output, other.linear2)):
             theirs.load_state_dict(mine.state_dict())
     x = torch.randn(2, 5, H)
     near(layer(x), other(x), 1e-5, "post-norm: LN(x + Dropout(...)), exact GELU?")
@@ -238,15 +246,18 @@ def test_3_1_BertLayer__gelu_is_the_exact_one():
         layer.intermediate.weight.zero_()
         layer.intermediate.bias[:3] = torch.tensor([-1.0, 1.0, 3.0])
     layer(torch.randn(1, 1, 4))
-    near(seen[0][0, 0, :3], [-.158655, .841345, 2.995950], 2e-6, "tanh approximation, or ReLU?")
+    near(seen[0][0, 0, :3], [-.158655, .841345, 2.995950], 2e-6,
+         "tanh approximation, or ReLU?")
 
 
 def test_3_1_BertModel__layer_norm_eps_is_1e_12():
     # (1, -1, 2, -2)/1000 has variance 2.5e-6: torch's default eps of 1e-5 would give .2828.
     model = small_bert(hidden_size=4, num_attention_heads=1)
     x = torch.tensor([1e-3, -1e-3, 2e-3, -2e-3])
-    for norm in (model.embedding_norm, model.layers[0].attention_norm, model.layers[1].output_norm):
-        near(norm(x), [.632456, -.632456, 1.264911, -1.264911], 1e-5, "layer_norm_eps not used?")
+    for norm in (model.embedding_norm, model.layers[0].attention_norm,
+                 model.layers[1].output_norm):
+        near(norm(x), [.632456, -.632456, 1.264911, -1.264911], 1e-5,
+             "layer_norm_eps not used?")
 
 
 def test_3_1_BertModel__embedding_adds_word_position_and_segment():
@@ -254,9 +265,11 @@ def test_3_1_BertModel__embedding_adds_word_position_and_segment():
     ids, segments = torch.tensor([[5, 6, 7]]), torch.tensor([[0, 0, 1]])
     want = (model.word_embeddings.weight[[5, 6, 7]] + model.position_embeddings.weight[:3]
             + model.token_type_embeddings.weight[[0, 0, 1]])
-    want = (want - want.mean(-1, keepdim=True)) / want.var(-1, unbiased=False, keepdim=True).sqrt()
+    want = (want - want.mean(-1, keepdim=True)) / want.var(
+        -1, unbiased=False, keepdim=True).sqrt()
     near(model.embed(ids, segments)[0], want, 1e-5, "a table is missing, or the layer norm")
-    assert torch.equal(model.embed(ids), model.embed(ids, torch.zeros(1, 3, dtype=torch.long)))
+    assert torch.equal(model.embed(ids),
+                       model.embed(ids, torch.zeros(1, 3, dtype=torch.long)))
 
 
 def test_3_1_BertModel__padding_changes_nothing():
@@ -281,7 +294,8 @@ def test_3_1_BertModel__too_long_a_text_is_refused():
 
 def test_3_1_BertModel__every_parameter_gets_a_gradient():
     model = small_bert().train()
-    out = model(torch.tensor([[2, 9, 8, 3]]), torch.ones(1, 4), torch.tensor([[0, 0, 1, 1]]))
+    out = model(torch.tensor([[2, 9, 8, 3]]), torch.ones(1, 4),
+                torch.tensor([[0, 0, 1, 1]]))
     (out["last_hidden_state"].square().sum() + out["pooler_output"].sum()).backward()
     for name, p in model.named_parameters():
         assert p.grad is not None and p.grad.abs().sum() > 0 or "key.bias" in name, name
@@ -325,8 +339,8 @@ def test_3_1_AdamW__constant_gradient_by_hand():
     # A step is lr · sign(g) = .1; the decay then takes lr · wd = 1%: (1 - .1) · .99 = .891,
     # (.891 - .1) · .99 = .78309, (.78309 - .1) · .99 = .6762591.
     got = one_weight([1.0] * 3, lr=.1, weight_decay=.1, eps=1e-12)
-    hints = {0.89: "decay before the step, as torch does", 0.9: "decay added to the gradient",
-             0.67693: "no bias correction"}
+    hints = {0.89: "decay before the step, as torch does",
+             0.9: "decay added to the gradient", 0.67693: "no bias correction"}
     near(got, [.891, .78309, .6762591], 1e-8,
          next((hint for value, hint in hints.items() if abs(got[0] - value) < 1e-4), ""))
 
@@ -341,7 +355,8 @@ def test_3_1_AdamW__changing_gradients():
 def test_3_1_AdamW__eps_is_added_to_root_v():
     # lr 1, g = eps = 1e-6: m = 1e-7, √v = 3.162e-8, step size √.001/.1 = .316228:
     # .316228 · 1e-7 / (3.162e-8 + 1e-6) = .0306534. The usual form gives .5.
-    near(one_weight([1e-6], theta=0.0, lr=1.0), [-.0306534], 1e-7, "eps not on the bare √v?")
+    near(one_weight([1e-6], theta=0.0, lr=1.0), [-.0306534], 1e-7,
+         "eps not on the bare √v?")
     near(one_weight([1e-6], theta=0.0, lr=1.0, correct_bias=False), [-.0969347], 1e-7)
 
 
@@ -355,8 +370,8 @@ def test_3_1_AdamW__zero_gradient_decays_and_none_does_not():
 
 def test_3_1_AdamW__scale_of_the_gradient_does_not_matter():
     gradients = np.random.default_rng(0).normal(size=20)
-    near(one_weight(gradients, lr=.1, eps=0.0), one_weight(1000 * gradients, lr=.1, eps=0.0),
-         1e-12)
+    near(one_weight(gradients, lr=.1, eps=0.0),
+         one_weight(1000 * gradients, lr=.1, eps=0.0), 1e-12)
 
 
 def test_3_1_AdamW__equals_torchs_with_its_eps_moved():
@@ -377,7 +392,7 @@ def test_3_1_AdamW__equals_torchs_with_its_eps_moved():
 
 def test_3_1_AdamW__the_courses_own_check():
     # Linear(3, 2), 1,000 steps on uniform x with target (x₀ + x₁, -x₂); the numbers are
-    # the course's. Its tolerance lets torch.optim.AdamW pass too (off by 1.8e-5); ours doesn't.
+    # the course's. Its tolerance lets torch's AdamW pass too (off by 1.8e-5); ours doesn't.
     torch.manual_seed(0)
     rng, model = np.random.default_rng(0), torch.nn.Linear(3, 2, bias=False)
     optimizer = optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4)
@@ -387,12 +402,13 @@ def test_3_1_AdamW__the_courses_own_check():
         y = torch.stack([x[0] + x[1], -x[2]])
         ((y - model(x)) ** 2).sum().backward()
         optimizer.step()
-    near(model.weight, [[.55482787, .86665666, .07291982], [-.44724506, -.2951228, -.2717272]],
-         1e-6)
+    near(model.weight, [[.55482787, .86665666, .07291982],
+                        [-.44724506, -.2951228, -.2717272]], 1e-6)
 
 
 def test_3_1_AdamW__settings_out_of_range_are_refused():
-    for settings in (dict(lr=-1), dict(eps=-1), dict(betas=(1.0, .9)), dict(weight_decay=-.1)):
+    for settings in (dict(lr=-1), dict(eps=-1), dict(betas=(1.0, .9)),
+                     dict(weight_decay=-.1)):
         with refused(next(iter(settings))):
             optim.AdamW([torch.nn.Parameter(torch.zeros(1))], **settings)
 
@@ -415,10 +431,11 @@ def test_3_1_tasks__predictions():
 
 
 def test_3_1_tasks__D1_printed_losses_lose_what_the_labels_say():
-    # As printed, STS is cross-entropy over whole classes: 2.4 and 1.6 become the same label.
+    # As printed, STS is cross-entropy over whole classes: 2.4 and 1.6 become one label.
     printed, ours = heads.tasks(sts_loss="ce")[2], heads.tasks()[2]
     logits = torch.randn(1, 6)
-    near(printed.loss(logits, torch.tensor([2.4])), printed.loss(logits, torch.tensor([1.6])), 0)
+    near(printed.loss(logits, torch.tensor([2.4])),
+         printed.loss(logits, torch.tensor([1.6])), 0)
     assert ours.loss(torch.tensor([2.0]), torch.tensor([2.5])) != ours.loss(
         torch.tensor([2.0]), torch.tensor([1.6]))
     assert printed.num_outputs == 6 and printed.predict(logits).item() == logits.argmax()
@@ -432,9 +449,10 @@ def test_3_1_tasks__D1_printed_losses_lose_what_the_labels_say():
 def tiny_batch(joint, pair=True, seed=0):
     """Four examples of unequal length.   -> (data.Dataset, data.Batch)"""
     rng = np.random.default_rng(seed)
-    tokens = [tuple(rng.integers(5, 50, rng.integers(2, 9)).tolist() for _ in range(1 + pair))
-              for _ in range(4)]
-    dataset = data.Dataset("", ["w", "x", "y", "z"], tokens, np.array([0, 1, 1, 0], np.float32))
+    tokens = [tuple(rng.integers(5, 50, rng.integers(2, 9)).tolist()
+                    for _ in range(1 + pair)) for _ in range(4)]
+    dataset = data.Dataset("", ["w", "x", "y", "z"], tokens,
+                           np.array([0, 1, 1, 0], np.float32))
     return dataset, data.collate(dataset, np.arange(4), FakeTokenizer, joint, 40)
 
 
@@ -472,7 +490,8 @@ def test_3_1_MultitaskBert__mean_pooling_ignores_padding():
 
 
 def test_3_1_MultitaskBert__saved_and_loaded_is_the_same():
-    model = heads.MultitaskBert(small_bert(), con=True, hlh=True, pool="mean", sst_loss="mse")
+    model = heads.MultitaskBert(small_bert(), con=True, hlh=True, pool="mean",
+                                sst_loss="mse")
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         copy = heads.MultitaskBert.from_pretrained(folder)
@@ -554,7 +573,8 @@ def test_3_3_FlatParameters__gram_in_chunks_is_exact():
     near(flat.gram(cut), want, 0, relative=1e-5)
     rows = flat.G.clone()
     flat.combine(np.array([[1, 2, 3], [0, 1, -1]]), cut)
-    near(flat.G[0, cut[0]], rows[0, cut[0]] + 2 * rows[1, cut[0]] + 3 * rows[2, cut[0]], 1e-5)
+    near(flat.G[0, cut[0]],
+         rows[0, cut[0]] + 2 * rows[1, cut[0]] + 3 * rows[2, cut[0]], 1e-5)
     near(flat.G[0, cut[1]], rows[1, cut[1]] - rows[2, cut[1]], 1e-5)
 
 
@@ -587,7 +607,8 @@ def gram_of(gradients):
 
 
 def test_3_3_1_pcgrad__two_tasks_by_hand():
-    # g1 = (1, 0), g2 = (-1, 1), g1 · g2 = -1: g1' = g1 + ½ g2 = (½, ½), g2' = g2 + g1 = (0, 1).
+    # g1 = (1, 0), g2 = (-1, 1), g1 · g2 = -1:
+    # g1' = g1 + ½ g2 = (½, ½), g2' = g2 + g1 = (0, 1).
     g = np.array([[1.0, 0], [-1, 1]])
     C = multitask.pcgrad(gram_of(g), orders=[[1], [0]])
     near(C, [[1, .5], [1, 1]])
@@ -627,7 +648,7 @@ def test_3_3_1_pcgrad__D3_acts_only_on_conflict():
 
 
 def test_3_3_1_pcgrad__D3_projects_on_the_other_gradient_not_on_the_sum():
-    # "the normal plane of the gradient vector sum": g1 - (g1·s/‖s‖²) s with s = (0, 1) is g1.
+    # "normal plane of the gradient vector sum": g1 - (g1·s/‖s‖²) s with s = (0, 1) is g1.
     g = np.array([[1.0, 0], [-1, 1]])
     assert abs((multitask.pcgrad(gram_of(g), [[1], [0]]) @ g)[0] @ g[1]) < 1e-12
 
@@ -663,14 +684,17 @@ def test_3_3_1_pcgrad__scale_of_all_gradients_passes_through():
 
 
 def test_3_3_1_pcgrad__blocks_are_treated_each_by_itself():
-    grams = np.array([gram_of(np.random.default_rng(s).normal(size=(3, 4))) for s in range(5)])
+    grams = np.array([gram_of(np.random.default_rng(s).normal(size=(3, 4)))
+                      for s in range(5)])
     orders = [[1, 2], [2, 0], [0, 1]]
-    near(multitask.pcgrad(grams, orders), [multitask.pcgrad(g, orders) for g in grams], 1e-12)
+    near(multitask.pcgrad(grams, orders), [multitask.pcgrad(g, orders) for g in grams],
+         1e-12)
 
 
 def test_3_3_1_pcgrad__order_is_drawn_from_the_runs_generator():
     gram = gram_of([[1.0, 0], [-1, 1], [-1, -2]])
-    drawn = [multitask.pcgrad(gram, rng=np.random.default_rng(s)).tolist() for s in range(20)]
+    drawn = [multitask.pcgrad(gram, rng=np.random.default_rng(s)).tolist()
+             for s in range(20)]
     assert drawn == [multitask.pcgrad(gram, rng=np.random.default_rng(s)).tolist()
                      for s in range(20)]
     assert len({str(C) for C in drawn}) > 1, "the order never changes"
@@ -738,8 +762,8 @@ def test_3_3_2_GradVac__frozen_at_zero_it_stays_gradient_surgery():
     gv = multitask.GradVac(beta=0.0)
     for gradients, orders, _ in random_problems(100, seed=3):
         gv.target = None
-        near(gv(gram_of(gradients), orders), multitask.pcgrad(gram_of(gradients), orders), 1e-9,
-             relative=1e-9)
+        near(gv(gram_of(gradients), orders), multitask.pcgrad(gram_of(gradients), orders),
+             1e-9, relative=1e-9)
 
 
 def test_3_3_2_GradVac__equals_the_naive_vector_form_over_steps():
@@ -772,7 +796,7 @@ def test_3_3_2_GradVac__three_tasks():
 
 
 def test_3_3_2_GradVac__target_follows_also_when_it_is_exceeded():
-    # Cosines around .3: the target must find them. Updated only inside the `if`, it stays at 0.
+    # Cosines near .3: the target must find them. Updated only in the `if`, it stays at 0.
     rng, gv = np.random.default_rng(5), multitask.GradVac(.05)
     fired = 0
     for _ in range(400):
@@ -814,11 +838,13 @@ def test_3_3_2_GradVac__size_of_the_other_gradient_does_not_matter():
 
 
 def test_3_3_2_GradVac__blocks_have_targets_of_their_own():
-    grams = np.array([gram_of(np.random.default_rng(s).normal(size=(3, 4))) for s in range(4)])
+    grams = np.array([gram_of(np.random.default_rng(s).normal(size=(3, 4)))
+                      for s in range(4)])
     orders = [[1, 2], [2, 0], [0, 1]]
     together, single = multitask.GradVac(.2), [multitask.GradVac(.2) for _ in grams]
     for _ in range(3):
-        near(together(grams, orders), [gv(g, orders) for gv, g in zip(single, grams)], 1e-12)
+        near(together(grams, orders),
+             [gv(g, orders) for gv, g in zip(single, grams)], 1e-12)
     assert together.target.shape == (4, 3, 3)
     with refused("[0, 1]"):
         multitask.GradVac(beta=2)
@@ -921,7 +947,8 @@ def test_3_3_update__regions_cover_theta_once_at_every_granularity():
         for here, block, group in regions:
             cover[here] += 1
             assert (group is None) == block.startswith("head ")
-            assert flat.blocks[block].start <= here.start <= here.stop <= flat.blocks[block].stop
+            assert (flat.blocks[block].start <= here.start <= here.stop
+                    <= flat.blocks[block].stop)
         assert (cover == 1).all(), granularity
         groups[granularity] = {g for _, _, g in regions if g is not None}
         sizes = {g: sum(h.stop - h.start for h, _, k in regions if k == g)
@@ -989,7 +1016,8 @@ def test_3_3_Stream__position_is_all_its_state():
     b.position = list(a.position)
     assert all((a.next() == b.next()).all() for _ in range(100))
     a.restart()
-    assert a.position == [1, 0] and not (a.next() == data.Stream(lengths, 4, (7, 1)).next()).all()
+    assert a.position == [1, 0] and not (
+        a.next() == data.Stream(lengths, 4, (7, 1)).next()).all()
 
 
 # --- 3.4 Comparison contextual embeddings ---
@@ -1011,7 +1039,8 @@ def test_3_4_collate__pair_as_one_sequence():
     dataset = data.Dataset("", ["x", "y"], [([7, 8], [9]), ([7], [8, 9, 10])], None)
     batch = data.collate(dataset, [0, 1], FakeTokenizer, True, 40)
     assert batch.input_ids.tolist() == [[2, 7, 8, 3, 9, 3, 0], [2, 7, 3, 8, 9, 10, 3]], (
-        f"got {batch.input_ids.tolist()}, expected [CLS] a [SEP] b [SEP] and padding at the end")
+        f"got {batch.input_ids.tolist()}, expected [CLS] a [SEP] b [SEP] and padding "
+        f"at the end")
     assert batch.token_type_ids.tolist() == [[0, 0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 1, 1, 1]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1, 1, 0], [1] * 7]
     assert batch.labels is None
@@ -1021,7 +1050,8 @@ def test_3_4_collate__pair_as_two_sequences():
     dataset = data.Dataset("", ["x", "y"], [([7, 8], [9]), ([7], [8, 9])],
                            np.array([1, 0], np.float32))
     batch = data.collate(dataset, [0, 1], FakeTokenizer, False, 40)
-    assert batch.input_ids.tolist() == [[2, 7, 8, 3], [2, 7, 3, 0], [2, 9, 3, 0], [2, 8, 9, 3]]
+    assert batch.input_ids.tolist() == [[2, 7, 8, 3], [2, 7, 3, 0], [2, 9, 3, 0],
+                                        [2, 8, 9, 3]]
     assert batch.token_type_ids is None and batch.labels.tolist() == [1, 0]
 
 
@@ -1064,7 +1094,8 @@ def test_3_5_divergence__equals_the_two_kls():
 
 
 def test_3_5_divergence__shapes_that_would_broadcast_are_refused():
-    for divergence in (smart.symmetric_kl, smart.binary_symmetric_kl, smart.squared_difference):
+    for divergence in (smart.symmetric_kl, smart.binary_symmetric_kl,
+                       smart.squared_difference):
         with refused("[3]", "[3, 1]"):
             divergence(torch.zeros(3), torch.zeros(3, 1))
 
@@ -1076,7 +1107,7 @@ def coin(x):
 
 def test_3_5_smoothness__one_step_by_hand():
     # x = (1, 1), start δ = (ε, 0): f rises with x₁ and falls with x₂, so the step of 100 ε
-    # goes to the corner (ε, -ε), and R_s = (σ(1 + 3ε) - σ(1)) · 3ε = 1.7695e-10 at ε = 1e-5.
+    # goes to the corner (ε, -ε); R_s = (σ(1 + 3ε) - σ(1)) · 3ε = 1.7695e-10 at ε = 1e-5.
     x = torch.ones(1, 1, 2, dtype=torch.float64)
     noise = torch.tensor([[[1e-5, 0.0]]], dtype=torch.float64)
     logits, R = smart.smoothness(coin, x, smart.binary_symmetric_kl, 1e-5, noise=noise)
@@ -1132,8 +1163,9 @@ def test_3_5_smoothness__ascent_beats_random_noise_and_more_steps_do_not_harm():
 
         def R(steps):
             torch.manual_seed(3)
-            return smart.smoothness(lambda x: model.logits(task, x, batch), x, task.divergence,
-                                    .02, steps, batch.attention_mask)[1].item()
+            return smart.smoothness(lambda x: model.logits(task, x, batch), x,
+                                    task.divergence, .02, steps,
+                                    batch.attention_mask)[1].item()
         random = task.divergence(
             model.logits(task, x + .02 * torch.randn(x.shape).sign(), batch),
             model.logits(task, x, batch)).item()
@@ -1143,15 +1175,16 @@ def test_3_5_smoothness__ascent_beats_random_noise_and_more_steps_do_not_harm():
 
 def test_3_5_smoothness__start_at_zero_would_find_no_direction():
     x = torch.ones(1, 1, 2)
-    _, R = smart.smoothness(coin, x, smart.squared_difference, 1e-2, noise=torch.zeros(1, 1, 2))
+    _, R = smart.smoothness(coin, x, smart.squared_difference, 1e-2,
+                            noise=torch.zeros(1, 1, 2))
     near(R, 0, 0)
     torch.manual_seed(0)
     assert smart.smoothness(coin, x, smart.squared_difference, 1e-2)[1] > 1e-5
 
 
 def test_3_5_smoothness__gradient_flows_through_both_sides():
-    # R = (w δ)² with δ fixed at the corner; ∂R/∂w = 2 w δ² from both sides together. With the
-    # clean side detached f(x) = w x would add 2 (w δ)(x + δ): another number.
+    # R = (w δ)² with δ fixed at the corner; ∂R/∂w = 2 w δ² from both sides together. With
+    # the clean side detached f(x) = w x would add 2 (w δ)(x + δ): another number.
     w = torch.nn.Parameter(torch.tensor(2.0))
     _, R = smart.smoothness(lambda x: w * x[:, 0, 0], torch.ones(1, 1, 1),
                             smart.squared_difference, .1, noise=torch.full((1, 1, 1), .1))
@@ -1161,7 +1194,8 @@ def test_3_5_smoothness__gradient_flows_through_both_sides():
 
 def test_3_5_smoothness__task_gradients_are_untouched_by_the_ascent():
     w = torch.nn.Parameter(torch.tensor(2.0))
-    smart.smoothness(lambda x: w * x[:, 0, 0], torch.ones(1, 1, 1), smart.squared_difference, .1)
+    smart.smoothness(lambda x: w * x[:, 0, 0], torch.ones(1, 1, 1),
+                     smart.squared_difference, .1)
     assert w.grad is None
 
 
@@ -1188,7 +1222,8 @@ def test_3_5_Teacher__is_a_copy_in_eval_mode_without_gradient():
     a, b = (teacher(model.tasks["para"], batch) for _ in range(2))
     assert torch.equal(a, b) and not a.requires_grad
     near(a, model.eval()(model.tasks["para"], batch), 1e-6)
-    assert model.bert.pooler.weight.data_ptr() != teacher.model.bert.pooler.weight.data_ptr()
+    assert (model.bert.pooler.weight.data_ptr()
+            != teacher.model.bert.pooler.weight.data_ptr())
 
 
 def test_3_5_bregman__D7_at_theta_itself_value_and_gradient_are_zero():
@@ -1228,7 +1263,8 @@ def test_3_5_terms__D6_are_part_of_each_tasks_own_gradient():
                                "--dropout", "0", "--device", "cpu"]
                               + (["--smart-eps", "0.5"] if weight else []))
         tokenizer, model = train.load_model(args)
-        sets = {t.name: data.load(folder, t, "train", tokenizer) for t in model.tasks.values()}
+        sets = {t.name: data.load(folder, t, "train", tokenizer)
+                for t in model.tasks.values()}
         trainer = train.Trainer(args, model, tokenizer, sets)
         batches = {name: trainer.next_batch(name) for name in args.tasks}
         multitask.backward(trainer.flat, [batches], trainer.objective, trainer.rows)
@@ -1239,12 +1275,14 @@ def test_3_5_terms__D6_are_part_of_each_tasks_own_gradient():
 # --- 3.6 Bigger heads ---
 
 def test_3_6_Head__D9_hidden_layers_have_the_reports_sizes():
-    # "size BERT_HIDDEN_SIZE for the SST head, a 2 deep hidden layer … for both" (3.6, not 4.4)
+    # "size BERT_HIDDEN_SIZE for the SST head, a 2 deep hidden layer … for both"
+    # (3.6, not 4.4)
     model = heads.MultitaskBert(small_bert(), con=True, hlh=True)
     sizes = {name: [layer.out_features for layer in head.layers]
              for name, head in model.heads.items()}
     assert sizes == {"sst": [16, 5], "para": [16, 4, 1], "sts": [16, 4, 1]}
-    assert heads.MultitaskBert(small_bert(), hlh=True).heads["sts"].layers[0].in_features == 32
+    assert (heads.MultitaskBert(small_bert(), hlh=True).heads["sts"].layers[0].in_features
+            == 32)
 
 
 def test_3_6_Head__relu_between_but_not_after():
@@ -1255,7 +1293,8 @@ def test_3_6_Head__relu_between_but_not_after():
         head.layers[0].weight.copy_(torch.tensor([[1.0, 0], [-1, 0], [0, 1]]))
         head.layers[1].weight.copy_(torch.tensor([[-1.0, -10, -1]]))
     # h = (2, 3): hidden (2, -2 -> 0, 3): -2 - 3 = -5
-    near(head(torch.tensor([[2.0, 3.0]])), [-5.0], 1e-6, "ReLU missing, or after the last layer?")
+    near(head(torch.tensor([[2.0, 3.0]])), [-5.0], 1e-6,
+         "ReLU missing, or after the last layer?")
 
 
 # --- 4.1 Text ---
@@ -1285,7 +1324,8 @@ def test_4_1_WordPiece__greedy_longest_match_first():
     assert words("unaffable") == ["un", "##aff", "##able"]
     assert words("unaffableX") == ["[UNK]"], "an unmatched rest makes the whole word [UNK]"
     assert words("Plays, playing") == ["play", "##s", ",", "play", "##ing"]
-    assert words("it's $5.00/a_b") == ["it", "'", "[UNK]", "$", "5", ".", "00", "/", "a", "_", "b"]
+    assert words("it's $5.00/a_b") == ["it", "'", "[UNK]", "$", "5", ".", "00", "/", "a",
+                                       "_", "b"]
     assert words("[SEP]") == ["[UNK]", "[UNK]", "[UNK]"], "text cannot contain a separator"
 
 
@@ -1300,7 +1340,8 @@ def test_4_1_WordPiece__words_over_100_characters_are_unknown():
 
 
 def test_4_1_WordPiece__cache_by_raw_word_changes_nothing():
-    text = "Plays\tplaying\u00a0it's\u2003$5.00 caf\u00e9 \u4f60\u597da c\x0bd\u200b , a\u0301b"
+    text = ("Plays\tplaying\u00a0it's\u2003$5.00 caf\u00e9 "
+            "\u4f60\u597da c\x0bd\u200b , a\u0301b")
     tokenizer = data.WordPiece(tiny_tokenizer().path)
     want = [i for token in data.basic_tokens(text) for i in tokenizer.pieces(token)]
     assert tokenizer(text) == want and tokenizer(text) == want
@@ -1332,7 +1373,8 @@ def test_4_1_load__quoted_fields_may_hold_tabs_and_quotes():
 def test_4_1_load__rows_without_a_field_are_skipped_with_one_warning():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        got = load_sts(STS_HEADER + "0\tx\ta\tb\t1.0\n1\ty\ta\n2\tz\ta\tb\t\n3\tw\ta\tb\t2\n")
+        got = load_sts(STS_HEADER + "0\tx\ta\tb\t1.0\n1\ty\ta\n2\tz\ta\tb\t\n"
+                       "3\tw\ta\tb\t2\n")
     assert got.ids == ["x", "w"] and len(caught) == 1
     assert "skipped 2" in str(caught[0].message) and "line 3" in str(caught[0].message)
 
@@ -1341,7 +1383,8 @@ def test_4_1_load__bad_files_are_refused_with_file_and_line():
     for text, words in (
             ("", ["line 1", "similarity"]), ("id,sentence1\n", ["line 1", "sentence2"]),
             (STS_HEADER, ["at least one example"]),
-            (STS_HEADER + "0\tx\ta\tb\t1\n1\ty\ta\tb\t5.5\n", ["line 3", "from 0 to 5", "'5.5'"]),
+            (STS_HEADER + "0\tx\ta\tb\t1\n1\ty\ta\tb\t5.5\n",
+             ["line 3", "from 0 to 5", "'5.5'"]),
             (STS_HEADER + "0\tx\ta\tb\tfive\n", ["line 2", "'five'"]),
             (STS_HEADER + "0\tx\ta\tb\tnan\n", ["line 2", "'nan'"])):
         with refused("sts-train.csv", *words):
@@ -1356,14 +1399,16 @@ def test_4_1_load__a_vocabulary_without_special_tokens_is_refused():
     with refused("vocab.txt", "[PAD]"):
         data.WordPiece(os.path.join(write_file("a\nb\n", "vocab.txt"), "vocab.txt"))
     with refused("vocab.txt", "UTF-8"):
-        data.WordPiece(os.path.join(write_file("", "vocab.txt", b"\xff\xfe\xfa"), "vocab.txt"))
+        data.WordPiece(os.path.join(write_file("", "vocab.txt", b"\xff\xfe\xfa"),
+                                    "vocab.txt"))
 
 
 # --- 4.1 Pre-trained weights ---
 
 def test_4_1_safetensors__round_trip_of_every_kind():
     tensors = {"a": torch.randn(3, 4), "b": torch.randn(5).half(), "c": torch.tensor(2.5),
-               "d": torch.randn(2, 2).bfloat16(), "e": torch.zeros(0, 7), "f": torch.arange(3)}
+               "d": torch.randn(2, 2).bfloat16(), "e": torch.zeros(0, 7),
+               "f": torch.arange(3)}
     path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
     safetensors.save(path, tensors)
     got = safetensors.load(path)
@@ -1390,7 +1435,8 @@ def test_4_1_safetensors__nothing_that_the_header_says_is_believed():
             (file_with(b"[" * 10 ** 5), "JSON"), (file_with([1]), "list"),
             (file_with({"x": 3}), "dtype"), (file_with(entry("F99")), "F99"),
             (file_with(entry(["F32"])), "dtype"), (file_with(entry(shape=[-2])), "shape"),
-            (file_with(entry(shape=[2.0])), "shape"), (file_with(entry(shape=[True, 2])), "shape"),
+            (file_with(entry(shape=[2.0])), "shape"),
+            (file_with(entry(shape=[True, 2])), "shape"),
             (file_with(entry(shape=[2 ** 62, 4])), "bytes"),
             (file_with(entry(offsets=[0, 16])), "data_offsets"),
             (file_with(entry(offsets=[8, 0])), "data_offsets"),
@@ -1469,20 +1515,24 @@ def test_4_1_from_pretrained__bad_folders_are_refused_by_name():
 
 def test_4_1_BertConfig__nonsense_is_refused_by_name():
     good = {**vars(SMALL)}
-    for change, word in (({"hidden_size": 17}, "multiple"), ({"hidden_size": "16"}, "hidden_size"),
-                         ({"vocab_size": 0}, "vocab_size"), ({"vocab_size": 10 ** 12}, "vocab_size"),
+    for change, word in (({"hidden_size": 17}, "multiple"),
+                         ({"hidden_size": "16"}, "hidden_size"),
+                         ({"vocab_size": 0}, "vocab_size"),
+                         ({"vocab_size": 10 ** 12}, "vocab_size"),
                          ({"num_hidden_layers": 2.5}, "num_hidden_layers"),
                          ({"num_attention_heads": True}, "num_attention_heads"),
                          ({"layer_norm_eps": float("nan")}, "layer_norm_eps"),
                          ({"hidden_dropout_prob": 2}, "hidden_dropout_prob"),
                          ({"hidden_act": "relu"}, "hidden_act"),
-                         ({"position_embedding_type": "relative_key"}, "position_embedding_type")):
+                         ({"position_embedding_type": "relative_key"},
+                          "position_embedding_type")):
         folder = write_file(json.dumps({**good, **change}), "config.json")
         with refused("config.json", word):
             bert.BertConfig.from_json(os.path.join(folder, "config.json"))
     for text in ("", "[]", "{}", "{not json", "\u0000"):
         with refused("config.json"):
-            bert.BertConfig.from_json(os.path.join(write_file(text, "config.json"), "config.json"))
+            bert.BertConfig.from_json(os.path.join(write_file(text, "config.json"),
+                                                   "config.json"))
 
 
 # --- 4.2 Evaluation ---
@@ -1523,7 +1573,8 @@ def test_4_2_evaluate__order_of_the_file_and_mode_of_the_model():
     got, score = heads.evaluate(model, task, dataset, FakeTokenizer, batch_size=3)
     assert model.training
     model.eval()
-    alone = [model(task, data.collate(dataset, [i], FakeTokenizer, True, 40)) for i in range(4)]
+    alone = [model(task, data.collate(dataset, [i], FakeTokenizer, True, 40))
+             for i in range(4)]
     near(got, torch.cat(alone), 1e-5, "predictions must come back in the file's order")
     near(score, np.corrcoef(got, dataset.labels)[0, 1], 1e-6)
 
@@ -1574,7 +1625,8 @@ def test_4_3_parse__all_eight_rows_are_reached_by_their_flags():
     rows = set()
     for (option, smart_, con, hlh, fresh), row in train.TABLE_1.items():
         flags = ["--option", option] + [name for name, on in (
-            ("--smart", smart_), ("--con", con), ("--hlh", hlh), ("--fresh-streams", fresh)) if on]
+            ("--smart", smart_), ("--con", con), ("--hlh", hlh),
+            ("--fresh-streams", fresh)) if on]
         args, source = settings(*flags)
         assert (args.epochs, args.lr, args.accumulate) == (
             row["epochs"], row["lr"], row["accumulate"])
@@ -1584,9 +1636,11 @@ def test_4_3_parse__all_eight_rows_are_reached_by_their_flags():
 
 def test_4_3_parse__values_out_of_range_and_contradictions_are_refused():
     for flags, words in (
-            (["--accumulate", "0"], ["--accumulate", "'0'"]), (["--lr", "-1"], ["--lr", "'-1'"]),
+            (["--accumulate", "0"], ["--accumulate", "'0'"]),
+            (["--lr", "-1"], ["--lr", "'-1'"]),
             (["--lr", "nan"], ["--lr"]), (["--dropout", "1"], ["--dropout"]),
-            (["--batch-size", "2.5"], ["--batch-size", "whole"]), (["--option", "best"], ["best"]),
+            (["--batch-size", "2.5"], ["--batch-size", "whole"]),
+            (["--option", "best"], ["best"]),
             (["--tasks", "sst,sst"], ["--tasks"]), (["--tasks", "ner"], ["ner"]),
             (["--tasks", "sst", "--option", "pcgrad"], ["--tasks sst", "--option pcgrad"]),
             (["--tasks", "sst", "--align", "sts"], ["--align sts", "--tasks sst"]),
@@ -1615,7 +1669,7 @@ def test_4_3_plan__D18_left_over_batches_are_carried_into_the_next_epoch():
     tokenizer, model = train.load_model(args)
     sets = {t.name: data.load(folder, t, "train", tokenizer) for t in model.tasks.values()}
     trainer = train.Trainer(args, model, tokenizer, sets)
-    # 40 examples are 10 batches an epoch: after 10, 20, 30 batches 2, 5, 7 updates are whole.
+    # 40 examples: 10 batches an epoch; after 10, 20, 30 batches 2, 5, 7 updates are whole.
     assert [len(epoch) for epoch in trainer.plan] == [2, 3, 2]
     assert trainer.where(2) == (1, 0) and trainer.where(6) == (2, 1)
 
@@ -1646,12 +1700,14 @@ def test_4_4_train__every_other_flag_changes_the_result():
     for base, flags in (
             ((), ["--con"]), ((), ["--hlh"]), (BASE, ["--smart", "--smart-eps", .5]),
             (BASE + ("--smart", "--bregman-weight", 0), ["--smart-weight", 9]),
-            (BASE + ("--smart", "--bregman-weight", 0, "--smart-weight", 9), ["--smart-eps", 1]),
+            (BASE + ("--smart", "--bregman-weight", 0, "--smart-weight", 9),
+             ["--smart-eps", 1]),
             (BASE + ("--smart", "--smart-eps", 1), ["--smart-steps", 2]),
             (BASE + ("--smart", "--smart-weight", 0), ["--bregman-weight", 50]),
             ((), ["--freeze"]), ((), ["--tasks", "sst,sts"]), ((), ["--tasks", "para"]),
             ((), ["--para-first", 1]), ((), ["--accumulate", 2]), ((), ["--batch-size", 8]),
-            (BASE, ["--vaccine-granularity", "layer"]), (BASE, ["--vaccine-granularity", "matrix"]),
+            (BASE, ["--vaccine-granularity", "layer"]),
+            (BASE, ["--vaccine-granularity", "matrix"]),
             (BASE, ["--vaccine-beta", 1]), ((), ["--pool", "mean"]), ((), ["--clip", .1]),
             ((), ["--clip", 0]), ((), ["--warmup", 1.0]), ((), ["--dropout", .4]),
             ((), ["--dropout", 0]), ((), ["--sst-loss", "mse"]), ((), ["--sts-loss", "ce"]),
@@ -1674,7 +1730,8 @@ def plan_of(*flags):
 def test_4_4_train__align_sets_the_length_of_an_epoch():
     assert [len(e) for e in plan_of().plan] == [10, 10]
     assert [len(e) for e in plan_of("--align", "sst").plan] == [6, 6]
-    assert [len(e) for e in plan_of("--tasks", "sst,para").plan] == [6, 6], "the smallest set"
+    assert [len(e) for e in plan_of("--tasks", "sst,para").plan] == [6, 6], (
+        "the smallest set")
 
 
 def test_4_4_train__fresh_streams_start_each_epoch_anew():
@@ -1689,7 +1746,8 @@ def test_4_4_train__fresh_streams_start_each_epoch_anew():
 def test_4_4_train__frozen_encoder_stays_and_heads_move():
     folder, weights = tiny_world()
     before = safetensors.load(os.path.join(weights, "model.safetensors"))
-    after = safetensors.load(os.path.join(run_train("--freeze")[1], "best", "model.safetensors"))
+    after = safetensors.load(os.path.join(run_train("--freeze")[1], "best",
+                                          "model.safetensors"))
     for name, tensor in before.items():
         assert torch.equal(tensor, after[name]), f"{name} moved"
     assert after["heads.sst.layers.0.bias"].any()
@@ -1697,8 +1755,8 @@ def test_4_4_train__frozen_encoder_stays_and_heads_move():
 
 def test_4_4_train__idle_heads_do_not_move():
     a, b = (safetensors.load(os.path.join(run_train(
-        "--tasks", "sst", "--weight-decay", .5, steps=steps)[1], "best", "model.safetensors"))
-        for steps in (1, 2))
+        "--tasks", "sst", "--weight-decay", .5, steps=steps)[1], "best",
+        "model.safetensors")) for steps in (1, 2))
     assert torch.equal(a["heads.sts.layers.0.weight"], b["heads.sts.layers.0.weight"])
     assert not torch.equal(a["heads.sst.layers.0.weight"], b["heads.sst.layers.0.weight"])
 
@@ -1706,7 +1764,8 @@ def test_4_4_train__idle_heads_do_not_move():
 def test_4_4_train__same_seed_same_metrics_bit_for_bit():
     flags = ("--option", "gvac", "--smart", "--con", "--hlh")
     runs = [run_train(*flags, steps=4)[1] for _ in range(2)]
-    for name in ("metrics.jsonl", "best/model.safetensors", "predictions/sts-dev-output.csv"):
+    for name in ("metrics.jsonl", "best/model.safetensors",
+                 "predictions/sts-dev-output.csv"):
         a, b = (open(os.path.join(folder, name), "rb").read() for folder in runs)
         assert a == b, f"{name} differs"
 
@@ -1717,14 +1776,16 @@ def test_4_4_train__run_leaves_what_it_promises():
     with open(os.path.join(out, "result.json")) as file:
         result = json.load(file)
     assert set(result["dev"]) == {"sst", "para", "sts", "overall"}
-    assert result["epoch"] == 1 and result["seconds"] > 0 and result["args"]["option"] == "gvac"
+    assert (result["epoch"] == 1 and result["seconds"] > 0
+            and result["args"]["option"] == "gvac")
     lines = [json.loads(line) for line in open(os.path.join(out, "metrics.jsonl"))]
     assert [line["step"] for line in lines] == [1, 2, 3, 3] and "dev" in lines[-1]
     assert {"loss_sst", "smooth_sts", "bregman_para", "cos_sst_para"} <= set(lines[0])
     folder = tiny_world()[0]
     for task in heads.tasks():
         for split, number in (("dev", 12), ("test", 6)):
-            with open(os.path.join(out, "predictions", f"{task.name}-{split}-output.csv")) as f:
+            with open(os.path.join(out, "predictions",
+                                   f"{task.name}-{split}-output.csv")) as f:
                 rows = f.read().splitlines()
             assert len(rows) == number + 1
     # the predictions are those of the saved best model
@@ -1762,20 +1823,20 @@ def files_of(out):
     return found
 
 
-def signalled_at(step, number=signal.SIGTERM):
-    """A Trainer.step that sends this process a signal during one step."""
-    original = train.Trainer.step
+def signalled_at(step, number=signal.SIGTERM, trainer=train.Trainer):
+    """A trainer's step() that sends this process a signal during one step."""
+    original = trainer.step
 
     def step_and_signal(self):
         line = original(self)
         if self.step_number == step:
             signal.raise_signal(number)
         return line
-    return unittest.mock.patch.object(train.Trainer, "step", step_and_signal)
+    return unittest.mock.patch.object(trainer, "step", step_and_signal)
 
 
 def resume(out, *flags):
-    """`python train.py --resume OUT …`   -> (exit status, standard output, standard error)"""
+    """`python train.py --resume OUT …`   -> (exit status, stdout, stderr)"""
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         try:
@@ -1859,7 +1920,8 @@ def test_run_resume__other_flags_data_or_weights_are_refused():
                          (["--tasks", "sst"], ["--tasks"])):
         status, _, errors = resume(out, *flags)
         assert status == 2 and all(word in errors for word in words), errors
-    assert resume(out, "--lr", ".01", "--data", world)[0] == 0, "equal flags, equal data elsewhere"
+    assert resume(out, "--lr", ".01", "--data", world)[0] == 0, (
+        "equal flags, equal data elsewhere")
     with signalled_at(2):
         _, out, _ = run_train(steps=4, data_folder=moved)
     with open(os.path.join(moved, "sts-dev.csv"), "a") as file:
@@ -1961,10 +2023,11 @@ def test_run_refusals__data():
             ("ids-sst-train.csv", "", ["line 1", "sentiment"]),
             ("ids-sst-train.csv", "\tid\ttext\tsentiment\n", ["line 1", "sentence"]),
             ("ids-sst-train.csv", header + "0\tx\tgood\t7\n", ["line 2", "'7'", "0 to 4"]),
-            ("ids-sst-train.csv", header + "0\tx\tgood\t2.5\n", ["line 2", "whole", "'2.5'"]),
+            ("ids-sst-train.csv", header + "0\tx\tgood\t2.5\n",
+             ["line 2", "whole", "'2.5'"]),
             ("ids-sst-train.csv", header + "0\tx\tgood\tvery\n", ["line 2", "'very'"]),
             ("ids-sst-train.csv", header, ["at least one example"]),
-            ("ids-sst-train.csv", header + "0\tx\tgood\t2\n", ["4", "1 examples"]),
+            ("ids-sst-train.csv", header + "0\tx\tgood\t2\n", ["batches of 4", "got 1"]),
             ("quora-dev.csv", bytes(range(256)) * 50, ["quora-dev.csv"])):
         status, _, errors = run_train(**with_file("data", name, content))
         one_line(status, errors, name, *words)
@@ -1981,9 +2044,11 @@ def test_run_refusals__weights():
     for name, content, words in (
             ("model.safetensors", None, ["model.safetensors"]),
             ("model.safetensors", whole[:-100], ["data_offsets"]),
-            ("model.safetensors", whole[:5], ["8 bytes"]), ("model.safetensors", lie, ["bytes"]),
+            ("model.safetensors", whole[:5], ["8 bytes"]),
+            ("model.safetensors", lie, ["bytes"]),
             ("model.safetensors", os.urandom(5000), ["safetensors"]),
-            ("config.json", "{}", ["vocab_size is missing"]), ("config.json", "no", ["config.json"]),
+            ("config.json", "{}", ["vocab_size is missing"]),
+            ("config.json", "no", ["config.json"]),
             ("config.json", config.replace('"hidden_size": 16', '"hidden_size": -16'),
              ["hidden_size", "-16"]),
             ("config.json", config.replace('"hidden_size": 16', '"hidden_size": 32'),
@@ -2006,9 +2071,10 @@ def test_run_refusals__resuming_what_is_no_run():
 
 def test_run_refusals__flags_and_devices():
     for flags, words in ((["--accumulate", 0], ["--accumulate", "'0'"]),
-                         (["--lr", -1], ["--lr", "'-1'"]), (["--option", "x"], ["--option", "'x'"]),
-                         (["--device", "gpu7"], ["--device", "'gpu7'"]), (["--los"], ["--los"]),
-                         (["--accumulate", 50], ["50 batches"])):
+                         (["--lr", -1], ["--lr", "'-1'"]),
+                         (["--option", "x"], ["--option", "'x'"]),
+                         (["--device", "gpu7"], ["--device", "'gpu7'"]),
+                         (["--los"], ["--los"]), (["--accumulate", 50], ["50 batches"])):
         status, _, errors = run_train(*flags)
         one_line(status, errors, *words)
 
@@ -2036,7 +2102,7 @@ def test_run_weights__names_of_folders_and_packages():
 
 @contextlib.contextmanager
 def serving(files, cut=()):
-    """An HTTP server on this machine.   -> (its URL, names asked for); `cut` breaks off halfway"""
+    """A local HTTP server.   -> (its URL, names asked for); `cut` breaks off halfway"""
     asked = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -2048,7 +2114,8 @@ def serving(files, cut=()):
             self.send_response(200)
             self.send_header("Content-Length", str(len(files[name])))
             self.end_headers()
-            self.wfile.write(files[name][:len(files[name]) // 2] if name in cut else files[name])
+            self.wfile.write(files[name][:len(files[name]) // 2] if name in cut
+                             else files[name])
 
         def log_message(self, *_):
             pass
@@ -2081,7 +2148,8 @@ def test_run_download__files_are_checked_and_kept():
     with serving({**served, "model.safetensors": b[::-1]}) as (url, asked):
         with refused("not the file it should be"):
             download(url)
-        assert asked == ["model.safetensors"], "what is there and right is not fetched again"
+        assert asked == ["model.safetensors"], (
+            "what is there and right is not fetched again")
     with serving(served) as (url, asked):
         download(url)
         assert [open(place, "rb").read() for place in places] == [a, b]
@@ -2110,6 +2178,104 @@ def test_run_download__sources_are_the_nine_files_and_three_of_weights():
     if DATA:
         assert all(sources.is_right(os.path.join(DATA, name), sources.DATA[name])
                    for name in names if not name.startswith("quora"))
+
+
+# --- Tools ---
+
+def tool(name):
+    """A module of tools/, which is no package."""
+    path = os.path.join(ROOT, "tools", f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    with unittest.mock.patch.object(sys, "path", [os.path.dirname(path), *sys.path]):
+        spec.loader.exec_module(module)
+    return module
+
+
+def run_pretrain(*flags, steps=6, module=None):
+    """`python tools/pretrain.py …` on the tiny world's texts.   -> (status, out, stderr)"""
+    world, _ = tiny_world()
+    out = os.path.join(tempfile.mkdtemp(prefix="minbert-pretrain-"), "run")
+    flags = ["--text", os.path.join(world, "quora-train.csv"),
+             os.path.join(world, "ids-sst-train.csv"), "--out", out, "--batch-size", "8",
+             "--max-steps", str(steps), "--amp", "off", *map(str, flags)]
+    errors = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+        status = (module or tool("pretrain")).main(flags)
+    return status, out, errors.getvalue()
+
+
+def scratch():
+    vocab = os.path.join(tiny_world()[1], "vocab.txt")
+    return "--vocab", vocab, "--hidden", 16, "--layers", 1
+
+
+def test_tools_pretrain__80_10_10_and_never_a_special_token():
+    mask_tokens = tool("pretrain").mask_tokens
+    torch.manual_seed(0)
+    ids = torch.randint(10, 1000, (400, 100))
+    special = torch.zeros_like(ids, dtype=torch.bool)
+    special[:, 0] = True
+    inputs, labels = mask_tokens(ids, special, 4, 1000)
+    asked = labels != -100
+    assert torch.equal(labels[asked], ids[asked]) and not asked[:, 0].any()
+    assert torch.equal(inputs[~asked], ids[~asked]), "what is not asked must not change"
+    near(asked[:, 1:].float().mean(), .15, .005)
+    near((inputs[asked] == 4).float().mean(), .8, .02)
+    near((inputs[asked] == ids[asked]).float().mean(), .1, .02, "a tenth stays as it is")
+    again, _ = mask_tokens(ids, special, 4, 1000)
+    assert not torch.equal(again, inputs), "masks must be drawn anew each time"
+
+
+def test_tools_pretrain__only_asked_positions_count_and_the_output_is_tied():
+    MaskedLM = tool("pretrain").MaskedLM
+    model = MaskedLM(small_bert()).eval()
+    ids = torch.tensor([[2, 9, 8, 3]])
+    labels = torch.tensor([[-100, 9, -100, -100]])
+    h = model.bert(ids)["last_hidden_state"][0, 1]
+    h = model.norm(F.gelu(model.dense(h)))
+    logits = model.bert.word_embeddings.weight @ h + model.bias
+    near(model(data.Batch(ids, None, None, None), labels), -logits.log_softmax(-1)[9], 1e-5)
+
+
+def test_tools_pretrain__it_learns_and_leaves_weights_that_train_takes():
+    status, out, errors = run_pretrain(*scratch(), "--lr", .01, steps=60)
+    assert status == 0, errors
+    losses = [next(v for k, v in json.loads(line).items() if k.startswith("loss"))
+              for line in open(os.path.join(out, "metrics.jsonl"))]
+    assert np.mean(losses[-10:]) < .9 * np.mean(losses[:10]), (losses[:3], losses[-3:])
+    status, _, errors = run_train(weights=os.path.join(out, "model"))
+    assert status == 0, errors
+    weights = os.path.join(out, "model")
+    status, further, errors = run_pretrain("--weights", weights, "--half")
+    assert status == 0, errors
+    saved = safetensors.load(os.path.join(further, "model", "model.safetensors"))
+    assert all(tensor.dtype == torch.float16 for tensor in saved.values())
+    bert.BertModel.from_pretrained(os.path.join(further, "model"))
+
+
+def test_tools_pretrain__stopped_and_resumed_it_is_bit_for_bit_the_same():
+    module = tool("pretrain")
+
+    def weights_of(out):
+        with open(os.path.join(out, "model", "model.safetensors"), "rb") as file:
+            return file.read()
+    whole = weights_of(run_pretrain(*scratch())[1])
+    with signalled_at(3, trainer=module.Pretrainer):
+        status, out, _ = run_pretrain(*scratch(), module=module)
+    assert status == 143 and not os.path.exists(os.path.join(out, "model"))
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert module.main(["--resume", out]) == 0
+    assert weights_of(out) == whole
+
+
+def test_tools_pretrain__needs_texts_and_one_kind_of_start():
+    for flags in ((), (*scratch(), "--weights", tiny_world()[1])):
+        status, _, errors = run_pretrain(*flags)
+        one_line(status, errors, "--weights", "--vocab")
+    empty = os.path.join(write_file("", "empty.txt"), "empty.txt")
+    status, _, errors = run_pretrain(*scratch(), "--text", empty)
+    one_line(status, errors, "empty.txt", "texts")
 
 
 # --- Against other software, where it is installed ---
@@ -2146,7 +2312,8 @@ def compare_encoders(folder):
 def test_compare_transformers__random_encoder_gives_the_same():
     needed("transformers")
     with tempfile.TemporaryDirectory() as folder:
-        small_bert(vocab_size=20000, hidden_size=32, num_attention_heads=4).save_pretrained(folder)
+        small_bert(vocab_size=20000, hidden_size=32,
+                   num_attention_heads=4).save_pretrained(folder)
         compare_encoders(folder)
 
 
@@ -2191,8 +2358,10 @@ def test_compare_transformers__token_ids_of_the_courses_files_are_the_same():
                       newline="") as file:
                 texts = [row[column] for row in csv.DictReader(file, delimiter="\t")
                          for column in task.texts if row[column]]
-            for text, want in zip(texts, theirs.encode_batch(texts, add_special_tokens=False)):
-                assert ours(text) == want.ids, f"{text!r}: got {ours(text)}, expected {want.ids}"
+            for text, want in zip(texts, theirs.encode_batch(
+                    texts, add_special_tokens=False)):
+                assert ours(text) == want.ids, (
+                    f"{text!r}: got {ours(text)}, expected {want.ids}")
             compared += len(texts)
     assert compared > 0
 

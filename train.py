@@ -64,11 +64,7 @@ def parse(argv=None):
     """
     p = flags.parser()
     args = p.parse_args(argv)
-    # A second pass with every default None shows what the caller wrote out.
-    given = vars(p.parse_args(argv, argparse.Namespace(
-        **{action.dest: None for action in p._actions})))
-    source = {name: "default" if given[name] in (None, False) else "given"
-              for name in vars(args)}
+    source = flags.given(p, argv)
 
     names = args.tasks.split(",")
     if not names[0] or set(names) - {"sst", "para", "sts"} or len(set(names)) < len(names):
@@ -131,8 +127,8 @@ class Trainer:
             number = len(train_sets[name])
             if number < args.batch_size * args.accumulate:
                 raise ValueError(f"{train_sets[name].path}: one update needs "
-                                 f"{args.accumulate} batches of {args.batch_size} examples, "
-                                 f"got {number}; use smaller ones")
+                                 f"{args.accumulate} batches of {args.batch_size} examples "
+                                 f"each, got {number}; use smaller ones")
         self.plan = multitask.plan(
             {name: len(train_sets[name]) // args.batch_size for name in args.tasks},
             args.option == "seq", args.epochs, args.accumulate, args.align, args.para_first)
@@ -286,7 +282,7 @@ def prepare(args, source):
                     for name, task in model.tasks.items()}
             for split in ("train", "dev", "test")}
     trainer = Trainer(args, model.to(device).train(), tokenizer, sets["train"])
-    folder = run.Folder.open(args, source, settings)
+    folder = run.Folder.open(args, source, settings, run.files_of(args.data, args.weights))
     if folder.state:
         trainer.restore(folder.state)
     return folder, trainer, sets
@@ -407,17 +403,9 @@ def train(args, source):
 def main(argv=None):
     """-> exit status: 2 for a mistake in flags or files, which gets one line."""
     args, source = parse(argv)
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    try:
-        if args.download:
-            sources.download()
-            return 0
-        return train(args, source)
-    except (ValueError, OSError) as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:           # before the first step
-        return 130
+    if args.download:
+        return run.one_line(sources.download)
+    return run.one_line(lambda: train(args, source))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""The flags of train.py, one for each ablation, and what is refused: values out of range, and
-flags that contradict each other or would change nothing.
+"""The flags of train.py, one for each ablation, and what is refused: values out of range,
+and flags that contradict each other or would change nothing.
 """
 
 import argparse
@@ -20,63 +20,85 @@ def number(kind, low, high=float("inf")):
     return convert
 
 
+def given(parser, argv):
+    """{name: "given" or "default"}: which flags the caller wrote out."""
+    # With every default None, what is left None was not given.
+    values = vars(parser.parse_args(argv, argparse.Namespace(
+        **{action.dest: None for action in parser._actions})))
+    return {name: "default" if value in (None, False) else "given"
+            for name, value in values.items()}
+
+
 def parser():
     """One flag for one ablation. None is filled in from Table 1."""
     whole, share, amount = number(int, 1), number(float, 0, 1), number(float, 0)
-    p = argparse.ArgumentParser(description="Fine-tune one BERT for sentiment, paraphrase and "
-                                "similarity.", allow_abbrev=False)
+    p = argparse.ArgumentParser(description="Fine-tune one BERT for sentiment, paraphrase "
+                                "and similarity.", allow_abbrev=False)
     g = p.add_argument_group("what the report compares")
     g.add_argument("--option", choices=["seq", "rr", "pcgrad", "gvac"], default="rr",
-                   help="sequential (Algorithm 1), round robin (Algorithm 2), with gradient "
-                   "surgery, with gradient vaccine (ours: rr)")
+                   help="sequential (Algorithm 1), round robin (Algorithm 2), with "
+                   "gradient surgery, with gradient vaccine (ours: rr)")
     g.add_argument("--smart", action="store_true", help="both SMART terms (report 3.5)")
     g.add_argument("--con", action="store_true", help="encode a pair together (report 3.4)")
-    g.add_argument("--hlh", action="store_true", help="hidden layers in the heads (report 3.6)")
-    g.add_argument("--tasks", default="sst,para,sts", help="train only these (report, Table 2)")
+    g.add_argument("--hlh", action="store_true",
+                   help="hidden layers in the heads (report 3.6)")
+    g.add_argument("--tasks", default="sst,para,sts",
+                   help="train only these (report, Table 2)")
     g.add_argument("--para-first", type=number(int, 0), metavar="N",
-                   help="N epochs on paraphrase alone first (report 3.5.1: 5 with SMART, else 0)")
+                   help="N epochs on paraphrase alone first (report 3.5.1: 5 with SMART, "
+                   "else 0)")
     g.add_argument("--fresh-streams", action="store_true",
-                   help="reshuffle every set at each epoch: the row without RR (report, Table 2)")
+                   help="reshuffle every set at each epoch: the row without RR "
+                   "(report, Table 2)")
     g.add_argument("--freeze", action="store_true", help="train the heads only (course)")
     g = p.add_argument_group("optimization")
-    g.add_argument("--batch-size", type=whole, help="examples of a task at once (report, Table 1)")
+    g.add_argument("--batch-size", type=whole,
+                   help="examples of a task at once (report, Table 1)")
     g.add_argument("--accumulate", type=whole, metavar="N",
                    help="batches to one update (report, Table 1: 2 where it says batch 32)")
     g.add_argument("--epochs", type=whole, help="(report, Table 1; else 15)")
-    g.add_argument("--max-steps", type=whole, metavar="N", help="stop after N updates (ours)")
+    g.add_argument("--max-steps", type=whole, metavar="N",
+                   help="stop after N updates (ours)")
     g.add_argument("--align", choices=["sst", "para", "sts"],
                    help="the set whose size makes an epoch (report 3.3: sts)")
     g.add_argument("--lr", type=amount, help="(report, Table 1; else 1e-5)")
-    g.add_argument("--warmup", type=share, default=0.0, metavar="SHARE", help="share of the "
-                   "updates with rising rate; if not 0, it then falls to 0 (report: 0)")
+    g.add_argument("--warmup", type=share, default=0.0, metavar="SHARE", help="share of "
+                   "the updates with rising rate; if not 0, it then falls to 0 (report: 0)")
     g.add_argument("--clip", type=amount, default=1.0, metavar="NORM",
                    help="largest norm of an update's gradient, 0 for none (BERT: 1)")
-    g.add_argument("--weight-decay", type=amount, default=0.0, help="on matrices (course: 0)")
+    g.add_argument("--weight-decay", type=amount, default=0.0,
+                   help="on matrices (course: 0)")
     g.add_argument("--vaccine-granularity", choices=["model", "layer", "matrix"],
                    default="model", help="what gets a target of its own (report: model)")
-    g.add_argument("--vaccine-beta", type=share, default=0.01, help="(Gradient Vaccine: 0.01)")
+    g.add_argument("--vaccine-beta", type=share, default=0.01,
+                   help="(Gradient Vaccine: 0.01)")
     g = p.add_argument_group("SMART")
     g.add_argument("--smart-weight", type=amount, default=1.0, help="λ_s (ours)")
-    g.add_argument("--smart-eps", type=amount, default=1e-5, help="radius ε (ours)")
+    g.add_argument("--smart-eps", type=amount, default=0.02,
+                   help="radius ε (ours; SMART: 1e-5)")
     g.add_argument("--smart-steps", type=whole, default=1, help="ascent steps (SMART: 1)")
-    g.add_argument("--bregman-weight", type=amount, default=1.0, help="μ (SMART: 1)")
+    g.add_argument("--bregman-weight", type=amount, default=0.1, help="μ (ours; SMART: 1)")
     g = p.add_argument_group("model")
     g.add_argument("--pool", choices=["cls", "mean"], default="cls",
-                   help="a sequence as BERT's pooler output, or the mean over its tokens (cls)")
+                   help="a sequence as BERT's pooler output, or the mean over its tokens "
+                   "(cls)")
     g.add_argument("--dropout", type=number(float, 0, 0.99), metavar="P",
                    help="everywhere (default: what config.json says)")
     g.add_argument("--sst-loss", choices=["ce", "mse"], default="ce", help="(ours, see D1)")
-    g.add_argument("--sts-loss", choices=["mse", "ce"], default="mse", help="(ours, see D1)")
+    g.add_argument("--sts-loss", choices=["mse", "ce"], default="mse",
+                   help="(ours, see D1)")
     g = p.add_argument_group("run")
     g.add_argument("--data", metavar="DIR", help="folder of the nine CSV files (data/)")
-    g.add_argument("--weights", metavar="DIR|NAME", help="a pre-trained BERT: a folder, a name "
-                   "under weights/, or an installed package (weights/bert-base-uncased)")
+    g.add_argument("--weights", metavar="DIR|NAME",
+                   help="a pre-trained BERT: a folder, a name under weights/, or an "
+                   "installed package (weights/bert-base-uncased)")
     g.add_argument("--download", action="store_true",
                    help="get data/ and weights/bert-base-uncased/, then stop")
     g.add_argument("--out", metavar="DIR", help="new folder for this run (under runs/)")
     g.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
     g.add_argument("--checkpoint-every", type=whole, default=500, metavar="N",
-                   help="updates between checkpoints; there is one at each epoch's end (ours)")
+                   help="updates between checkpoints; there is one at each epoch's end "
+                   "(ours)")
     g.add_argument("--seed", type=number(int, 0, 2 ** 32 - 1), default=0)
     g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     g.add_argument("--amp", choices=["auto", "off", "bf16"], default="auto",
@@ -89,23 +111,28 @@ def check(parser, args, source):
     tasks, option = ",".join(args.tasks), args.option
     for wrong, one, other, why in (
             (option in ("pcgrad", "gvac") and len(args.tasks) == 1, f"--tasks {tasks}",
-             f"--option {option}", "one task has nothing to conflict with; use --option rr"),
+             f"--option {option}",
+             "one task has nothing to conflict with; use --option rr"),
             (option in ("pcgrad", "gvac") and args.freeze, "--freeze", f"--option {option}",
              "what is treated would be frozen; use --option rr"),
             (args.align and args.align not in args.tasks, f"--align {args.align}",
              f"--tasks {tasks}", "align to a set that is trained on"),
             (args.align and option == "seq", f"--align {args.align}", "--option seq",
              "Algorithm 1 reads every set to its end"),
-            (args.para_first and "para" not in args.tasks, f"--para-first {args.para_first}",
-             f"--tasks {tasks}", "add para to the tasks")):
+            (args.para_first and "para" not in args.tasks,
+             f"--para-first {args.para_first}", f"--tasks {tasks}",
+             "add para to the tasks")):
         if wrong:
             parser.error(f"{one} and {other} contradict each other: {why}")
     for name, needs, present in (
-            ("smart_weight", "--smart", args.smart), ("bregman_weight", "--smart", args.smart),
-            ("smart_eps", "--smart, and a --smart-weight above 0", args.smart
-             and args.smart_weight), ("smart_steps", "--smart, and a --smart-weight above 0",
-                                      args.smart and args.smart_weight),
+            ("smart_weight", "--smart", args.smart),
+            ("bregman_weight", "--smart", args.smart),
+            ("smart_eps", "--smart, and a --smart-weight above 0",
+             args.smart and args.smart_weight),
+            ("smart_steps", "--smart, and a --smart-weight above 0",
+             args.smart and args.smart_weight),
             ("vaccine_granularity", "--option gvac", option == "gvac"),
             ("vaccine_beta", "--option gvac", option == "gvac")):
         if source[name] == "given" and not present:
-            parser.error(f"--{name.replace('_', '-')} would change nothing: it needs {needs}")
+            parser.error(f"--{name.replace('_', '-')} would change nothing: "
+                         f"it needs {needs}")

@@ -9,14 +9,14 @@ import torch
 
 
 def find_device(name):
-    """"auto" | "cpu" | "cuda" | "cuda:1" -> torch.device. Raises ValueError if it isn't there."""
+    """"auto" | "cpu" | "cuda" | "cuda:1" -> torch.device. Raises ValueError if absent."""
     try:
         device = torch.device(name if name != "auto" else
                               "cuda" if torch.cuda.is_available() else "cpu")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise ValueError(f"--device must be auto, or a device of this machine such as cpu, got "
-                         f"{name!r}") from None
+        raise ValueError(f"--device must be auto, or a device of this machine such as cpu, "
+                         f"got {name!r}") from None
     return device
 
 

@@ -1,14 +1,14 @@
 """A run's folder, its checkpoints, and what it tells while it works.
 
-    args.json       each setting and where it came from, versions, digests of data and weights
+    args.json       each setting and its source, versions, digests of data and weights
     metrics.jsonl   a line a step, and an evaluation line an epoch
     best/           the best model so far: config.json, vocab.txt, model.safetensors
     last.pt         all that an exact resume needs; before.pt is the one before it
     predictions/    dev and test, in the course's format
     result.json     the dev scores of the best model; only a finished run has it
 
-A process can be killed at any moment. So every file that a resume reads is written beside its
-place, synced to the disk and then renamed, which is one indivisible step of the file system.
+A process can be killed at any moment. So every file that a resume reads is written beside
+its place, synced to the disk and then renamed, one indivisible step of the file system.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from plumbing import machine
 # --- Files that are whole or absent ---
 
 def replace(path, write):
-    """Let write(temporary path) make a file, and put it at `path` when it is on the disk."""
+    """Let write(temporary path) make a file; put it at `path` when it is on the disk."""
     temporary = path + ".new"
     write(temporary)
     with open(temporary, "rb+") as file:
@@ -81,7 +81,7 @@ def content_digest(value):
 # --- The folder ---
 
 class Folder:
-    """The folder of one run. state, a dict, is what its newest whole checkpoint holds, or None."""
+    """A run's folder. state: what its newest whole checkpoint holds, a dict or None."""
 
     def __init__(self, path):
         self.path, self.state, self.metrics = path, None, None
@@ -90,12 +90,14 @@ class Folder:
         return os.path.join(self.path, name)
 
     @classmethod
-    def open(cls, args, source, settings):
+    def open(cls, args, source, settings, files):
         """A new folder at args.out, or, with the settings of a run, that of args.resume.
 
-        Raises ValueError if args.out holds anything, or data and weights are not the run's.
+        files: {name: path} of all that the run depends on. Raises ValueError if args.out
+        holds anything, or a file is not the one that the run was started with.
         """
-        found, here = digests(args), machine.description()
+        found = {name: file_digest(path) for name, path in files.items()}
+        here = machine.description()
         if settings is None:
             return cls.create(args.out, {
                 "args": {name: {"value": value, "from": source[name]}
@@ -104,12 +106,13 @@ class Folder:
         changed = [name for name in {**found, **settings["digests"]}
                    if found.get(name) != settings["digests"].get(name)]
         if changed:
-            raise ValueError(f"{', '.join(sorted(changed))}: not what the run in {args.resume} "
-                             f"was started with; put the old files back, or start a new run")
+            raise ValueError(f"{', '.join(sorted(changed))}: not what the run in "
+                             f"{args.resume} was started with; put the old files back, or "
+                             f"start a new run")
         for name, value in settings["machine"].items():
             if here.get(name) != value:
-                warnings.warn(f"{name} is {here.get(name)}, was {value}: what follows will not "
-                              f"be bit for bit what it would have been")
+                warnings.warn(f"{name} is {here.get(name)}, was {value}: what follows will "
+                              f"not be bit for bit what it would have been")
         return cls.reopen(args.resume)
 
     @classmethod
@@ -139,9 +142,9 @@ class Folder:
         folder.metrics = open(folder / "metrics.jsonl", "ab")
         length = folder.state["metrics_bytes"] if folder.state else 0
         if folder.metrics.tell() < length:
-            raise ValueError(f"{folder / 'metrics.jsonl'} has {folder.metrics.tell()} bytes, the "
-                             f"checkpoint was written after {length}: the file was changed, so "
-                             f"the run cannot go on; start it again")
+            raise ValueError(f"{folder / 'metrics.jsonl'} has {folder.metrics.tell()} "
+                             f"bytes, the checkpoint was written after {length}: the file "
+                             f"was changed, so the run cannot go on; start it again")
         folder.metrics.truncate(length)
         return folder
 
@@ -163,7 +166,7 @@ class Folder:
         replace(self / "last.pt", write)
 
     def replace_folder(self, name, write):
-        """Let write(temporary folder) make a folder, then put it in the place of an old one."""
+        """Let write(temporary folder) make a folder; put it in the place of an old one."""
         temporary = self / (name + ".new")
         shutil.rmtree(temporary, ignore_errors=True)
         write(temporary)
@@ -175,12 +178,13 @@ class Folder:
 
 
 def check_free(path):
-    """Raise ValueError if `path` holds anything but the remains of a start that was killed."""
+    """Raise ValueError if `path` holds anything but the remains of a killed start."""
     if os.path.exists(path) and not (os.path.isdir(path) and all(
             name.endswith(".new") for name in os.listdir(path))):
-        kind = "another run" if os.path.exists(os.path.join(path, "args.json")) else "files"
-        raise ValueError(f"--out {path} holds {kind}; give a new folder, or go on with it by "
-                         f"--resume {path}")
+        kind = ("another run" if os.path.exists(os.path.join(path, "args.json"))
+                else "files")
+        raise ValueError(f"--out {path} holds {kind}; give a new folder, or go on with it "
+                         f"by --resume {path}")
 
 
 def read_settings(path):
@@ -196,27 +200,29 @@ def read_settings(path):
                          f"read ({error}); give a folder that train.py wrote") from None
 
 
-def digests(args):
-    """{what: SHA-256} of the files that a run depends on."""
-    found = {os.path.join("data", name): os.path.join(args.data, name)
-             for name in sorted(os.listdir(args.data)) if name.endswith(".csv")}
-    for name in ("config.json", "vocab.txt", "model.safetensors", "pytorch_model.bin"):
-        found[os.path.join("weights", name)] = os.path.join(args.weights, name)
-    return {name: file_digest(path) for name, path in found.items() if os.path.isfile(path)}
+def files_of(data, weights):
+    """What training depends on.   (folder, folder) -> {name: path}"""
+    names = ("config.json", "vocab.txt", "model.safetensors", "pytorch_model.bin")
+    found = {os.path.join("data", name): os.path.join(data, name)
+             for name in sorted(os.listdir(data)) if name.endswith(".csv")}
+    found.update({os.path.join("weights", name): os.path.join(weights, name)
+                  for name in names})
+    return {name: path for name, path in found.items() if os.path.isfile(path)}
 
 
 def resumed(args, source):
-    """The settings of the run in args.resume, after checking that nothing else was asked for."""
+    """Settings of the run in args.resume, after a check that nothing else was asked for."""
     settings = read_settings(args.resume)
     values = {name: entry["value"] for name, entry in settings["args"].items()}
     for name, value in vars(args).items():
         if source[name] == "given" and name not in ("resume", "data", "weights"):
             flag = f"--{name.replace('_', '-')}"
             if values.get(name) != value:
-                raise ValueError(f"{flag} {value} differs from the run in {args.resume}, which "
-                                 f"has {values.get(name)}; leave it out, or start a new run")
+                raise ValueError(f"{flag} {value} differs from the run in {args.resume}, "
+                                 f"which has {values.get(name)}; leave it out, or start a "
+                                 f"new run")
     for name in ("data", "weights"):        # may have moved: their digests are compared
-        if source[name] == "given":
+        if source.get(name) == "given":
             values[name] = getattr(args, name)
     return argparse.Namespace(**{**values, "resume": args.resume}), settings
 
@@ -227,7 +233,7 @@ def load_checkpoint(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
         digest = state.pop("digest")
         return state if content_digest(state) == digest else None
-    except Exception:       # cut short, overwritten, not ours: damaged in one way or another
+    except Exception:       # cut short, overwritten, not ours: damaged one way or another
         return None
 
 
@@ -238,10 +244,10 @@ class Interrupted(Exception):
 
 
 class Stop:
-    """Turns the first Ctrl-C or SIGTERM into a request; a second Ctrl-C ends the process at once.
+    """Makes a first Ctrl-C or SIGTERM a request; a second Ctrl-C ends the process at once.
 
-    As a context manager it listens. `asked` is the signal's number, or 0. In work done under
-    `with stop.abandon():` the request raises Interrupted instead of waiting for a step's end.
+    As a context manager it listens. `asked` is the signal's number, or 0. In work under
+    `with stop.abandon():` the request raises Interrupted, not waiting for a step's end.
     """
 
     def __init__(self):
@@ -311,3 +317,17 @@ def clock(seconds):
     minutes, seconds = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+# --- The command line ---
+
+def one_line(command):
+    """Run command() -> exit status; a wrong flag or file gets one line and status 2."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    try:
+        return command()
+    except (ValueError, OSError) as error:
+        print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:           # before the first step
+        return 130

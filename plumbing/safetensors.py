@@ -30,10 +30,11 @@ def read_header(path):
     """Read and check the header alone.
 
     path -> ({name: (dtype, shape, begin, end)}, offset of the data in the file, in bytes).
-    Raises ValueError if the file lies about itself in any way, OSError if it cannot be read.
+    Raises ValueError if the file lies about itself in any way, OSError if it can't be read.
     """
     def refuse(what):
-        raise ValueError(f"{path} is not a whole safetensors file: {what}; download it again")
+        raise ValueError(f"{path} is not a whole safetensors file: {what}; "
+                         f"download it again")
 
     size = os.path.getsize(path)
     with open(path, "rb") as file:
@@ -72,8 +73,10 @@ def read_header(path):
             refuse(f"{name} has dtype {dtype!r}, known are {', '.join(DTYPES)}")
         if not natural(shape) or len(shape) > 8:
             refuse(f"{name} has shape {shape!r}, needed a list of at most 8 sizes")
-        if not natural(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= data:
-            refuse(f"{name} has data_offsets {offsets!r}, the file holds {data} bytes of data")
+        if (not natural(offsets) or len(offsets) != 2
+                or not offsets[0] <= offsets[1] <= data):
+            refuse(f"{name} has data_offsets {offsets!r}, "
+                   f"the file holds {data} bytes of data")
         needed = math.prod(shape) * DTYPES[dtype].itemsize      # a Python int: no overflow
         if offsets[1] - offsets[0] != needed:
             refuse(f"{name} {shape} {dtype} needs {needed} bytes, "
@@ -93,7 +96,7 @@ def read_header(path):
 
 
 def load(path, names=None):
-    """Read the tensors called `names` (default: all).   path -> {name: Tensor on the CPU}"""
+    """Read the tensors called `names` (default: all).   path -> {name: Tensor on CPU}"""
     header, start = read_header(path)
     tensors = {}
     with open(path, "rb") as file:
@@ -110,7 +113,7 @@ def load(path, names=None):
 
 
 def save(path, tensors):
-    """Write {name: Tensor} as `path`, in the order given; readable by any safetensors reader."""
+    """Write {name: Tensor} as `path`, in the order given, for any safetensors reader."""
     header, parts, position = {"__metadata__": {"format": "pt"}}, [], 0
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
@@ -120,7 +123,7 @@ def save(path, tensors):
         parts.append(tensor)
         position += size
     text = json.dumps(header, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)        # so that the data starts at a multiple of 8 bytes
+    text += b" " * (-len(text) % 8)        # so the data starts at a multiple of 8 bytes
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for tensor in parts:

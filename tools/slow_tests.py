@@ -1,12 +1,12 @@
-"""Kill runs with SIGKILL at random moments, resume them, and compare the results bit by bit.
+"""Kill runs with SIGKILL at random moments, resume them, and compare results bit by bit.
 
     python tools/slow_tests.py [--kills 10] [--seed 0] [WORD …]
 
 For each of --option seq, rr, pcgrad and gvac, plain and with SMART, accumulation,
 paraphrase-first and all three: one run is left alone, another is killed --kills times and
-resumed each time. Metrics, best weights, predictions and the last checkpoint's θ, optimizer,
-vaccine and teacher must be equal to the last bit. With WORDs only the runs whose name contains
-one of them. The model and the data are the tiny ones of test_all.py. About ten minutes.
+resumed each time. Metrics, best weights, predictions, and θ, optimizer, vaccine and teacher
+in the last checkpoint must be equal to the last bit. With WORDs only the runs whose name
+contains one of them. Model and data are the tiny ones of test_all.py. About ten minutes.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def finish(flags):
 
 
 def contents(out):
-    """All that must be equal: the files of the run, and the last checkpoint without clock times."""
+    """All that must be equal: the run's files, and last.pt without its clock times."""
     state = run.load_checkpoint(os.path.join(out, "last.pt"))
     for name in ("seconds", "metrics_bytes"):
         del state[name]
@@ -62,7 +62,7 @@ def contents(out):
 
 
 def kill_and_resume(flags, kills, rng):
-    """Kill until `kills` processes have died by it; a run that finishes is followed by another.
+    """Kill until `kills` processes died by it; a finished run is followed by another.
 
     Returns the number of runs that were finished and compared.
     """
@@ -86,8 +86,8 @@ def kill_and_resume(flags, kills, rng):
         got, runs = contents(killed), runs + 1
         for name in expected:
             if got[name] != expected[name]:
-                raise AssertionError(f"{name} differs from the undisturbed run's; see {killed} "
-                                     f"and {whole}")
+                raise AssertionError(f"{name} differs from the undisturbed run's; see "
+                                     f"{killed} and {whole}")
     return runs
 
 
@@ -105,10 +105,11 @@ def main():
             if args.words and not any(word in name for word in args.words):
                 continue
             try:
-                runs = kill_and_resume(["--option", option, "--data", data_folder, "--weights",
-                                        weights, *COMMON, *flags], args.kills, rng)
-                print(f"done  {name}: {args.kills} kills in {runs} runs, equal to the last bit",
-                      flush=True)
+                runs = kill_and_resume(["--option", option, "--data", data_folder,
+                                        "--weights", weights, *COMMON, *flags],
+                                       args.kills, rng)
+                print(f"done  {name}: {args.kills} kills in {runs} runs, equal to the "
+                      f"last bit", flush=True)
                 passed += 1
             except AssertionError as error:
                 print(f"FAIL  {name}: {error}", flush=True)

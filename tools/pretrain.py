@@ -1,0 +1,300 @@
+"""Masked-LM pre-training: from scratch, or further, on the texts of a task.
+
+    python tools/pretrain.py --text FILE … --out DIR --vocab FILE        (from scratch)
+    python tools/pretrain.py --text FILE … --out DIR --weights NAME      (further)
+
+The report's last sentence: "Further work may improve upon this by … further enhancing
+pretraining for the upstream minBERT model." A .csv file gives its columns sentence, or
+sentence1 and sentence2 as a pair; any other file a text a line, or two separated by a tab.
+The encoder in OUT/model can be given to train.py as --weights. A run folder, --resume,
+Ctrl-C and the log are those of train.py.
+
+Symbols: B texts in a batch, T tokens in the longest, M masked tokens of a batch, V entries
+of the vocabulary.
+Leaves out: next-sentence prediction, whole-word masking.
+"""
+
+import argparse
+import csv
+import os
+import shutil
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import bert                                                         # noqa: E402
+import data                                                         # noqa: E402
+import multitask                                                    # noqa: E402
+import optim                                                        # noqa: E402
+from plumbing import flags, machine, run, sources                   # noqa: E402
+
+
+class MaskedLM(nn.Module):
+    """BERT with its masked-LM head.   [Devlin et al. 2018, sec. 3.1; their released code]
+
+        logits = W_E LN(GELU(W h + b)) + c        W_E: the word embeddings, tied
+    """
+
+    def __init__(self, encoder):
+        super().__init__()
+        H = encoder.config.hidden_size
+        self.bert, self.dense = encoder, nn.Linear(H, H)
+        self.norm = nn.LayerNorm(H, eps=encoder.config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(encoder.config.vocab_size))
+        nn.init.normal_(self.dense.weight, std=encoder.config.initializer_range)
+
+    def forward(self, batch, labels):
+        """data.Batch, labels [B, T] (-100: not asked) -> mean cross-entropy in nats.
+
+        Only the M positions that are asked meet the vocabulary: a seventh of the work.
+        """
+        x = self.bert.embed(batch.input_ids, batch.token_type_ids)
+        hidden_states, _ = self.bert.encode(x, batch.attention_mask)
+        h = hidden_states[labels != -100]                                       # [M, H]
+        h = self.norm(F.gelu(self.dense(h)))
+        logits = h @ self.bert.word_embeddings.weight.T + self.bias             # [M, V]
+        return F.cross_entropy(logits.float(), labels[labels != -100])
+
+
+def mask_tokens(input_ids, special, mask_id, vocab_size, share=0.15):
+    """BERT's 80/10/10 rule, drawn anew each time.   [Devlin et al. 2018, sec. 3.1]
+
+    input_ids [B, T]; special [B, T], True where nothing may be asked. Returns (inputs,
+    labels), both [B, T]. Of the asked tokens 80% become [MASK], 10% a random token, 10%
+    stay: fine-tuning never shows a [MASK], so the model must not wait for one.
+    """
+    asked = (torch.rand(input_ids.shape) < share) & ~special
+    labels = torch.where(asked, input_ids, -100)
+    fate = torch.rand(input_ids.shape)
+    random = torch.randint(vocab_size, input_ids.shape)
+    inputs = torch.where(asked & (fate < 0.8), mask_id, input_ids)
+    return torch.where(asked & (fate >= 0.9), random, inputs), labels
+
+
+def read_texts(path, tokenizer):
+    """A file's texts.   -> [(ids,) or (ids, ids), …]; ValueError if there are none"""
+    texts = []
+    with open(path, encoding="utf-8", newline="") as file:
+        if path.endswith(".csv"):
+            for row in csv.DictReader(file, delimiter="\t"):
+                text = [row[name] for name in ("sentence", "sentence1", "sentence2")
+                        if row.get(name)]
+                texts += [tuple(map(tokenizer, text))] if text else []
+        else:
+            texts = [tuple(map(tokenizer, line.rstrip("\n").split("\t")[:2]))
+                     for line in file if line.strip()]
+    if not texts:
+        raise ValueError(f"{path}: needed texts in columns sentence, sentence1, sentence2, "
+                         f"or one a line; got none")
+    return texts
+
+
+class Pretrainer:
+    """All that changes during pre-training, and the step that changes it."""
+
+    def __init__(self, args, model, tokenizer, texts):
+        self.args, self.model, self.tokenizer = args, model, tokenizer
+        order = np.random.default_rng(args.seed).permutation(len(texts))
+        held = max(1, len(texts) // 50)
+        # Single sentences and pairs go to streams of their own: a batch is of one kind.
+        kinds = {"single": [], "pair": []}
+        for i in order[held:]:
+            kinds["pair" if len(texts[i]) == 2 else "single"].append(texts[i])
+        self.held_out = [texts[i] for i in order[:held]]
+        self.sets = {kind: data.Dataset("", [""] * len(part), part, None)
+                     for kind, part in kinds.items() if len(part) >= args.batch_size}
+        if not self.sets:
+            raise ValueError(f"--text: needed at least {args.batch_size} texts, got "
+                             f"{len(texts) - held}; use a smaller --batch-size")
+        self.streams = {kind: data.Stream(data.lengths(part, True), args.batch_size, (k, 9))
+                        for k, (kind, part) in enumerate(self.sets.items())}
+        self.device = next(model.parameters()).device
+        self.autocast, self.precision = machine.choose_precision(args.amp, self.device)
+        self.flat = optim.FlatParameters({"encoder": list(model.named_parameters())}, 1)
+        self.regions = multitask.regions(self.flat, "model")
+        self.optimizer = optim.AdamW(self.flat.param_groups(args.weight_decay), lr=args.lr)
+        self.step_number, self.total = 0, args.max_steps
+
+    def batch_of(self, dataset, indices):
+        """-> (data.Batch with masks in it, labels), on the device"""
+        tokenizer, size = self.tokenizer, self.model.bert.config.vocab_size
+        batch = data.collate(dataset, indices, tokenizer, True,
+                             self.model.bert.config.max_position_embeddings)
+        special = sum(batch.input_ids == i for i in (tokenizer.pad, tokenizer.cls,
+                                                     tokenizer.sep)).bool()
+        batch.input_ids, labels = mask_tokens(batch.input_ids, special,
+                                              tokenizer.ids["[MASK]"], size)
+        return batch.to(self.device), labels.to(self.device)
+
+    def step(self):
+        """One update.   -> its line of metrics"""
+        rate = self.args.lr * optim.learning_rate_factor(self.step_number, self.total,
+                                                         self.args.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        # Each kind in proportion to its texts; the choice is a function of the step alone.
+        sizes = [len(part) for part in self.sets.values()]
+        pick = np.random.default_rng([self.args.seed, self.step_number]).choice(
+            len(sizes), p=np.array(sizes) / sum(sizes))
+        kind = list(self.sets)[pick]
+
+        def loss_fn(task, indices):
+            batch, labels = self.batch_of(self.sets[kind], indices)
+            with self.autocast():
+                loss = self.model(batch, labels)
+            return loss, {"loss": loss.detach()}
+        log = multitask.backward(self.flat, [{kind: self.streams[kind].next()}], loss_fn,
+                                 {kind: 0})
+        treated = multitask.treat(self.flat, self.regions, [0], multitask.plain_sum, 1.0,
+                                  None)
+        if treated is not None:
+            self.optimizer.step()
+        self.step_number += 1
+        return {"step": self.step_number, "lr": rate, **log,
+                **multitask.describe(treated, [kind])}
+
+    @torch.no_grad()
+    def held_out_loss(self):
+        """Mean masked-LM loss on held-out texts, under masks of its own.   -> nats"""
+        self.model.eval()
+        states = machine.random_states()
+        torch.manual_seed(0)
+        losses = []
+        for number in (1, 2):
+            part = [text for text in self.held_out if len(text) == number]
+            dataset = data.Dataset("", [""] * len(part), part, None)
+            for start in range(0, len(part), 64):
+                with self.autocast():
+                    losses.append(self.model(*self.batch_of(
+                        dataset, range(start, min(start + 64, len(part))))).item())
+        machine.set_random_states(states)
+        self.model.train()
+        return float(np.mean(losses))
+
+    def state(self):
+        return {"step": self.step_number, "theta": self.flat.theta,
+                "optimizer": self.optimizer.state_dict(), "random": machine.random_states(),
+                "streams": {kind: list(s.position) for kind, s in self.streams.items()}}
+
+    def restore(self, state):
+        self.step_number = state["step"]
+        self.flat.theta.copy_(state["theta"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        machine.set_random_states(state["random"])
+        for kind, position in state["streams"].items():
+            self.streams[kind].position = position
+
+    def save(self, path):
+        self.model.bert.save_pretrained(path, half=self.args.half)
+        shutil.copyfile(self.tokenizer.path, os.path.join(path, "vocab.txt"))
+
+
+def parser():
+    whole, share = flags.number(int, 1), flags.number(float, 0, 1)
+    amount = flags.number(float, 0)
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    p.add_argument("--text", nargs="+", metavar="FILE", help="files of texts")
+    p.add_argument("--weights", metavar="DIR|NAME", help="go on from this BERT")
+    p.add_argument("--vocab", metavar="FILE", help="from scratch: the vocabulary")
+    p.add_argument("--layers", type=whole, default=3, help="from scratch (ours)")
+    p.add_argument("--hidden", type=whole, default=128, help="from scratch (ours)")
+    p.add_argument("--heads", type=whole, default=4, help="from scratch (ours)")
+    p.add_argument("--max-length", type=whole, default=64, help="from scratch (ours)")
+    p.add_argument("--max-steps", type=whole, default=10000, help="updates (ours)")
+    p.add_argument("--batch-size", type=whole, default=64, help="(ours)")
+    p.add_argument("--lr", type=amount, default=1e-3, help="(ours; further: try 5e-5)")
+    p.add_argument("--warmup", type=share, default=0.05, help="share of the updates (ours)")
+    p.add_argument("--weight-decay", type=amount, default=0.01, help="(BERT: 0.01)")
+    p.add_argument("--half", action="store_true", help="save the model in float16")
+    p.add_argument("--seed", type=flags.number(int, 0, 2 ** 32 - 1), default=0)
+    p.add_argument("--device", default="auto")
+    p.add_argument("--amp", choices=["auto", "off", "bf16"], default="auto")
+    p.add_argument("--out", metavar="DIR", help="new folder for this run")
+    p.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    p.add_argument("--checkpoint-every", type=whole, default=1000, metavar="N")
+    return p
+
+
+def build(args):
+    """-> (tokenizer, MaskedLM)"""
+    torch.manual_seed(args.seed)
+    if args.weights:
+        folder = sources.find_weights(args.weights)
+        encoder = bert.BertModel.from_pretrained(folder)
+        vocab = os.path.join(folder, "vocab.txt")
+    else:
+        vocab = args.vocab
+        encoder = bert.BertModel(bert.BertConfig(
+            vocab_size=len(data.WordPiece(vocab).tokens), hidden_size=args.hidden,
+            num_hidden_layers=args.layers, num_attention_heads=args.heads,
+            intermediate_size=4 * args.hidden, max_position_embeddings=args.max_length))
+    tokenizer = data.WordPiece(vocab, encoder.config.vocab_size)
+    if "[MASK]" not in tokenizer.ids:
+        raise ValueError(f"{vocab} has no [MASK]; use BERT's vocab.txt")
+    return tokenizer, MaskedLM(encoder)
+
+
+def pretrain(args, source):
+    """-> exit status"""
+    settings = None
+    if args.resume:
+        args, settings = run.resumed(args, source)
+    elif not (args.text and args.out and bool(args.weights) != bool(args.vocab)):
+        raise ValueError("needed --text FILE …, --out DIR, and either --weights to go on "
+                         "from or --vocab to start from scratch")
+    else:
+        run.check_free(args.out)
+    tokenizer, model = build(args)
+    texts = [text for path in args.text for text in read_texts(path, tokenizer)]
+    model = model.to(machine.find_device(args.device)).train()
+    trainer = Pretrainer(args, model, tokenizer, texts)
+    files = {path: path for path in [*args.text, tokenizer.path]}
+    folder = run.Folder.open(args, source, settings, files)
+    if folder.state:
+        trainer.restore(folder.state)
+    print(f"run: {folder.path}\n  {len(texts)} texts, {trainer.total} updates, "
+          f"{trainer.flat.theta.numel():,} parameters, {trainer.precision}", flush=True)
+    progress = run.Progress(trainer.total, trainer.step_number)
+    start = time.monotonic() - (folder.state or {"seconds": 0.0})["seconds"]
+    with run.Stop() as stop:
+        while trainer.step_number < trainer.total:
+            line = trainer.step()
+            loss = next(value for name, value in line.items() if name.startswith("loss"))
+            progress.show(trainer.step_number, f"loss {loss:.3f}")
+            due = trainer.step_number % args.checkpoint_every == 0
+            if due or trainer.step_number == trainer.total:
+                line["held_out"] = trainer.held_out_loss()
+                progress.clear()
+                print(f"update {trainer.step_number}: held-out loss {line['held_out']:.3f}",
+                      flush=True)
+            folder.log(line)
+            if due or stop.asked or trainer.step_number == trainer.total:
+                folder.checkpoint({**trainer.state(), "seconds": time.monotonic() - start})
+            if stop.asked:
+                print(f"stopped after update {trainer.step_number} of {trainer.total}; go "
+                      f"on with: python tools/pretrain.py --resume {folder.path}")
+                return 128 + stop.asked
+    folder.replace_folder("model", trainer.save)
+    run.write_json(folder / "result.json", {
+        "held_out": trainer.held_out_loss(), "seconds": round(time.monotonic() - start, 1),
+        "args": vars(args)})
+    folder.close()
+    print(f"{run.clock(time.monotonic() - start)} in all; use it as --weights "
+          f"{folder / 'model'}")
+    return 0
+
+
+def main(argv=None):
+    p = parser()
+    args = p.parse_args(argv)
+    return run.one_line(lambda: pretrain(args, flags.given(p, argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
