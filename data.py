@@ -202,8 +202,10 @@ def parse_label(text, task, path, line):
 def truncate_pair(a, b, budget):
     """Lengths after dropping one token at a time from the longer side, from b on a tie.
 
+    a, b: tokens of the two sentences; budget: tokens that they may have together.
     (10, 3, 9) -> (6, 3); (5, 5, 9) -> (5, 4). In closed form: b may keep half of the
-    budget, or whatever a leaves free.
+    budget, or whatever a leaves free. Cutting the end of the whole row instead would often
+    remove all of b, and with it what there is to compare.
     """
     keep_b = min(b, max(budget // 2, budget - a))
     return min(a, budget - keep_b), keep_b
@@ -211,8 +213,11 @@ def truncate_pair(a, b, budget):
 
 @dataclasses.dataclass
 class Batch:
-    """Tensors for one forward pass: R = B rows; without CON a pair task has R = 2B, first
-    all first sentences, then all second ones."""
+    """Tensors for one forward pass.
+
+    R = B rows; without CON a pair task has R = 2B: first all first sentences, then all second
+    ones, so that one pass through the encoder serves both.
+    """
     input_ids: torch.Tensor         # [R, T]
     token_type_ids: torch.Tensor    # [R, T], or None for all 0
     attention_mask: torch.Tensor    # [R, T], 1 for tokens, or None if nothing is padded
@@ -229,6 +234,10 @@ def collate(dataset, indices, tokenizer, joint, max_length):
 
     joint:     [CLS] a [SEP] b [SEP], segments 0 … 0 1 … 1           [report 3.4]
     otherwise: [CLS] a [SEP] and [CLS] b [SEP] as rows of their own
+
+    "Standalone sentences have less context than comparing them side by side": in one row
+    every word of a can attend to every word of b, in every layer. Apart, all that is known of
+    a sentence must fit the one vector that the head gets.
     """
     cls, sep = [tokenizer.cls], [tokenizer.sep]
     examples = [dataset.tokens[i] for i in indices]
@@ -247,6 +256,8 @@ def collate(dataset, indices, tokenizer, joint, max_length):
     T = max(map(len, rows))
     padded = any(len(row) < T for row in rows)
 
+    # Trap: pad with [PAD]'s id, segment 0 and mask 0, at the end. The mask alone is what
+    # keeps padding out; where nothing is padded it is None, which saves adding zeros.
     def fill(lists, value):
         return torch.tensor([row + [value] * (T - len(row)) for row in lists])      # [R, T]
 
@@ -258,7 +269,10 @@ def collate(dataset, indices, tokenizer, joint, max_length):
 # --- 3.3 Batches ---
 
 def lengths(dataset, joint):
-    """Tokens that each example takes in a row, to sort by.   -> [N]"""
+    """Tokens that each example takes in a row, to sort by.   -> [N]
+
+    Apart, a row is as long as the longer of the two sentences; together, as both.
+    """
     together = sum if joint else max
     return np.array([together(map(len, texts)) for texts in dataset.tokens])
 
@@ -266,10 +280,11 @@ def lengths(dataset, joint):
 class Stream:
     """Endless batches, without replacement: pass after shuffled pass.   [report 3.3]
 
-    next() -> indices [B]. The passes over the data form one long sequence, cut into windows
-    of WINDOW batches; each window is sorted by length, cut into batches, and these are
-    shuffled. So batch-mates are alike in length but else random, and every example comes
-    exactly once before the next pass begins.
+    next() -> indices [B]. The shuffled passes over the N examples form one long sequence, of
+    which batch b takes the places b·B to (b+1)·B. Within a pass up to WINDOW batches at a
+    time are sorted by length and cut anew, then shuffled: batch-mates are alike in length but
+    else random. The batch in which a pass ends holds what is left over of it (D18) and is
+    filled up from the next, so no example of a pass comes before the last one is used up.
     `position` is [generation, batches drawn], two integers, all that a checkpoint needs:
     every order comes from a generator seeded by (seed, position), not by what came before.
     """
@@ -279,35 +294,42 @@ class Stream:
     def __init__(self, lengths, batch_size, seed):
         self.lengths, self.batch_size, self.seed = lengths, batch_size, list(seed)
         self.position = [0, 0]
-        self.window = None, None        # (generation, number), its batches
+        self.window = None, None        # (generation, number of its first batch), its batches
 
     def restart(self):
         """Begin a new order, dropping the rest of this pass (--fresh-streams)."""
         self.position = [self.position[0] + 1, 0]
 
     def next(self):
-        generation, drawn = self.position
-        number, inside = divmod(drawn, self.WINDOW)
-        if self.window[0] != (generation, number):
-            self.window = (generation, number), self.batches_of(generation, number)
-        self.position = [generation, drawn + 1]
-        return self.window[1][inside]
+        """-> indices [B]"""
+        N, B = len(self.lengths), self.batch_size
+        generation, b = self.position
+        this_pass = b * B // N
+        # The batches that lie wholly in this pass: first … last - 1.
+        first, last = -(-this_pass * N // B), (this_pass + 1) * N // B
+        if b < last:
+            start = first + (b - first) // self.WINDOW * self.WINDOW
+            count = min(self.WINDOW, last - start)
+        else:
+            start, count = b, 1         # the one in which this pass ends and another begins
+        if self.window[0] != (generation, start):
+            self.window = (generation, start), self.batches_of(generation, start, count)
+        self.position = [generation, b + 1]
+        return self.window[1][b - start]
 
-    def batches_of(self, generation, number):
-        """The batches of one window.   -> WINDOW arrays of B indices"""
-        N, size = len(self.lengths), self.WINDOW * self.batch_size
-        picks = np.empty(size, np.int64)
-        at, end = number * size, (number + 1) * size        # places in the long sequence
+    def batches_of(self, generation, start, count):
+        """Batches start … start + count - 1 of the sequence.   -> count arrays of B indices"""
+        N, B = len(self.lengths), self.batch_size
+        picks, at, end = [], start * B, (start + count) * B         # places in the sequence
         while at < end:
-            pass_number, inside = divmod(at, N)
-            order = np.random.default_rng([*self.seed, generation, 0, pass_number])
-            part = order.permutation(N)[inside:inside + end - at]
-            picks[at - number * size:][:len(part)] = part
-            at += len(part)
-        picks = picks[np.argsort(self.lengths[picks], kind="stable")]
-        batches = picks.reshape(self.WINDOW, self.batch_size)
-        shuffle = np.random.default_rng([*self.seed, generation, 1, number])
-        return batches[shuffle.permutation(self.WINDOW)]
+            this_pass, inside = divmod(at, N)
+            order = np.random.default_rng([*self.seed, generation, 0, this_pass])
+            picks.append(order.permutation(N)[inside:inside + end - at])
+            at += len(picks[-1])
+        picks = np.concatenate(picks)
+        picks = picks[np.argsort(self.lengths[picks], kind="stable")].reshape(count, B)
+        shuffle = np.random.default_rng([*self.seed, generation, 1, start])
+        return picks[shuffle.permutation(count)]
 
 
 def in_order_of_length(lengths, batch_size):

@@ -145,8 +145,9 @@ class Head(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
         self.dropout = nn.Dropout(dropout)
         # Why not BERT's own N(0, .02²): at H = 384 every such layer shrinks its input to a
-        # third, and behind three of them the encoder hardly gets a gradient for a whole
-        # epoch. N(0, 2 / in) keeps the size through a ReLU [He et al. 2015].
+        # third, and behind three of them the encoder hardly gets a gradient. N(0, 2 / in)
+        # keeps the size through a ReLU [He et al. 2015]. Measured with MiniLM, gvac, CON and
+        # HLH: after one epoch the overall score on dev is .707 with it, .629 without.
         for layer in self.layers[:-1]:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
@@ -155,8 +156,9 @@ class Head(nn.Module):
         for layer in hidden:
             h = F.relu(layer(self.dropout(h)))
         # Losses and KL in float32 even under autocast: bfloat16 has 3 digits.
-        return last(self.dropout(h)).float().squeeze(-1) if last.out_features == 1 else (
-            last(self.dropout(h)).float())
+        logits = last(self.dropout(h)).float()                      # [B, C]
+        # Trap: [B, 1] against labels [B] would broadcast to [B, B].
+        return logits.squeeze(-1) if last.out_features == 1 else logits
 
 
 class MultitaskBert(nn.Module):
@@ -165,6 +167,8 @@ class MultitaskBert(nn.Module):
     con: encode a pair as one sequence [3.4]; hlh: hidden layers in the heads [3.6];
     pool: "cls", BERT's pooler output, or "mean", the mean of the last hidden states over
     real tokens; sst_loss, sts_loss as for tasks(). Raises ValueError for another pool.
+    All heads exist from the start, also those of tasks that are not trained, so that a
+    single-task model is evaluated on all three, as in the report's Table 2.
     """
 
     def __init__(self, encoder, con=False, hlh=False, pool="cls", sst_loss="ce",
@@ -184,7 +188,7 @@ class MultitaskBert(nn.Module):
             self.heads[task.name] = Head(sizes, config.hidden_dropout_prob)
 
     def embed(self, batch):
-        """data.Batch -> x [R, T, H], what SMART perturbs."""
+        """data.Batch -> x [R, T, H], what SMART perturbs; R is B, or 2B for pairs apart."""
         return self.bert.embed(batch.input_ids, batch.token_type_ids)
 
     def logits(self, task, x, batch):
@@ -229,7 +233,11 @@ class MultitaskBert(nn.Module):
         return model
 
     def blocks(self):
-        """{block: [(name, parameter)]} for optim.FlatParameters, shared blocks first."""
+        """{block: [(name, parameter)]} for optim.FlatParameters, shared blocks first.
+
+        embeddings, layer 1 … layer L, pooler: shared by all tasks, and what a treatment sees.
+        head sst, head para, head sts: one task's own. Nobody else decides what is shared.
+        """
         blocks = {}
         for name, p in self.named_parameters():
             part, *rest = name.split(".")

@@ -100,6 +100,7 @@ class Trainer:
         smallest = args.smart_eps if args.smart and args.smart_weight else 1.0
         self.autocast, self.precision = machine.choose_precision(args.amp, self.device,
                                                                  smallest)
+        # Autograd then stops at the encoder's output, and AdamW finds no gradient for it.
         if args.freeze:
             model.bert.requires_grad_(False)
 
@@ -116,9 +117,12 @@ class Trainer:
         self.optimizer = optim.AdamW(self.flat.param_groups(args.weight_decay), lr=args.lr)
         # Its own generator: surgery's random orders must not shift anything else's numbers.
         self.rng = np.random.default_rng([args.seed, 3])
+        # θ̃ starts as θ_0, and costs a forward pass a batch and P more numbers.
         self.teacher = smart.Teacher(model, self.flat) if (
             args.smart and args.bregman_weight) else None
 
+        # A seed for each task by its place among all three: what --tasks leaves out does not
+        # change the order of the others.
         self.streams = {
             name: data.Stream(data.lengths(train_sets[name], args.con), args.batch_size,
                               (args.seed, k))
@@ -132,6 +136,7 @@ class Trainer:
         self.plan = multitask.plan(
             {name: len(train_sets[name]) // args.batch_size for name in args.tasks},
             args.option == "seq", args.epochs, args.accumulate, args.align, args.para_first)
+        # The schedule knows its end in advance: the rate falls to 0 at this step.
         self.total = min(sum(map(len, self.plan)), args.max_steps or sys.maxsize)
         self.step_number = self.skipped = 0
 
@@ -175,10 +180,12 @@ class Trainer:
             group["lr"] = rate
         micro_batches = [{name: self.next_batch(name) for name in names}
                          for _ in range(args.accumulate)]
+        # Algorithm 1's step has one task, Algorithm 2's all of them: nothing else differs.
         rows = {name: self.rows[name] for name in names}
         logs = multitask.backward(self.flat, micro_batches, self.objective, rows)
         treated = multitask.treat(self.flat, self.regions, sorted(set(rows.values())),
                                   self.treatment, args.clip, self.rng)
+        # Trap: a skipped step still counts, or the schedule would run late.
         if treated is None:
             self.skipped += 1
         else:
@@ -306,6 +313,8 @@ def loop(folder, trainer, sets, stop):
         folder.checkpoint({**trainer.state(), "evaluated": evaluated, "best": best,
                            "seconds": time.monotonic() - start})
 
+    # The order in here is what makes a resume exact: log, then checkpoint, then go on. What
+    # comes after the checkpoint is done again from the same state, and gives the same bits.
     while True:
         step = trainer.step_number
         epoch, inside = trainer.where(step)
@@ -332,6 +341,7 @@ def loop(folder, trainer, sets, stop):
             checkpoint()
             print(f"epoch {epoch}: dev " + "  ".join(
                 f"{name} {score:.3f}" for name, score in dev.items()), flush=True)
+        # A run that was killed after its last step comes straight here.
         if step == trainer.total:
             return best, time.monotonic() - start
         line = trainer.step()
@@ -390,7 +400,8 @@ def train(args, source):
             folder.close()
     run.write_json(folder / "result.json", {
         "dev": best["dev"], "epoch": best["epoch"], "seconds": round(seconds, 1),
-        "skipped": trainer.skipped, "args": vars(args)})
+        "checkpoint_seconds": round(folder.saving, 1), "skipped": trainer.skipped,
+        "args": vars(args)})
     print(f"\nbest on dev, after epoch {best['epoch']}:")
     print("SST acc.  Para acc.  STS corr.  Overall")
     print("{sst:8.3f}  {para:9.3f}  {sts:9.3f}  {overall:7.3f}".format(**best["dev"]))

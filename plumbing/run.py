@@ -85,6 +85,7 @@ class Folder:
 
     def __init__(self, path):
         self.path, self.state, self.metrics = path, None, None
+        self.saving = 0.0       # seconds spent on checkpoints
 
     def __truediv__(self, name):
         return os.path.join(self.path, name)
@@ -139,6 +140,7 @@ class Folder:
                 if folder.state is not None:
                     break
                 print(f"{folder / name} is damaged; going back to the checkpoint before it")
+        folder.saving = (folder.state or {}).get("saving", 0.0)
         folder.metrics = open(folder / "metrics.jsonl", "ab")
         length = folder.state["metrics_bytes"] if folder.state else 0
         if folder.metrics.tell() < length:
@@ -154,9 +156,10 @@ class Folder:
 
     def checkpoint(self, state):
         """Write last.pt; the one that was last becomes before.pt."""
+        begin = time.monotonic()
         self.metrics.flush()
         os.fsync(self.metrics.fileno())
-        state = {**state, "metrics_bytes": self.metrics.tell()}
+        state = {**state, "metrics_bytes": self.metrics.tell(), "saving": self.saving}
         state["digest"] = content_digest(state)
 
         def write(temporary):
@@ -164,6 +167,7 @@ class Folder:
             if os.path.exists(self / "last.pt"):
                 os.replace(self / "last.pt", self / "before.pt")
         replace(self / "last.pt", write)
+        self.saving += time.monotonic() - begin
 
     def replace_folder(self, name, write):
         """Let write(temporary folder) make a folder; put it in the place of an old one."""
