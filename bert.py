@@ -56,6 +56,8 @@ class BertConfig:
             if type(value) is not int and (whole or type(value) is not float):
                 raise ValueError(f"{field.name} must be a number, got {value!r}")
             low, high = (1, 10 ** 7) if whole else (0.0, 1.0)
+            if field.name in ("num_hidden_layers", "num_attention_heads"):
+                high = 1000
             if not low <= value <= high:         # False for NaN too
                 raise ValueError(f"{field.name} must be in [{low}, {high}], got {value!r}")
         if self.hidden_size % self.num_attention_heads:
@@ -203,11 +205,10 @@ class BertModel(nn.Module):
     def embed(self, input_ids, token_type_ids=None):
         """LN(word + position + segment), then dropout.
 
-        Attention by itself cannot tell one order of the words from another: all that it
-        knows of places is the learnt vector that is added for each.
         input_ids [B, T] -> x [B, T, H]. token_type_ids [B, T] is 0 for the first sentence
         and 1 for the second; None means 0 throughout. Raises ValueError for a sequence
-        longer than the position table.
+        longer than the position table. Why positions: attention by itself cannot tell one
+        order of the words from another.
         """
         T = input_ids.size(1)
         if T > self.config.max_position_embeddings:
@@ -223,9 +224,9 @@ class BertModel(nn.Module):
     def encode(self, x, attention_mask=None):
         """All layers, then tanh(W h_[CLS] + b), the pooler.
 
-        [CLS] stands first in every text and means nothing by itself, so that its last hidden
-        state is free to become a summary.
         x [B, T, H], attention_mask [B, T] or None -> hidden states [B, T, H], pooled [B, H]
+        Why [CLS]: it stands first in every text and means nothing by itself, so its last
+        hidden state is free to become a summary.
         """
         for layer in self.layers:
             x = layer(x, attention_mask)
@@ -254,8 +255,11 @@ class BertModel(nn.Module):
         config = BertConfig.from_json(config_path)
         if dropout is not None:
             config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
-        model = cls(config)
         path, tensors = read_checkpoint(folder)
+        # On the meta device tensors have shapes but no memory: a config.json that claims a
+        # gigantic model is refused below, and nothing is initialised only to be replaced.
+        with torch.device("meta"):
+            model = cls(config)
         state = {}
         for name, parameter in model.state_dict().items():
             key = checkpoint_name(name)
@@ -269,14 +273,14 @@ class BertModel(nn.Module):
             if not tensor.is_floating_point():
                 raise ValueError(f"{path}: {key} must hold floats, got {tensor.dtype}")
             state[name] = tensor.float()
-        model.load_state_dict(state)
+        model.load_state_dict(state, assign=True)
         return model
 
     def save_pretrained(self, folder, tensors=None, half=False, **entries):
         """Write config.json and model.safetensors, which any BERT library can load.
 
-        tensors {name: tensor} and entries of config.json are written along: libraries
-        ignore what they don't know, MultitaskBert keeps its heads there. half: in float16.
+        tensors {name: tensor} and entries of config.json are written too: other libraries
+        ignore them, MultitaskBert keeps its heads there. half: the encoder in float16.
         """
         os.makedirs(folder, exist_ok=True)
         self.config.to_json(os.path.join(folder, "config.json"), **entries)
@@ -340,9 +344,10 @@ def read_checkpoint(folder):
         except Exception as error:
             raise ValueError(f"{path} cannot be read as tensors alone "
                              f"({type(error).__name__}); download it again") from None
-        if not isinstance(tensors, dict):
-            raise ValueError(f"{path} holds a {type(tensors).__name__}, "
-                             f"needed a state dict")
+        if not isinstance(tensors, dict) or not all(isinstance(n, str) for n in tensors):
+            raise ValueError(f"{path} holds a {type(tensors).__name__}, needed a dict from "
+                             f"names to tensors")
+        tensors = {name: t for name, t in tensors.items() if torch.is_tensor(t)}
     renamed = {}
     for name, tensor in tensors.items():
         name = name.removeprefix("bert.")

@@ -8,10 +8,10 @@
 
 Symbols: N examples in a file, B of them in a batch, T tokens in the longest of the batch.
 Text becomes ids once, when a file is loaded; padding is added batch by batch, at the end
-only. Batches hold examples of like length: of N tokens read at random lengths, up to half
-would be padding, which costs as much time as text.
-D18: Section 3.3's loop over the STS set leaves each epoch's last, smaller batch open; here
-every batch has B examples, and what is left over comes first in the next pass.
+only. Batches hold examples of like length: in batches of random examples up to half of all
+tokens would be padding, which costs as much time as text.
+D18: 3.3 doesn't say what becomes of a set's last, smaller batch. Here every batch has B
+examples, and what is left over comes first in the next pass.
 Leaves out: cased vocabularies, and texts longer than the encoder's position table (they are
 truncated, a pair's longer sentence first).
 """
@@ -76,6 +76,9 @@ class WordPiece:
         try:
             with open(path, encoding="utf-8") as file:
                 self.tokens = [line.rstrip("\n") for line in file]
+        except FileNotFoundError:
+            raise FileNotFoundError(f"needed a model folder with config.json, vocab.txt and "
+                                    f"model.safetensors; there is no {path}") from None
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} must be UTF-8 text, got {error.reason} at byte "
                              f"{error.start}; use BERT's vocab.txt") from None

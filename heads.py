@@ -6,14 +6,15 @@
     3.6    hidden layers in the heads (HLH)
     4.2    accuracy(), pearson(), overall_score(), evaluate()
 
-Symbols: B examples in a batch, H features of the encoder, C outputs of a task.
+Symbols: B examples in a batch, R rows of T tokens that they take (R = 2B for pairs apart),
+H features of the encoder, C outputs of a task.
 
 D1: Section 3.1 gives STS "5 classes" with "cross entropy" and calls SST "a regression" with
 "mean-squared-error". SST has five classes and is scored by accuracy; STS is a graded float,
 69% of the labels not whole, scored by correlation. The two losses were swapped; so SST has
 cross-entropy on 5 logits here and STS squared error on one. The printed version stays
 within reach: tasks(sst_loss="mse", sts_loss="ce").
-D9: 3.6 puts two hidden layers into the pair heads, 4.4 speaks of one: 3.6 it is, which
+D9: 3.6 gives the pair heads two hidden layers, 4.4 speaks of one. We follow 3.6, which also
 gives their sizes.
 """
 
@@ -77,8 +78,9 @@ def pearson(predictions, labels):
     x, y = np.asarray(predictions, np.float64), np.asarray(labels, np.float64)
     x, y = x - x.mean(), y - y.mean()
     spread = np.sqrt((x * x).sum() * (y * y).sum())
-    # Not spread == 0: the mean of equal floats may be off by one rounding.
-    if spread <= 1e-12 * len(x):
+    # Not spread == 0: the mean of equal floats may be off by one rounding. `not >` also
+    # catches NaN, which would compare False with every later score.
+    if not spread > 1e-12 * len(x):
         warnings.warn("Pearson's r of a constant prediction is undefined; reported as 0")
         return 0.0
     return float((x * y).sum() / spread)
@@ -153,10 +155,13 @@ class Head(nn.Module):
 
     def forward(self, h):
         *hidden, last = self.layers
-        for layer in hidden:
-            h = F.relu(layer(self.dropout(h)))
-        # Losses and KL in float32 even under autocast: bfloat16 has 3 digits.
-        logits = last(self.dropout(h)).float()                      # [B, C]
+        # In float32 even under autocast: a bfloat16 logit near 4 is a multiple of 1/64, and
+        # so would be a predicted similarity, and what SMART takes for a change.
+        with torch.autocast(h.device.type, enabled=False):
+            h = h.float()
+            for layer in hidden:
+                h = F.relu(layer(self.dropout(h)))
+            logits = last(self.dropout(h))                          # [B, C]
         # Trap: [B, 1] against labels [B] would broadcast to [B, B].
         return logits.squeeze(-1) if last.out_features == 1 else logits
 

@@ -3,12 +3,13 @@
     3.2     sequential(): Algorithm 1
     3.3     round_robin(): Algorithm 2;  plan(): all epochs, 3.5.1's paraphrase-first too
     3.3.1   pcgrad(): gradient surgery
-    3.3.2   GradVac: gradient vaccine;  update(): accumulation to a virtual batch
-    3.3     update(): one optimizer step
+    3.3.2   GradVac: gradient vaccine;  backward(): accumulation to a virtual batch
+    3.3     treat(), describe(), regions(): from task gradients to one update
 
-Symbols: K tasks, g_k the gradient of task k's loss on the parameters that all tasks share,
-L blocks of parameters that are treated each by itself (1: all of them together),
-φ_ij = cos(g_i, g_j), φᵀ_ij its target, β the rate at which the target follows.
+Symbols: K tasks, k of them in this step, g_k the gradient of task k's loss on the shared
+parameters; θ is cut into R regions, of which the shared ones form L groups that are treated
+each by itself (1: all together); φ_ij = cos(g_i', g_j), φᵀ_ij its target, β the rate at
+which the target follows.
 
 Every treatment only adds multiples of task gradients to each other. So a treated gradient
 is g_i' = Σ_k C_ik g_k, and all it takes to find C is the Gram matrix, gram_ij = g_i · g_j.
@@ -123,12 +124,12 @@ class GradVac:
     """Tilt each gradient until its angle to another is the usual one.   [report 3.3.2; Wang
     et al. 2020]
 
-        if φ_ij < φᵀ_ij:   g_i' = g_i + w g_j
-        w = ‖g_i‖ (φᵀ √(1 - φ²) - φ √(1 - φᵀ²)) / (‖g_j‖ √(1 - φᵀ²))         then cos = φᵀ
-        φᵀ_ij ← (1 - β) φᵀ_ij + β φ_ij                                       always
+        g_i' ← g_i' + w g_j     if φ = cos(g_i', g_j) < φᵀ_ij,  for all j ≠ i in turn
+        w = ‖g_i'‖ (φᵀ √(1 - φ²) - φ √(1 - φᵀ²)) / (‖g_j‖ √(1 - φᵀ²))        then cos = φᵀ
+        φᵀ_ij ← (1 - β) φᵀ_ij + β φ                                          always
 
     φᵀ starts at 0, so the first step is PCGrad. gv(gram) -> C as pcgrad(); gv.target has
-    the shape of gram and belongs into a checkpoint. Raises ValueError for β outside [0, 1].
+    the shape of gram and belongs in a checkpoint. Raises ValueError for β outside [0, 1].
     By hand: g_i = (3, 4), g_j = (-2, 0), φᵀ = ½. φ = -.6, and w = 2.6547 gives
     g_i' = (-2.309, 4), whose cosine with g_j is ½.
 
@@ -219,9 +220,9 @@ def treat(flat, regions, rows, treatment, clip, rng):
     Returns {"gram" [L, k, k], "C" [L, k, k], "norm"}; None if some number is not finite,
     and then no state was touched.
     """
-    slices = [here for here, _, _ in regions]
-    # Rows of tasks that take no part in this step hold an old step's numbers.
-    grams = flat.gram(slices)[:, rows][:, :, rows]                              # [R, k, k]
+    slices, present = [here for here, _, _ in regions], slice(rows[0], rows[-1] + 1)
+    # Rows of tasks that take no part in this step hold an old step's numbers: stay off them.
+    grams = flat.gram(slices, present)                                          # [R, k, k]
     squares = np.diagonal(grams, axis1=-2, axis2=-1)                            # [R, k]
     if not np.isfinite(squares).all():
         return None
@@ -238,9 +239,7 @@ def treat(flat, regions, rows, treatment, clip, rng):
                         for group in groups])                                   # [R, k]
     # ‖Σ_k c_k g_k‖² = c gram cᵀ, so the norm to be clipped costs no pass over P numbers.
     norm = np.sqrt(max(0.0, np.einsum("ri,rij,rj->", factors, grams, factors)))
-    coefficients = np.zeros((len(regions), len(flat.G)))                        # [R, K]
-    coefficients[:, rows] = factors * (clip / norm if clip and norm > clip else 1)
-    flat.combine(coefficients, slices)
+    flat.combine(factors * (clip / norm if clip and norm > clip else 1), slices, present)
 
     # A block whose gradient is 0 throughout took no part in the step: its gradient is None.
     used = {block for (_, block, _), square in zip(regions, squares) if square.sum() > 0}

@@ -24,7 +24,7 @@ from torch import nn
 # --- 3.1 AdamW ---
 
 class AdamW(torch.optim.Optimizer):
-    """Adam with decoupled decay.   [report 3.1; Kingma & Ba 2015; Loshchilov & Hutter 2019]
+    """Adam with decoupled weight decay.   [report 3.1; Kingma & Ba 2015; Loshchilov & Hutter 2019]
 
         m = β₁ m + (1 - β₁) g          v = β₂ v + (1 - β₂) g²
         θ ← θ - lr · √(1 - β₂ᵗ) / (1 - β₁ᵗ) · m / (√v + eps)
@@ -80,7 +80,8 @@ class AdamW(torch.optim.Optimizer):
                 p.addcdiv_(m, v.sqrt().add_(group["eps"]), value=-size)
                 # Decoupled: multiplied by lr but not by the adaptive step (adding decay · θ
                 # to g would divide it by √v), and after the step, on the new θ.
-                # Trap: not p.mul_(1 - lr · decay). In float32 1 - 1e-7 is 1 - 1.2e-7.
+                # Trap: not p.mul_(1 - lr · decay). In float32 1 - 1e-7 rounds to 1 - 1.2e-7:
+                # a decay that is 20% too strong.
                 if group["weight_decay"]:
                     p.add_(p, alpha=-group["lr"] * group["weight_decay"])
         return loss
@@ -163,29 +164,32 @@ class FlatParameters:
         for start in range(here.start, here.stop, self.CHUNK):
             yield slice(start, min(start + self.CHUNK, here.stop))
 
-    def gram(self, slices):
-        """All inner products of G's rows, on each of `slices`.   -> float64 numpy [L, K, K]
+    def gram(self, slices, rows=slice(None)):
+        """All inner products of G's rows, on each of `slices`.   -> float64 numpy [L, k, k]
 
             gram[l, i, j] = g_i · g_j  over slice l
 
-        Why float64, in pieces: a float32 sum over 20 million products is off by up to 2e-3;
-        short float32 sums added up in float64 are right to 1e-7 and take as long. One copy
-        to the host for all of them.
+        rows: a slice of k of the K rows. Why float64, in pieces: a float32 sum over 20
+        million products is off by up to 2e-3; short float32 sums added up in float64 are
+        right to 1e-6 and take as long. One copy to the host for all of them.
         """
-        sums = torch.zeros(len(slices), *2 * self.G.shape[:1], dtype=torch.float64,
-                           device=self.G.device)
+        k = len(self.G[rows])
+        sums = torch.zeros(len(slices), k, k, dtype=torch.float64, device=self.G.device)
         for l, here in enumerate(slices):
             for piece in self.chunks(here):
-                part = self.G[:, piece]                             # [K, <= CHUNK]
+                part = self.G[rows, piece]                          # [k, <= CHUNK]
                 sums[l] += (part @ part.T).double()
         return sums.cpu().numpy()
 
-    def combine(self, coefficients, slices):
-        """G[0] ← Σ_k coefficients[l, k] G[k], slice l: the update's gradient, in place."""
-        coefficients = torch.as_tensor(coefficients).to(self.G)     # [L, K]
+    def combine(self, coefficients, slices, rows=slice(None)):
+        """G[0] ← Σ_k coefficients[l, k] G[k], slice l: the update's gradient, in place.
+
+        rows: as in gram(), and the k rows that coefficients [L, k] belong to.
+        """
+        coefficients = torch.as_tensor(coefficients).to(self.G)     # [L, k]
         for c, here in zip(coefficients, slices):
             for piece in self.chunks(here):
-                self.G[0, piece] = c @ self.G[:, piece]
+                self.G[0, piece] = c @ self.G[rows, piece]
 
     def give_gradients(self, used):
         """Hand G[0] to the optimizer, block by block; a block outside `used` gets None."""

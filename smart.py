@@ -169,7 +169,7 @@ def objective(f, x, loss, divergence, weight, eps, steps=1, attention_mask=None,
     total = parts["loss"] = loss(logits)
     if weight:
         total = total + weight * parts["smooth"]
-    if teacher_logits is not None:
+    if bregman_weight and teacher_logits is not None:
         parts["bregman"] = bregman(logits, teacher_logits, divergence)
         total = total + bregman_weight * parts["bregman"]
     return total, parts

@@ -11,8 +11,8 @@
 Symbols: a step is one update of θ; micro-batches are what is accumulated to one step; an
 epoch is as many steps as the aligned set fills.
 The flags themselves stand in plumbing/flags.py; python train.py --help explains each.
-D11: Table 1 trains the sequential model for 10 epochs, Table 2 shows it after 5. Here a
-row's configuration is always Table 1's.
+D11: Table 1 trains the sequential model for 10 epochs, Table 2 shows its scores after 5.
+The scores are what one compares with, so it is 5 here.
 Leaves out: searching for hyperparameters.
 """
 
@@ -45,7 +45,7 @@ from plumbing import flags, machine, run, sources
 # vaccine combined". Fresh streams stand for the one row that lacks "RR".
 DEFAULTS = dict(batch_size=16, accumulate=1, epochs=15, lr=1e-5, para_first=0)
 TABLE_1 = {key: dict(zip(["row", *DEFAULTS], row)) for key, row in {
-    ("seq", 0, 0, 0, 0): ("Sequential Multitask learning", 16, 1, 10, 1e-5, 0),
+    ("seq", 0, 0, 0, 0): ("Sequential Multitask learning", 16, 1, 5, 1e-5, 0),      # D11
     ("pcgrad", 0, 1, 0, 1): ("Gradient Surgery + CON", 16, 1, 10, 1e-5, 0),
     ("gvac", 0, 0, 0, 0): ("Gradient Vaccine + RR", 16, 2, 15, 1e-5, 0),
     ("pcgrad", 0, 0, 0, 0): ("Gradient Surgery + RR", 16, 1, 15, 1e-5, 0),
@@ -77,7 +77,8 @@ def parse(argv=None):
         if getattr(args, name) is None:
             setattr(args, name, row[name] if row else value)
             source[name] = f"Table 1, {row['row']}" if row else "default"
-    flags.check(p, args, source)
+    if not args.resume:         # the flags of a run to be resumed are compared with its own
+        flags.check(p, args, source)
     return args, source
 
 
@@ -131,12 +132,13 @@ class Trainer:
             number = len(train_sets[name])
             if number < args.batch_size * args.accumulate:
                 raise ValueError(f"{train_sets[name].path}: one update needs "
-                                 f"{args.accumulate} batches of {args.batch_size} examples "
-                                 f"each, got {number}; use smaller ones")
+                                 f"{args.accumulate} batches of {args.batch_size}, it has "
+                                 f"{number} examples; use a smaller --batch-size or "
+                                 f"--accumulate")
         self.plan = multitask.plan(
             {name: len(train_sets[name]) // args.batch_size for name in args.tasks},
             args.option == "seq", args.epochs, args.accumulate, args.align, args.para_first)
-        # The schedule knows its end in advance: the rate falls to 0 at this step.
+        # Known in advance: with --warmup the rate falls to 0 at this step.
         self.total = min(sum(map(len, self.plan)), args.max_steps or sys.maxsize)
         self.step_number = self.skipped = 0
 
@@ -269,12 +271,11 @@ def load_model(args):
                                           args.sst_loss, args.sts_loss)
 
 
-def prepare(args, source):
+def prepare(args, source, settings):
     """What comes before the first step.   -> (Folder, Trainer, {split: {task: Dataset}})
 
     The folder is made last, so that a refusal leaves nothing behind.
     """
-    args, settings = run.resumed(args, source) if args.resume else (args, None)
     args.data = sources.find_data(args.data)
     args.weights = sources.find_weights(args.weights)
     if args.out is None:
@@ -289,7 +290,8 @@ def prepare(args, source):
                     for name, task in model.tasks.items()}
             for split in ("train", "dev", "test")}
     trainer = Trainer(args, model.to(device).train(), tokenizer, sets["train"])
-    folder = run.Folder.open(args, source, settings, run.files_of(args.data, args.weights))
+    folder = run.Folder.open(args, source, settings, run.files_of(args.data, args.weights),
+                             machine.description(device, trainer.precision))
     if folder.state:
         trainer.restore(folder.state)
     return folder, trainer, sets
@@ -306,6 +308,7 @@ def loop(folder, trainer, sets, stop):
     state = folder.state or {"evaluated": 0, "best": None, "seconds": 0.0}
     evaluated, best = state["evaluated"], state["best"]
     start = time.monotonic() - state["seconds"]
+    folder.state = None         # as large as θ and AdamW's state together
     progress = run.Progress(trainer.total, trainer.step_number)
 
     def checkpoint():
@@ -330,10 +333,11 @@ def loop(folder, trainer, sets, stop):
             tasks = trainer.tasks
             dev = {**scores, "overall": heads.overall_score(
                 {tasks[name]: score for name, score in scores.items()})}
+            # Trap: don't choose by a task that isn't trained; its untrained head is noise.
             selected = heads.overall_score({tasks[name]: scores[name]
                                             for name in trainer.args.tasks})
-            # Trap: don't choose by a task that isn't trained; its untrained head is noise.
             evaluated = step
+            trainer.flat.check_views()
             folder.log({"step": step, "epoch": epoch, "dev": dev})
             if best is None or selected > best["selected"]:
                 best = {"epoch": epoch, "selected": selected, "dev": dev}
@@ -374,11 +378,11 @@ def train(args, source):
 
     0, or 128 plus the signal's number if it was stopped, as shells report it.
     """
+    args, settings = run.resumed(args, source) if args.resume else (args, None)
     if args.resume and os.path.exists(os.path.join(args.resume, "result.json")):
         print(f"the run in {args.resume} is finished; its scores are in result.json")
         return 0
-    folder, trainer, sets = prepare(args, source)
-    args = trainer.args
+    folder, trainer, sets = prepare(args, source, settings)
     print(f"run: {folder.path}")
     for name in DEFAULTS:
         print(f"  --{name.replace('_', '-')} {getattr(args, name)}"
@@ -389,7 +393,6 @@ def train(args, source):
     with run.Stop() as stop:
         try:
             best, seconds = loop(folder, trainer, sets, stop)
-            trainer.flat.check_views()
             with stop.abandon():
                 predict(folder, trainer, sets)
         except run.Interrupted:

@@ -3,6 +3,7 @@ and flags that contradict each other or would change nothing.
 """
 
 import argparse
+import math
 
 
 def number(kind, low, high=float("inf")):
@@ -12,10 +13,11 @@ def number(kind, low, high=float("inf")):
             value = kind(text)
         except ValueError:
             value = float("nan")
-        if not low <= value <= high:            # also for NaN
+        if not (low <= value <= high and math.isfinite(value)):         # also for NaN
+            limits = f"from {low} to {high}" if math.isfinite(high) else f"of at least {low}"
             raise argparse.ArgumentTypeError(
-                f"needed {'a whole number' if kind is int else 'a number'} from {low} to "
-                f"{high}, got {text!r}")
+                f"needed {'a whole number' if kind is int else 'a number'} {limits}, got "
+                f"{text!r}")
         return value
     return convert
 
@@ -25,7 +27,8 @@ def given(parser, argv):
     # With every default None, what is left None was not given.
     values = vars(parser.parse_args(argv, argparse.Namespace(
         **{action.dest: None for action in parser._actions})))
-    return {name: "default" if value in (None, False) else "given"
+    # Trap: not `value in (None, False)`. 0 == False in Python, and 0 may well be given.
+    return {name: "default" if value is None or value is False else "given"
             for name, value in values.items()}
 
 
@@ -56,7 +59,7 @@ def parser():
                    help="examples of a task at once (report, Table 1)")
     g.add_argument("--accumulate", type=whole, metavar="N",
                    help="batches to one update (report, Table 1: 2 where it says batch 32)")
-    g.add_argument("--epochs", type=whole, help="(report, Table 1; else 15)")
+    g.add_argument("--epochs", type=whole, help="passes over the aligned set (report, Table 1; else 15)")
     g.add_argument("--max-steps", type=whole, metavar="N",
                    help="stop after N updates (ours)")
     g.add_argument("--align", choices=["sst", "para", "sts"],
@@ -99,8 +102,10 @@ def parser():
     g.add_argument("--checkpoint-every", type=whole, default=500, metavar="N",
                    help="updates between checkpoints; there is one at each epoch's end "
                    "(ours)")
-    g.add_argument("--seed", type=number(int, 0, 2 ** 32 - 1), default=0)
-    g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
+    g.add_argument("--seed", type=number(int, 0, 2 ** 32 - 1), default=0,
+                   help="of the heads, dropout, orders and noise (0)")
+    g.add_argument("--device", default="auto",
+                   help="cpu, cuda, cuda:1, … (auto: cuda if there is one)")
     g.add_argument("--amp", choices=["auto", "off", "bf16"], default="auto",
                    help="bfloat16 in the forward passes (auto: where the machine has it)")
     return p
@@ -121,7 +126,10 @@ def check(parser, args, source):
              "Algorithm 1 reads every set to its end"),
             (args.para_first and "para" not in args.tasks,
              f"--para-first {args.para_first}", f"--tasks {tasks}",
-             "add para to the tasks")):
+             "add para to the tasks"),
+            (args.amp == "bf16" and args.smart and args.smart_weight
+             and args.smart_eps < 1e-2, "--amp bf16", f"--smart-eps {args.smart_eps:g}",
+             "so small a change is lost in bfloat16; use --amp auto")):
         if wrong:
             parser.error(f"{one} and {other} contradict each other: {why}")
     for name, needs, present in (
@@ -131,6 +139,8 @@ def check(parser, args, source):
              args.smart and args.smart_weight),
             ("smart_steps", "--smart, and a --smart-weight above 0",
              args.smart and args.smart_weight),
+            ("sst_loss", "sst among --tasks", "sst" in args.tasks),
+            ("sts_loss", "sts among --tasks", "sts" in args.tasks),
             ("vaccine_granularity", "--option gvac", option == "gvac"),
             ("vaccine_beta", "--option gvac", option == "gvac")):
         if source[name] == "given" and not present:

@@ -13,7 +13,7 @@ def find_device(name):
     try:
         device = torch.device(name if name != "auto" else
                               "cuda" if torch.cuda.is_available() else "cpu")
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()        # "meta" has no numbers
     except (RuntimeError, AssertionError, NotImplementedError):
         raise ValueError(f"--device must be auto, or a device of this machine such as cpu, "
                          f"got {name!r}") from None
@@ -44,9 +44,9 @@ def choose_precision(amp, device, smallest_change=1.0):
     return contextlib.nullcontext, f"float32 (this {device.type} has no bfloat16)"
 
 
-def description():
+def description(device, precision):
     """What a result may depend on, for args.json."""
-    return {"python": platform.python_version(), "torch": torch.__version__,
+    return {"device": str(device), "precision": precision, "python": platform.python_version(), "torch": torch.__version__,
             "numpy": np.__version__, "threads": torch.get_num_threads(),
             "cpu": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count()}
 

@@ -29,12 +29,22 @@ from plumbing import machine
 
 # --- Files that are whole or absent ---
 
-def replace(path, write):
-    """Let write(temporary path) make a file; put it at `path` when it is on the disk."""
+def sync(path):
+    """Wait until a file's bytes are on the disk."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def replace(path, write, keep=None):
+    """Let write(temporary path) make a file, and put it at `path` when it is on the disk.
+
+    keep(), just before that, may put the old file elsewhere.
+    """
     temporary = path + ".new"
     write(temporary)
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
+    sync(temporary)
+    if keep:
+        keep()
     os.replace(temporary, path)
 
 
@@ -91,14 +101,14 @@ class Folder:
         return os.path.join(self.path, name)
 
     @classmethod
-    def open(cls, args, source, settings, files):
+    def open(cls, args, source, settings, files, here):
         """A new folder at args.out, or, with the settings of a run, that of args.resume.
 
-        files: {name: path} of all that the run depends on. Raises ValueError if args.out
-        holds anything, or a file is not the one that the run was started with.
+        files: {name: path} of all that the run depends on; here: machine.description().
+        Raises ValueError if args.out holds anything, or a file is not the one that the run
+        was started with.
         """
         found = {name: file_digest(path) for name, path in files.items()}
-        here = machine.description()
         if settings is None:
             return cls.create(args.out, {
                 "args": {name: {"value": value, "from": source[name]}
@@ -131,15 +141,23 @@ class Folder:
         """Go on in an existing folder, from its newest whole checkpoint.
 
         metrics.jsonl is cut back to that checkpoint. Returns a Folder; its state is None if
-        no checkpoint was written yet, and the run then starts from its beginning.
+        no checkpoint was written yet, and the run then starts from its beginning. Raises
+        ValueError if there are checkpoints but none is whole.
         """
         folder = cls(path)
-        for name in ("last.pt", "before.pt"):
-            if os.path.exists(folder / name):
-                folder.state = load_checkpoint(folder / name)
-                if folder.state is not None:
-                    break
-                print(f"{folder / name} is damaged; going back to the checkpoint before it")
+        found = [name for name in ("last.pt", "before.pt") if os.path.exists(folder / name)]
+        for name in found:
+            folder.state = load_checkpoint(folder / name)
+            if folder.state is not None:
+                break
+            # Out of the way, or it would soon take the place of the one that is whole.
+            os.replace(folder / name, folder / (name + ".damaged"))
+            print(f"{folder / name} is damaged; going back to the checkpoint before it")
+        if found and folder.state is None:
+            raise ValueError(f"no checkpoint in {path} can be read ({', '.join(found)}); "
+                             f"start a new run")
+        if not os.path.exists(folder / "best") and os.path.exists(folder / "best.old"):
+            os.replace(folder / "best.old", folder / "best")
         folder.saving = (folder.state or {}).get("saving", 0.0)
         folder.metrics = open(folder / "metrics.jsonl", "ab")
         length = folder.state["metrics_bytes"] if folder.state else 0
@@ -148,6 +166,7 @@ class Folder:
                              f"bytes, the checkpoint was written after {length}: the file "
                              f"was changed, so the run cannot go on; start it again")
         folder.metrics.truncate(length)
+        folder.metrics.seek(length)     # or tell() would go on counting from the old end
         return folder
 
     def log(self, line):
@@ -163,19 +182,32 @@ class Folder:
         state["digest"] = content_digest(state)
 
         def write(temporary):
-            torch.save(state, temporary)
+            try:
+                torch.save(state, temporary)
+            except RuntimeError as error:       # torch's word for a full disk
+                raise OSError(f"cannot write {temporary}: {error}".split("\n")[0]) from None
+
+        def keep():
             if os.path.exists(self / "last.pt"):
                 os.replace(self / "last.pt", self / "before.pt")
-        replace(self / "last.pt", write)
+        replace(self / "last.pt", write, keep)
         self.saving += time.monotonic() - begin
 
     def replace_folder(self, name, write):
-        """Let write(temporary folder) make a folder; put it in the place of an old one."""
-        temporary = self / (name + ".new")
+        """Let write(temporary folder) make a folder; put it in the place of an old one.
+
+        No file system swaps two folders in one step; reopen() mends what a kill left.
+        """
+        temporary, old = self / (name + ".new"), self / (name + ".old")
         shutil.rmtree(temporary, ignore_errors=True)
         write(temporary)
-        shutil.rmtree(self / name, ignore_errors=True)
+        for file in os.listdir(temporary):
+            sync(os.path.join(temporary, file))
+        shutil.rmtree(old, ignore_errors=True)
+        if os.path.exists(self / name):
+            os.replace(self / name, old)
         os.replace(temporary, self / name)
+        shutil.rmtree(old, ignore_errors=True)
 
     def close(self):
         self.metrics.close()
@@ -196,10 +228,11 @@ def read_settings(path):
     try:
         with open(os.path.join(path, "args.json"), encoding="utf-8") as file:
             settings = json.load(file)
-        if not {"args", "digests"} <= set(settings):
-            raise ValueError("it lacks args or digests")
+        if not all(isinstance(settings[part], dict) and settings[part]
+                   for part in ("args", "digests", "machine")):
+            raise ValueError("it is not what a run writes")
         return settings
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"--resume {path} is not the folder of a run: args.json cannot be "
                          f"read ({error}); give a folder that train.py wrote") from None
 
@@ -217,6 +250,10 @@ def files_of(data, weights):
 def resumed(args, source):
     """Settings of the run in args.resume, after a check that nothing else was asked for."""
     settings = read_settings(args.resume)
+    if set(settings["args"]) != set(vars(args)):
+        raise ValueError(f"--resume {args.resume} is not the folder of a run of this "
+                         f"program: its args.json has other settings; give one that "
+                         f"{os.path.basename(sys.argv[0])} wrote")
     values = {name: entry["value"] for name, entry in settings["args"].items()}
     for name, value in vars(args).items():
         if source[name] == "given" and name not in ("resume", "data", "weights"):
@@ -237,6 +274,8 @@ def load_checkpoint(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
         digest = state.pop("digest")
         return state if content_digest(state) == digest else None
+    except (PermissionError, MemoryError):
+        raise               # that is no fault of the file's
     except Exception:       # cut short, overwritten, not ours: damaged one way or another
         return None
 

@@ -43,19 +43,24 @@ def read_header(path):
             refuse(f"needed 8 bytes of header length, got {len(prefix)}")
         (length,) = struct.unpack("<Q", prefix)
         if length > min(size - 8, MAX_HEADER):
-            refuse(f"its header claims {length} bytes, the file has {size - 8} after it")
+            refuse(f"its header claims {length} bytes, at most "
+                   f"{min(size - 8, MAX_HEADER)} can be right")
         raw = file.read(length)
+
+    twice = []
 
     def unique(pairs):          # json would silently keep the last of two equal keys
         names = [name for name, _ in pairs]
         if len(set(names)) < len(names):
-            refuse(f"the name {max(names, key=names.count)!r} occurs twice in its header")
+            twice.append(max(names, key=names.count))
         return dict(pairs)
 
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        refuse(f"its header is not JSON ({type(error).__name__})")
+    except (ValueError, RecursionError) as error:       # not UTF-8, not JSON, a huge number
+        refuse(f"its header is not JSON ({str(error)[:60]})")
+    if twice:
+        refuse(f"the name {twice[0]!r} occurs twice in its header")
     if not isinstance(header, dict):
         refuse(f"its header is a JSON {type(header).__name__}, not an object")
     header.pop("__metadata__", None)
@@ -63,7 +68,8 @@ def read_header(path):
     tensors, data = {}, size - 8 - length
 
     def natural(numbers):       # True is an int in Python, so ask for the very type
-        return isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)
+        return isinstance(numbers, list) and all(type(n) is int and 0 <= n < 2 ** 63
+                                                  for n in numbers)
 
     for name, entry in header.items():
         entry = entry if isinstance(entry, dict) else {}

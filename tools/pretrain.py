@@ -69,7 +69,8 @@ def mask_tokens(input_ids, special, mask_id, vocab_size, share=0.15):
     labels), both [B, T]. Of the asked tokens 80% become [MASK], 10% a random token, 10%
     stay: fine-tuning never shows a [MASK], so the model must not wait for one.
     """
-    asked = (torch.rand(input_ids.shape) < share) & ~special
+    draw = torch.rand(input_ids.shape).masked_fill(special, 2)
+    asked = (draw < share) | (draw == draw.min())       # at least one: no mean over nothing
     labels = torch.where(asked, input_ids, -100)
     fate = torch.rand(input_ids.shape)
     random = torch.randint(vocab_size, input_ids.shape)
@@ -112,7 +113,8 @@ class Pretrainer:
         if not self.sets:
             raise ValueError(f"--text: needed at least {args.batch_size} texts, got "
                              f"{len(texts) - held}; use a smaller --batch-size")
-        self.streams = {kind: data.Stream(data.lengths(part, True), args.batch_size, (k, 9))
+        self.streams = {kind: data.Stream(data.lengths(part, True), args.batch_size,
+                                          (args.seed, k))
                         for k, (kind, part) in enumerate(self.sets.items())}
         self.device = next(model.parameters()).device
         self.autocast, self.precision = machine.choose_precision(args.amp, self.device)
@@ -212,9 +214,11 @@ def parser():
     p.add_argument("--warmup", type=share, default=0.05, help="share of the updates (ours)")
     p.add_argument("--weight-decay", type=amount, default=0.01, help="(BERT: 0.01)")
     p.add_argument("--half", action="store_true", help="save the model in float16")
-    p.add_argument("--seed", type=flags.number(int, 0, 2 ** 32 - 1), default=0)
-    p.add_argument("--device", default="auto")
-    p.add_argument("--amp", choices=["auto", "off", "bf16"], default="auto")
+    p.add_argument("--seed", type=flags.number(int, 0, 2 ** 32 - 1), default=0,
+                   help="of weights, orders and masks (0)")
+    p.add_argument("--device", default="auto", help="as in train.py")
+    p.add_argument("--amp", choices=["auto", "off", "bf16"], default="auto",
+                   help="as in train.py")
     p.add_argument("--out", metavar="DIR", help="new folder for this run")
     p.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
     p.add_argument("--checkpoint-every", type=whole, default=1000, metavar="N")
@@ -225,9 +229,8 @@ def build(args):
     """-> (tokenizer, MaskedLM)"""
     torch.manual_seed(args.seed)
     if args.weights:
-        folder = sources.find_weights(args.weights)
-        encoder = bert.BertModel.from_pretrained(folder)
-        vocab = os.path.join(folder, "vocab.txt")
+        encoder = bert.BertModel.from_pretrained(args.weights)
+        vocab = os.path.join(args.weights, "vocab.txt")
     else:
         vocab = args.vocab
         encoder = bert.BertModel(bert.BertConfig(
@@ -242,20 +245,29 @@ def build(args):
 
 def pretrain(args, source):
     """-> exit status"""
-    settings = None
-    if args.resume:
-        args, settings = run.resumed(args, source)
-    elif not (args.text and args.out and bool(args.weights) != bool(args.vocab)):
+    args, settings = run.resumed(args, source) if args.resume else (args, None)
+    if args.resume and os.path.exists(os.path.join(args.resume, "result.json")):
+        print(f"the run in {args.resume} is finished; its model is in model/")
+        return 0
+    if not settings and not (args.text and args.out and bool(args.weights) != bool(args.vocab)):
         raise ValueError("needed --text FILE …, --out DIR, and either --weights to go on "
                          "from or --vocab to start from scratch")
-    else:
+    if not settings:
         run.check_free(args.out)
+        # Absolute: the run can then be resumed from any working directory.
+        args.text = [os.path.abspath(path) for path in args.text]
+        args.vocab = args.vocab and os.path.abspath(args.vocab)
+        args.weights = args.weights and sources.find_weights(args.weights)
     tokenizer, model = build(args)
     texts = [text for path in args.text for text in read_texts(path, tokenizer)]
-    model = model.to(machine.find_device(args.device)).train()
+    device = machine.find_device(args.device)
+    model = model.to(device).train()
     trainer = Pretrainer(args, model, tokenizer, texts)
-    files = {path: path for path in [*args.text, tokenizer.path]}
-    folder = run.Folder.open(args, source, settings, files)
+    files = [*args.text, tokenizer.path] + [
+        path for name in ("config.json", "model.safetensors", "pytorch_model.bin")
+        if args.weights and os.path.exists(path := os.path.join(args.weights, name))]
+    folder = run.Folder.open(args, source, settings, {path: path for path in files},
+                             machine.description(device, trainer.precision))
     if folder.state:
         trainer.restore(folder.state)
     print(f"run: {folder.path}\n  {len(texts)} texts, {trainer.total} updates, "
@@ -282,7 +294,7 @@ def pretrain(args, source):
                 return 128 + stop.asked
     folder.replace_folder("model", trainer.save)
     run.write_json(folder / "result.json", {
-        "held_out": trainer.held_out_loss(), "seconds": round(time.monotonic() - start, 1),
+        "seconds": round(time.monotonic() - start, 1),
         "args": vars(args)})
     folder.close()
     print(f"{run.clock(time.monotonic() - start)} in all; use it as --weights "

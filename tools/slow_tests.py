@@ -23,6 +23,9 @@ import test_all                                                     # noqa: E402
 import train                                                        # noqa: E402
 from plumbing import run                                            # noqa: E402
 
+# What failed must stay to be looked at: not in the folder that test_all removes at the end.
+tempfile.tempdir = None
+
 VARIANTS = {
     "plain": [], "smart": ["--smart"], "accumulate": ["--accumulate", "2"],
     "para-first": ["--para-first", "1"],
