@@ -34,8 +34,8 @@ class BertConfig:
     """The sizes of an encoder, named as in config.json; the defaults are bert-base-uncased.
 
     With these it has 109.5 million parameters: 23.8 million in the embeddings, 7.1 million
-    (12 H² + 13 H) in each layer, 0.6 million in the pooler. Raises ValueError for a size that
-    makes no sense, saying which.
+    (12 H² + 13 H) in each layer, 0.6 million in the pooler. Raises ValueError for a size
+    that makes no sense, saying which.
     """
     vocab_size: int = 30522
     hidden_size: int = 768

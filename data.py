@@ -77,8 +77,8 @@ class WordPiece:
             with open(path, encoding="utf-8") as file:
                 self.tokens = [line.rstrip("\n") for line in file]
         except FileNotFoundError:
-            raise FileNotFoundError(f"needed a model folder with config.json, vocab.txt and "
-                                    f"model.safetensors; there is no {path}") from None
+            raise FileNotFoundError(f"needed BERT's vocabulary beside its weights; there "
+                                    f"is no {path}") from None
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} must be UTF-8 text, got {error.reason} at byte "
                              f"{error.start}; use BERT's vocab.txt") from None
@@ -218,8 +218,8 @@ def truncate_pair(a, b, budget):
 class Batch:
     """Tensors for one forward pass.
 
-    R = B rows; without CON a pair task has R = 2B: first all first sentences, then all second
-    ones, so that one pass through the encoder serves both.
+    R = B rows; without CON a pair task has R = 2B: first all first sentences, then all
+    second ones, so that one pass through the encoder serves both.
     """
     input_ids: torch.Tensor         # [R, T]
     token_type_ids: torch.Tensor    # [R, T], or None for all 0
@@ -239,8 +239,8 @@ def collate(dataset, indices, tokenizer, joint, max_length):
     otherwise: [CLS] a [SEP] and [CLS] b [SEP] as rows of their own
 
     "Standalone sentences have less context than comparing them side by side": in one row
-    every word of a can attend to every word of b, in every layer. Apart, all that is known of
-    a sentence must fit the one vector that the head gets.
+    every word of a can attend to every word of b, in every layer. Apart, all that is known
+    of a sentence must fit the one vector that the head gets.
     """
     cls, sep = [tokenizer.cls], [tokenizer.sep]
     examples = [dataset.tokens[i] for i in indices]
@@ -283,11 +283,11 @@ def lengths(dataset, joint):
 class Stream:
     """Endless batches, without replacement: pass after shuffled pass.   [report 3.3]
 
-    next() -> indices [B]. The shuffled passes over the N examples form one long sequence, of
-    which batch b takes the places b·B to (b+1)·B. Within a pass up to WINDOW batches at a
-    time are sorted by length and cut anew, then shuffled: batch-mates are alike in length but
-    else random. The batch in which a pass ends holds what is left over of it (D18) and is
-    filled up from the next, so no example of a pass comes before the last one is used up.
+    next() -> indices [B]. The shuffled passes over the N examples form one long sequence,
+    of which batch b takes the places b·B to (b+1)·B. Within a pass up to WINDOW batches at
+    a time are sorted by length and cut anew, then shuffled: batch-mates are alike in length
+    but otherwise random. The batch in which a pass ends holds what is left over of it (D18)
+    and is filled up from the next: no example comes again before all others have come.
     `position` is [generation, batches drawn], two integers, all that a checkpoint needs:
     every order comes from a generator seeded by (seed, position), not by what came before.
     """
@@ -297,7 +297,7 @@ class Stream:
     def __init__(self, lengths, batch_size, seed):
         self.lengths, self.batch_size, self.seed = lengths, batch_size, list(seed)
         self.position = [0, 0]
-        self.window = None, None        # (generation, number of its first batch), its batches
+        self.window = None, None        # (generation, its first batch's number), batches
 
     def restart(self):
         """Begin a new order, dropping the rest of this pass (--fresh-streams)."""
@@ -321,7 +321,7 @@ class Stream:
         return self.window[1][b - start]
 
     def batches_of(self, generation, start, count):
-        """Batches start … start + count - 1 of the sequence.   -> count arrays of B indices"""
+        """Batches start to start + count of the sequence.   -> [count, B]"""
         N, B = len(self.lengths), self.batch_size
         picks, at, end = [], start * B, (start + count) * B         # places in the sequence
         while at < end:

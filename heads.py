@@ -148,8 +148,8 @@ class Head(nn.Module):
         self.dropout = nn.Dropout(dropout)
         # Why not BERT's own N(0, .02²): at H = 384 every such layer shrinks its input to a
         # third, and behind three of them the encoder hardly gets a gradient. N(0, 2 / in)
-        # keeps the size through a ReLU [He et al. 2015]. Measured with MiniLM, gvac, CON and
-        # HLH: after one epoch the overall score on dev is .707 with it, .629 without.
+        # keeps the size through a ReLU [He et al. 2015]. Measured with MiniLM, gvac, CON
+        # and HLH: after one epoch the overall score on dev is .707 with it, .629 without.
         for layer in self.layers[:-1]:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
@@ -240,7 +240,7 @@ class MultitaskBert(nn.Module):
     def blocks(self):
         """{block: [(name, parameter)]} for optim.FlatParameters, shared blocks first.
 
-        embeddings, layer 1 … layer L, pooler: shared by all tasks, and what a treatment sees.
+        embeddings, layer 1 … layer L, pooler: shared by all tasks, what a treatment sees.
         head sst, head para, head sts: one task's own. Nobody else decides what is shared.
         """
         blocks = {}

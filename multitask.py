@@ -221,7 +221,7 @@ def treat(flat, regions, rows, treatment, clip, rng):
     and then no state was touched.
     """
     slices, present = [here for here, _, _ in regions], slice(rows[0], rows[-1] + 1)
-    # Rows of tasks that take no part in this step hold an old step's numbers: stay off them.
+    # Rows of tasks that take no part in this step hold an old step's numbers.
     grams = flat.gram(slices, present)                                          # [R, k, k]
     squares = np.diagonal(grams, axis1=-2, axis2=-1)                            # [R, k]
     if not np.isfinite(squares).all():

@@ -24,7 +24,7 @@ from torch import nn
 # --- 3.1 AdamW ---
 
 class AdamW(torch.optim.Optimizer):
-    """Adam with decoupled weight decay.   [report 3.1; Kingma & Ba 2015; Loshchilov & Hutter 2019]
+    """Adam with decoupled weight decay.   [report 3.1; Loshchilov & Hutter 2019, Alg. 2]
 
         m = β₁ m + (1 - β₁) g          v = β₂ v + (1 - β₂) g²
         θ ← θ - lr · √(1 - β₂ᵗ) / (1 - β₁ᵗ) · m / (√v + eps)
@@ -80,8 +80,8 @@ class AdamW(torch.optim.Optimizer):
                 p.addcdiv_(m, v.sqrt().add_(group["eps"]), value=-size)
                 # Decoupled: multiplied by lr but not by the adaptive step (adding decay · θ
                 # to g would divide it by √v), and after the step, on the new θ.
-                # Trap: not p.mul_(1 - lr · decay). In float32 1 - 1e-7 rounds to 1 - 1.2e-7:
-                # a decay that is 20% too strong.
+                # Trap: not p.mul_(1 - lr · decay). In float32 1 - 1e-7 is 1 - 1.2e-7, a
+                # decay that is 20% too strong.
                 if group["weight_decay"]:
                     p.add_(p, alpha=-group["lr"] * group["weight_decay"])
         return loss

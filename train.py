@@ -122,8 +122,8 @@ class Trainer:
         self.teacher = smart.Teacher(model, self.flat) if (
             args.smart and args.bregman_weight) else None
 
-        # A seed for each task by its place among all three: what --tasks leaves out does not
-        # change the order of the others.
+        # A seed for each task by its place among all three: leaving one out by --tasks does
+        # not change the order of the others.
         self.streams = {
             name: data.Stream(data.lengths(train_sets[name], args.con), args.batch_size,
                               (args.seed, k))

@@ -14,7 +14,8 @@ def number(kind, low, high=float("inf")):
         except ValueError:
             value = float("nan")
         if not (low <= value <= high and math.isfinite(value)):         # also for NaN
-            limits = f"from {low} to {high}" if math.isfinite(high) else f"of at least {low}"
+            limits = (f"from {low} to {high}" if math.isfinite(high)
+                      else f"of at least {low}")
             raise argparse.ArgumentTypeError(
                 f"needed {'a whole number' if kind is int else 'a number'} {limits}, got "
                 f"{text!r}")
@@ -59,7 +60,8 @@ def parser():
                    help="examples of a task at once (report, Table 1)")
     g.add_argument("--accumulate", type=whole, metavar="N",
                    help="batches to one update (report, Table 1: 2 where it says batch 32)")
-    g.add_argument("--epochs", type=whole, help="passes over the aligned set (report, Table 1; else 15)")
+    g.add_argument("--epochs", type=whole,
+                   help="passes over the aligned set (report, Table 1; else 15)")
     g.add_argument("--max-steps", type=whole, metavar="N",
                    help="stop after N updates (ours)")
     g.add_argument("--align", choices=["sst", "para", "sts"],

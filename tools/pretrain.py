@@ -249,7 +249,8 @@ def pretrain(args, source):
     if args.resume and os.path.exists(os.path.join(args.resume, "result.json")):
         print(f"the run in {args.resume} is finished; its model is in model/")
         return 0
-    if not settings and not (args.text and args.out and bool(args.weights) != bool(args.vocab)):
+    if not settings and not (args.text and args.out
+                             and bool(args.weights) != bool(args.vocab)):
         raise ValueError("needed --text FILE …, --out DIR, and either --weights to go on "
                          "from or --vocab to start from scratch")
     if not settings:
