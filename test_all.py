@@ -22,6 +22,7 @@ import io
 import json
 import math
 import os
+import pathlib
 import shutil
 import signal
 import struct
@@ -2377,6 +2378,30 @@ def test_tools_pretrain__needs_texts_and_one_kind_of_start():
     empty = os.path.join(write_file("", "empty.txt"), "empty.txt")
     status, _, errors = run_pretrain(*scratch(), "--text", empty)
     one_line(status, errors, "empty.txt", "texts")
+
+
+def test_tools_make_sample__same_bytes_and_files_that_load_without_a_word():
+    module = tool("make_sample")
+    few = {task: (40, 12, 12) for task in module.SIZES}
+    unlabelled, folders = module.unlabelled, [tempfile.mkdtemp() for _ in range(2)]
+    with unittest.mock.patch.multiple(
+            module, SIZES=few, unlabelled=lambda tasks, seed, n: unlabelled(tasks, seed, 60)):
+        for folder in folders:
+            module.write_sample(pathlib.Path(folder), 0)
+    for name in os.listdir(folders[0]):
+        a, b = (open(os.path.join(folder, name), "rb").read() for folder in folders)
+        assert a == b, f"{name} differs from one time to the next"
+    tokenizer = data.WordPiece(os.path.join(folders[0], "vocab.txt"))
+    for task in heads.tasks():
+        texts = []
+        for split, number in (("train", 40), ("dev", 12), ("test", 12)):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                dataset = data.load(folders[0], task, split, tokenizer)
+            assert len(dataset) == number
+            assert not any(tokenizer.unk in ids for pair in dataset.tokens for ids in pair)
+            texts += [str(sorted(pair)) for pair in dataset.tokens]
+        assert len(set(texts)) == 64, "a text occurs twice"
 
 
 # --- Against other software, where it is installed ---

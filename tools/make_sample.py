@@ -1,0 +1,502 @@
+"""Write made-up data: nine CSV files in the course's format and a vocabulary.
+
+    python tools/make_sample.py --out DIR                          # seed 0
+    python tools/make_sample.py --out DIR --pretrain text.tsv      # and unlabelled text
+
+4.1  review()       a review sentence and its class, 0 to 4, as in SST
+4.1  questions()    two questions that ask the same, or only seem to, as in Quora
+4.1  captions()     two captions and how far their scenes agree, 0 to 5, as in STS
+
+In a review, words alone mislead ("not nearly as dull as its trailer"). A rewording often
+shares few words with its question, and a question with two roles swapped shares all. A
+caption's grade counts which part of the scene differs and by how much, not how many words.
+
+Symbols: a group is a list of synonyms, a class a list of groups, each other's siblings; a
+value (class, i) is the i-th group of a class. The words stand in sample_words.py.
+The same seed gives the same bytes on every machine and version of Python: chance comes from
+Random.random() alone, no order from a set, and fsum adds floats (sum does so in its own way
+since 3.12).
+Leaves out: all that the grammar does not say. A score on these files is no statement about
+English.
+"""
+
+import argparse
+import csv
+import random
+import re
+from collections import Counter
+from math import fsum, nan
+from pathlib import Path
+
+from sample_words import (ACTIVITIES, ADJECTIVES, COUNTED, FAMILIES, FORMS, GRAMMAR, KINDS,
+                          LOOKS, NO_DEGREES, TERMS, THINGS, VERDICTS)
+
+SIZES = {"sst": (2000, 400, 400), "para": (6000, 600, 600), "sts": (1500, 400, 400)}
+SHARES = (.13, .26, .19, .27, .15)    # of the five sentiment classes: those of SST
+DUPLICATES = .45                      # chance of a paraphrase; .41 once repeats are out
+SWAPS, INTENTS = .55, .25             # of the others: roles swapped; another thing asked
+EXCHANGES = .5                        # share of scenes altered by an exchange as well
+SST_NOISE, PARA_NOISE = .04, .03      # share of labels one class off; flipped
+STS_NOISE = .25                       # standard deviation of what is added to a grade
+
+
+# --- words and templates ---
+
+def pick(rng, items):
+    """One of the items, all equally likely.
+
+    Why not rng.choice: Python promises the same sequence in every version for random()
+    alone."""
+    return items[int(rng.random() * len(items))]
+
+
+def shuffle(rng, items):
+    """The items in a random order, as a new list."""
+    return sorted(items, key=lambda item: rng.random())
+
+
+def choose(rng, text):
+    """Replace each (one|of|these) by one of its members, the innermost first."""
+    while "(" in text:
+        text = re.sub(r"\(([^()]*)\)", lambda match: pick(rng, match[1].split("|")), text)
+    return text
+
+
+def fill(text, said):
+    """The template with said[slot] in place of each {slot}; single blanks, "an" before a
+    vowel that sounds like one, a capital at the start."""
+    text = " ".join(re.sub("{([^}]+)}", lambda match: said[match[1]], text).split())
+    text = re.sub(r"\b([Aa]) (?=(?!us|uni|one\b|eu)[aeiou])", r"\1n ", text)
+    return text[0].upper() + text[1:]
+
+
+def comparative(word):
+    """funny -> funnier, hot -> hotter, safe -> safer, moving -> more moving."""
+    irregular = {"good": "better", "bad": "worse"}
+    syllables = len(re.findall("[aeiouy]+", word.removesuffix("e")))
+    if syllables == 2 and word.endswith("y"):
+        return word[:-1] + "ier"
+    if word in irregular or syllables > 1:
+        return irregular.get(word, "more " + word)
+    return re.sub("([^aeiou][aeiou])([bdgnt])$", r"\1\2\2", word).removesuffix("e") + "er"
+
+
+def plural(noun):
+    """man -> men, sheep -> sheep, lady -> ladies, bus -> buses, dog -> dogs."""
+    noun = re.sub("man$", "men", re.sub("([dnpt])y$", r"\1ie", noun))
+    if noun.endswith(("men", "sheep", "child")):
+        return noun.replace("child", "children")
+    return noun + ("es" if re.search("(s|x|ch|sh|to)$", noun) else "s")
+
+
+def rows(text):
+    """The lines of a table; one that starts with | or / goes on with the line before it."""
+    return re.sub(r"\n +(?=[|/])", "", text.strip()).split("\n")
+
+
+def table(text):
+    """{class: [group, ...]} from lines "class: word/synonym | sibling | ..."."""
+    cells = (row.split(": ", 1) for row in rows(text))
+    return {name: [[word.strip() for word in group.split("/")]
+                   for group in groups.split("|")] for name, groups in cells}
+
+
+# --- 4.1 sentiment ---
+
+BORDERS = (-2.2, -.5, .5, 2.2)   # between the five classes
+MARGIN = .08                     # people would not agree on a score nearer to a border
+
+
+def negate(a):
+    """The score of "not" + a word:  -(1.8 - .4 a), and .8 of it for blame.
+
+    "not good" is blame and "not superb" hardly is; "not bad" is faint praise.
+    good 1 -> -1.4, superb 3 -> -0.6, bad -2 -> 0.8, awful -3 -> 0.48"""
+    return (1.8 - .4 * abs(a)) * (-1 if a > 0 else .8)
+
+
+def judge(rule, scores):
+    """The score of a phrase, from its rule and the scores in it; None is no judgement.
+
+    "but .2 .8" is .2 a + .8 b, or nan, nonsense, unless the signs differ; "bad -.1 .7" is
+    -.1 a + .7 if a is blame; "not .6 .6" negates both first, and they have to agree."""
+    name, *numbers = rule.split()
+    if name == "is" or not scores:
+        return float(numbers[0]) if name == "is" else None
+    if name == "not":
+        scores, name = [negate(a) for a in scores], "same"
+    a, b = scores[0], scores[-1]
+    sense = {"sum": True, "same": a * b > 0, "but": a * b < 0, "good": a > 0, "bad": a < 0}
+    if not sense[name]:
+        return nan
+    return fsum(float(number) * a for number, a in zip(numbers, [*scores, 1]))
+
+
+def read_grammar():
+    """{symbol: [(rule, template)]}; {mild} is an {f}, an adjective, that has degrees."""
+    grammar = {"f": [(f"is {score}", word) for score, some in ADJECTIVES.items()
+                     for word in some.split()]}
+    grammar["mild"] = [(rule, word) for rule, word in grammar["f"]
+                       if rule[-1] != "3" and word not in NO_DEGREES.split()]
+    grammar["more"] = [(rule, comparative(word)) for rule, word in grammar["mild"]]
+    grammar["verdict"] = [(f"is {score}", text) for score, (texts,) in VERDICTS.items()
+                          for text in texts]
+    for line in rows(GRAMMAR):
+        rule, _, template = line.partition(":")
+        if line[0] != " ":
+            symbol, rule = rule, "sum 1"
+            grammar[symbol] = []
+        if template:
+            grammar[symbol].append((rule, template))
+    return grammar
+
+
+VERDICTS = table(VERDICTS)
+GRAMMAR = read_grammar()
+
+
+def grow(rng, symbol):
+    """(text, score) of a random phrase."""
+    rule, text = pick(rng, GRAMMAR[symbol])
+    text, scores = choose(rng, text), []
+    while slot := re.search("{(.+?)}", text):
+        part, score = grow(rng, slot[1])
+        text = text.replace(slot[0], part, 1)
+        scores += [] if score is None else [score]
+    return text, judge(rule, scores)
+
+
+def review(rng):
+    """(sentence, class 0..4); draws until it makes sense and its class is clear."""
+    while True:
+        text, score = grow(rng, "sentence")
+        long_words = [word for word in text.split() if len(word) > 4]
+        clear = all(abs(score - border) > MARGIN for border in BORDERS)     # False for nan
+        if clear and text.count(" but ") < 2 and len(long_words) == len(set(long_words)):
+            text = text.replace("KIND", pick(rng, KINDS.split()))
+            return fill(text, {}), sum(score > border for border in BORDERS)
+
+
+# --- 4.1 paraphrase ---
+#
+# A family of questions has slots; an intent is one thing to ask about them. A rewording is
+# another form of the intent; what spoils it is a swap, another value or another intent.
+
+TERMS, QUESTIONS = table(TERMS), []   # [(slots {"x,y": classes}, [(symmetric, forms)])]
+for line in FAMILIES.strip().splitlines():
+    if line[0] == "+":
+        QUESTIONS[-1][1][-1][1].extend(line[2:].split(" / "))
+    elif line[0] in "=>":
+        QUESTIONS[-1][1].append((line[0] == "=", line[2:].split(" / ")))
+    else:
+        QUESTIONS.append((dict(slot.split(": ") for slot in line.split("; ")), []))
+
+
+def ask(rng, form, values, wording):
+    """The question; wording {value: word} remembers the synonyms, to say them again."""
+    said = {}
+    for name, (kind, index) in sorted(values.items()):
+        word = wording.setdefault((kind, index), pick(rng, TERMS[kind][index]))
+        said |= {name: word, name + "+": comparative(word)}
+    return fill(choose(rng, form), said)
+
+
+def questions(rng, duplicate):
+    """Two questions that ask the same or, with duplicate False, only look as if they did.
+
+    Why: overlap must not give the answer away. Rewordings mostly take another form and new
+    synonyms; the others keep their words more often, and a swap keeps them all."""
+    slots, intents = pick(rng, QUESTIONS)
+    symmetric, forms = intent = pick(rng, intents)
+    values = {}
+    for names, kinds in slots.items():               # x and y are two groups of one class
+        kind = pick(rng, kinds.split())
+        order = shuffle(rng, range(len(TERMS[kind])))
+        values.update((name, (kind, index)) for name, index in zip(names.split(","), order))
+    first, second = shuffle(rng, forms)[:2]
+    if rng.random() < (.2 if duplicate else .35):
+        second = first
+    other, way = values, rng.random()
+    roles = "{x}" in first and "{y}" in first
+    if roles and way < SWAPS and duplicate == symmetric:
+        other = values | {"x": values["y"], "y": values["x"]}
+    elif not duplicate and len(intents) > 1 and way > 1 - INTENTS:
+        second = pick(rng, pick(rng, [one for one in intents if one is not intent])[1])
+    elif not duplicate:
+        slot = pick(rng, sorted(name for name in values if "{" + name in first))
+        siblings = [(values[slot][0], i) for i in range(len(TERMS[values[slot][0]]))]
+        free = [value for value in siblings if value not in values.values()]
+        other = values | {slot: pick(rng, free)}
+    wording = {}
+    one = ask(rng, first, values, wording)
+    keep = rng.random() < (.4 if duplicate else .6)
+    return one, ask(rng, second, other, wording if keep else {})
+
+
+# --- 4.1 similarity ---
+#
+# A scene has a style, v, what s does, o, to whom, and p, where; sl and sn are the look and
+# the number of s, ol and on those of o. A part is (class, index of a group, word) or None.
+
+WEIGHTS = {"v": .4, "s": .3, "o": .3, "sl": .12, "ol": .12, "sn": .1, "on": .1, "p": .2}
+OF = {"sl": "s", "sn": "s", "o": "v", "ol": "o", "on": "o"}
+SYNONYM, SIBLING = .97, .25           # agreement of two words; the same word 1, any other 0
+THINGS, FORMS = table(THINGS), table(FORMS)
+ACTIVITIES = [dict(zip(("style", "s", "v", "o", "p"), re.split(r" *\| *", row)))
+              for row in rows(ACTIVITIES.replace("people", "man child"))]
+for number, activity in enumerate(ACTIVITIES):
+    THINGS[f"v{number}"] = [group.split("/") for group in activity["v"].split("; ")]
+    activity["v"] = f"v{number}"
+
+
+def draw_scene(rng, activity, old=None, closeness=0):
+    """A scene of the activity; where it can be, a part is that of the old scene with chance
+    closeness, in a word of its own."""
+    def draw(part, kinds, chance=1):
+        was, kinds = old and old[part], kinds.split()
+        if old and rng.random() < closeness:
+            if was and was[0] in kinds:
+                return *was[:2], pick(rng, THINGS[was[0]][was[1]])
+            if not was and chance < 1:
+                return None
+        if not kinds or rng.random() > chance:
+            return None
+        kind = pick(rng, kinds)
+        index = int(rng.random() * len(THINGS[kind]))
+        return kind, index, pick(rng, THINGS[kind][index])
+
+    style = activity["style"]
+    place = .7 if style in ("act", "behind", "both") else 1
+    scene = {"style": style, "s": None}
+    while not scene["s"] or agreement(scene["s"], scene["o"]) >= SYNONYM:
+        scene |= {part: draw(part, activity[part], place if part == "p" else 1)
+                  for part in "svop"}                  # again, if "a dog chasing a dog"
+    for noun in "so":
+        kind = scene[noun][0] if scene[noun] else ""
+        scene[noun + "l"] = draw(noun + "l", LOOKS.get(kind, ""), .45)
+        scene[noun + "n"] = draw(noun + "n", "number" * (kind in COUNTED.split()))
+    return scene
+
+
+def exchange(scene, parts=("", "l", "n")):
+    """The scene with s and o exchanged, or their looks ("l") or numbers ("n") only."""
+    pairs = [("s" + part, "o" + part) for part in parts]
+    return scene | {a: scene[b] for a, b in pairs} | {b: scene[a] for a, b in pairs}
+
+
+def agreement(one, two):
+    """1 the same word, .97 synonyms, .25 siblings, 0 opposites and all others."""
+    if one is None or two is None or one[0] != two[0]:
+        return 0
+    if one[1] != two[1]:
+        opposite = [THINGS[kind][index][0][0] == "~" for kind, index, _ in (one, two)]
+        return 0 if opposite[0] != opposite[1] else SIBLING
+    return SYNONYM if one[2] != two[2] else 1
+
+
+def grade(one, two):
+    """How far two scenes agree:  5 Σ w agreement / Σ w, over the parts that either has.
+
+    How many and of what look count as far as the nouns agree ("two dogs" and "two cars"
+    have little in common), and to whom it is done as far as the verbs do."""
+    if two["style"] == "both":       # two who do the same may be named in either order
+        two = two | {"style": ""}
+        return max(grade(one, two), grade(one, exchange(two)))
+    total = weight = 0
+    for part, w in WEIGHTS.items():
+        if one[part] or two[part]:
+            head = agreement(one[OF[part]], two[OF[part]]) if part in OF else 1
+            total += w * agreement(one[part], two[part]) * head
+            weight += w
+    return 5 * total / weight
+
+
+def caption(rng, scene):
+    """The scene in words; a headline, which has no full stop, does without articles."""
+    said = {part: scene[part][2].lstrip("~") if scene[part] else "" for part in WEIGHTS}
+    said["ing"], _, said["ed"] = said["v"].partition(":")
+    for noun, verb in (("s", "is"), ("o", "are")):
+        number = said[noun + "n"] or "a"
+        name = said[noun] if number == "a" else plural(said[noun])
+        said[noun.upper()] = f"{number} {said[noun + 'l']} {name}"
+        said[verb] = "is" if number == "a" else "are"
+    forms = [form for form in FORMS[scene["style"]][0] if said["p"] or form[:3] != "{p}"]
+    text = re.sub(r" +([.,])", r"\1", fill(pick(rng, forms), said))
+    return text if text[-1] == "." else fill(re.sub(r"\b[Aa]n? ", "", text), {})
+
+
+def captions(rng, closeness):
+    """(caption, caption, grade 0..5); closeness is the chance that a part stays.
+
+    Why an exchange: the words stay and what they say does not."""
+    activity = pick(rng, ACTIVITIES)
+    one = draw_scene(rng, activity)
+    if rng.random() > .5 + .5 * closeness:
+        activity = pick(rng, ACTIVITIES)
+    two = draw_scene(rng, activity, one, closeness)
+    if two["o"] and closeness < 1 and rng.random() < EXCHANGES:
+        s, o = two["s"][0], two["o"][0]
+        ways = [("", "l", "n")] * 2 * (s in activity["o"] and o in activity["s"])
+        ways += [("l",)] * (s in LOOKS and LOOKS[s] == LOOKS.get(o))
+        ways += [("n",)] * bool(two["sn"] and two["on"])
+        two = exchange(two, pick(rng, ways or [()]))
+    return caption(rng, one), caption(rng, two), grade(one, two)
+
+
+# --- text without labels, vocabulary ---
+
+def pretraining_pairs(rng, n, held_out=frozenset()):
+    """n lines of the same language for masked-LM pre-training: (text,) or (text, text).
+
+    Three in five are pairs that belong together: a question and a rewording, two captions
+    of one scene, a review and its verdict. Then a masked word is given away by the other
+    text, and attention across [SEP] is worth learning. No text of held_out occurs."""
+    lines = []
+    while len(lines) < n:
+        kind = rng.random()
+        if kind < .25:
+            line = questions(rng, True)
+        elif kind < .45:
+            line = captions(rng, 1 if rng.random() < .7 else .9)[:2]
+        elif kind < .62:
+            text, label = review(rng)
+            verdict = pick(rng, list(VERDICTS.values())[label][0])
+            line = text, fill(f"{pick(rng, ('', 'in short , '))}{verdict} .", {})
+        else:
+            line = shuffle(rng, [review(rng)[0], pick(rng, questions(rng, False)),
+                                 pick(rng, captions(rng, .5)[:2])])[:1 if kind < .9 else 2]
+        if len(set(line)) == len(line) and not held_out.intersection(line):
+            lines.append(tuple(line))
+    return lines
+
+
+SUFFIXES = "ed ing ly er est es ies ier iest ness less ful able ment ion tion ous al en"
+
+
+def vocabulary(texts):
+    """WordPiece entries: special tokens, characters, endings, then the words of the texts.
+
+    The most frequent word comes first, ties in alphabetical order. Every letter and digit
+    is an entry, alone and as "##x", so that no word of letters is ever [UNK]."""
+    counts = Counter(re.findall(r"\w+|[^\w\s]", " ".join(texts).lower()))
+    letters = "0123456789abcdefghijklmnopqrstuvwxyz"
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    entries += sorted({char for word in counts for char in word} | set(letters))
+    entries += ["##" + piece for piece in (*letters, *SUFFIXES.split())]
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    return entries + [word for word in words if len(word) > 1]
+
+
+# --- rows and files ---
+
+def noisy(rng, task, label):
+    """The label as people give it: off by a class, flipped, or the mean of 4 or 5 grades.
+
+    The noise of a grade is a sum of 12 uniform numbers less 6: nearly Gaussian, variance 1,
+    and unlike rng.gauss, nothing that a machine's logarithm may round in its own way."""
+    if task == "sst":
+        step = pick(rng, (-1, 1)) if rng.random() < SST_NOISE else 0
+        return min(4, max(0, label + step))
+    if task == "para":
+        return float(label != (rng.random() < PARA_NOISE))
+    score = label + STS_NOISE * (fsum(rng.random() for _ in range(12)) - 6)
+    voters = 5 if rng.random() < .75 else 4
+    return round(round(min(5, max(0, score)) * voters) / voters, 2)
+
+
+def draw(rng, task):
+    """One row (*texts, label) of the task, without noise."""
+    if task == "para":
+        duplicate = rng.random() < DUPLICATES
+        return *questions(rng, duplicate), duplicate
+    return review(rng) if task == "sst" else captions(rng, .2 + .8 * rng.random())
+
+
+def draw_tasks(seed):
+    """{task: (rows of train, of dev, of test)}; no two rows have the same texts, in any
+    order."""
+    tasks = {}
+    for number, (task, (train, dev, test)) in enumerate(SIZES.items()):
+        rng = random.Random(10 * seed + number)        # no task depends on the others
+        size, found = train + dev + test, {}
+        left = [round(share * size) for share in SHARES]
+        while len(found) < size:
+            *texts, label = draw(rng, task)
+            key = tuple(sorted(text.lower() for text in texts))
+            again = key in found or len(set(key)) < len(key)
+            if again or task == "sst" and not left[label]:
+                continue
+            found[key] = *texts, noisy(rng, task, label)
+            if task == "sst":
+                left[label] -= 1
+        # Why shuffled: the commonest classes are full first, the rarest stand at the end.
+        some = shuffle(rng, found.values())
+        tasks[task] = some[:train], some[train:train + dev], some[train + dev:]
+    return tasks
+
+
+def unlabelled(tasks, seed, n):
+    """n lines for pre-training, with another seed and without any text of dev and test."""
+    held_out = {text for splits in tasks.values() for split in splits[1:]
+                for *texts, _ in split for text in texts}
+    return pretraining_pairs(random.Random(10 * seed + 4), n, held_out)
+
+
+def write_table(path, header, rows):
+    """A TAB separated file, quoted where a text has quotation marks."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter="\t", lineterminator="\n").writerows([header, *rows])
+
+
+def write_lines(path, lines):
+    """Text with a line feed after each line, and that alone, on Windows too."""
+    path.write_bytes("".join(line + "\n" for line in lines).encode())
+
+
+def write_sample(folder, seed):
+    """The nine files, test-labels.csv and vocab.txt; returns {task: (train, dev, test)}."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tasks, test_labels = draw_tasks(seed), []
+    rng = random.Random(10 * seed + 3)
+    names = {"sst": ("ids-sst", "sentiment"), "para": ("quora", "is_duplicate"),
+             "sts": ("sts", "similarity")}
+    for task, (name, label) in names.items():
+        columns = ["sentence"] if task == "sst" else ["sentence1", "sentence2"]
+        blank = " " * (task == "sst")                  # a sentence of SST starts with one
+        ids = iter(lambda: "".join(pick(rng, "0123456789abcdef") for _ in range(25)), "")
+        train, dev, test = [[[i, next(ids), *(blank + text for text in texts), y]
+                             for i, (*texts, y) in enumerate(rows)] for rows in tasks[task]]
+        write_table(folder / f"{name}-train.csv", ["", "id", *columns, label], train)
+        write_table(folder / f"{name}-dev.csv", ["", "id", *columns, label], dev)
+        test_labels += [[task, row[1], row[-1]] for row in test]
+        # The course's SST test file, and it alone, has two index columns.
+        header, test = ["", "id", *columns], [row[:-1] for row in test]
+        if task == "sst":
+            header, test = ["0", *header], [[i + 1, float(i), *row] for i, *row in test]
+        write_table(folder / f"{name}-test-student.csv", header, test)
+    write_table(folder / "test-labels.csv", ["task", "id", "label"], test_labels)
+    texts = [text for split in tasks.values() for *texts, _ in split[0] for text in texts]
+    texts += [text for line in unlabelled(tasks, seed, 30000) for text in line]
+    write_lines(folder / "vocab.txt", vocabulary(texts))
+    return tasks
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR",
+                        help="the folder to write")
+    parser.add_argument("--seed", type=int, default=0, help="of all choices (ours: 0)")
+    parser.add_argument("--pretrain", type=Path, metavar="FILE",
+                        help="also write unlabelled text, one text or pair a line")
+    parser.add_argument("--lines", type=int, default=30000, help="in FILE (ours: 30000)")
+    args = parser.parse_args()
+    tasks = write_sample(args.out, args.seed)
+    if args.pretrain:
+        lines = unlabelled(tasks, args.seed, args.lines)
+        write_lines(args.pretrain, ["\t".join(line) for line in lines])
+    for path in [*sorted(args.out.glob("*.csv")), args.out / "vocab.txt"]:
+        print(f"{path.stat().st_size:>9,} bytes  {path}")
+
+
+if __name__ == "__main__":
+    main()
