@@ -2385,7 +2385,7 @@ def test_tools_make_sample__same_bytes_and_files_that_load_without_a_word():
     few = {task: (40, 12, 12) for task in module.SIZES}
     unlabelled, folders = module.unlabelled, [tempfile.mkdtemp() for _ in range(2)]
     with unittest.mock.patch.multiple(
-            module, SIZES=few, unlabelled=lambda tasks, seed, n: unlabelled(tasks, seed, 60)):
+            module, SIZES=few, unlabelled=lambda *args: unlabelled(*args[:2], 60)):
         for folder in folders:
             module.write_sample(pathlib.Path(folder), 0)
     for name in os.listdir(folders[0]):
