@@ -178,11 +178,13 @@ class Trainer:
         names = self.plan[epoch][inside]
         rate = args.lr * optim.learning_rate_factor(self.step_number, self.total,
                                                     args.warmup)
+        # A function of the step's number alone, so that a resumed run finds the same rate.
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        # Trap: a new batch for every micro-batch, or accumulation would only repeat one.
         micro_batches = [{name: self.next_batch(name) for name in names}
                          for _ in range(args.accumulate)]
-        # Algorithm 1's step has one task, Algorithm 2's all of them: nothing else differs.
+        # Algorithm 1's step has one task, Algorithm 2's has all: nothing else differs.
         rows = {name: self.rows[name] for name in names}
         logs = multitask.backward(self.flat, micro_batches, self.objective, rows)
         treated = multitask.treat(self.flat, self.regions, sorted(set(rows.values())),
@@ -207,7 +209,10 @@ class Trainer:
                             self.model.bert.config.max_position_embeddings).to(self.device)
 
     def where(self, step):
-        """Number of a step -> (epoch, step in it), from 0; past the end (epochs, 0)."""
+        """Number of a step -> (epoch, step in it), from 0; past the end (epochs, 0).
+
+        No division: epochs differ in length (3.5.1, D18).
+        """
         for epoch, steps in enumerate(self.plan):
             if step < len(steps):
                 return epoch, step
@@ -215,7 +220,10 @@ class Trainer:
         return len(self.plan), 0
 
     def evaluate(self, datasets):
-        """{task name: Dataset} -> {task name: (predictions, score)}"""
+        """{task name: Dataset} -> {task name: (predictions, score)}   [report 4.2]
+
+        Also tasks that are not trained: the report's Table 2 has a score in every column.
+        """
         return {name: heads.evaluate(self.model, self.tasks[name], dataset, self.tokenizer,
                                      self.device, self.autocast)
                 for name, dataset in datasets.items()}
@@ -274,7 +282,9 @@ def load_model(args):
 def prepare(args, source, settings):
     """What comes before the first step.   -> (Folder, Trainer, {split: {task: Dataset}})
 
-    The folder is made last, so that a refusal leaves nothing behind.
+    The folder is made last, so that a refusal leaves nothing behind. The order of the rest
+    matters too: the model is made under the seed, moved to the device, then its parameters
+    become views of θ, and only then is a checkpoint written into θ.
     """
     args.data = sources.find_data(args.data)
     args.weights = sources.find_weights(args.weights)
@@ -311,6 +321,8 @@ def loop(folder, trainer, sets, stop):
     folder.state = None         # as large as θ and AdamW's state together
     progress = run.Progress(trainer.total, trainer.step_number)
 
+    # θ with AdamW's m and v, and θ̃ with SMART: 3 to 4 numbers a parameter, 1.3 to 1.8 GB
+    # for bert-base. Hence not after every step.
     def checkpoint():
         progress.clear()
         folder.checkpoint({**trainer.state(), "evaluated": evaluated, "best": best,
@@ -350,6 +362,7 @@ def loop(folder, trainer, sets, stop):
             return best, time.monotonic() - start
         line = trainer.step()
         folder.log(line)
+        # What a person wants to see while waiting; the rest is in metrics.jsonl.
         losses = "  ".join(f"{name} {line[f'loss_{name}']:.3f}" for name in trainer.tasks
                            if f"loss_{name}" in line)
         progress.show(trainer.step_number, f"epoch {line['epoch']}  loss {losses}")
@@ -390,6 +403,7 @@ def train(args, source):
     print(f"  {trainer.total} updates, {trainer.flat.theta.numel():,} parameters, "
           f"{trainer.precision}" + (f"; going on after update {trainer.step_number}"
                                     if args.resume else ""), flush=True)
+    # From here on a signal ends the run with a checkpoint; nothing computed is lost.
     with run.Stop() as stop:
         try:
             best, seconds = loop(folder, trainer, sets, stop)
@@ -401,6 +415,7 @@ def train(args, source):
             return 128 + stop.asked
         finally:
             folder.close()
+    # Written last: a folder with a result.json is a finished run.
     run.write_json(folder / "result.json", {
         "dev": best["dev"], "epoch": best["epoch"], "seconds": round(seconds, 1),
         "checkpoint_seconds": round(folder.saving, 1), "skipped": trainer.skipped,
