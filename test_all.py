@@ -1706,7 +1706,7 @@ def test_4_3_parse__values_out_of_range_and_contradictions_are_refused():
                 assert end.code == 2
             else:
                 raise AssertionError(f"got no error for {flags}")
-        last = errors.getvalue().strip().splitlines()[-1]
+        last, = errors.getvalue().strip().splitlines()
         assert all(word in last for word in words), f"{flags}: got {last!r}"
 
 
@@ -2094,8 +2094,9 @@ def test_run_folder__every_name_in_the_log_is_in_the_readme():
 
 def one_line(status, errors, *words):
     assert status == 2, f"got exit status {status}, expected 2"
-    last = errors.strip().splitlines()[-1]
-    assert "Traceback" not in errors, errors
+    lines = [line for line in errors.strip().splitlines() if not line.startswith("warning")]
+    assert len(lines) == 1, f"got {len(lines)} lines, expected one: {errors}"
+    last = lines[0]
     for word in words:
         assert word in last, f"got {last!r}, expected {word!r} in it"
 
@@ -2245,7 +2246,7 @@ def test_run_download__files_are_checked_and_kept():
     with serving(served, cut=["model.safetensors"]) as (url, asked):
         with refused("model.safetensors"):
             download(url)
-    assert os.path.exists(places[0]) and os.listdir(os.path.dirname(places[1])) == [], (
+    assert os.path.exists(places[0]) and not os.path.exists(os.path.dirname(places[1])), (
         "a file that was broken off must not stay")
     with serving({**served, "model.safetensors": b[::-1]}) as (url, asked):
         with refused("not the file it should be"):

@@ -36,8 +36,10 @@ def given(parser, argv):
 def parser():
     """One flag for one ablation. None is filled in from Table 1."""
     whole, share, amount = number(int, 1), number(float, 0, 1), number(float, 0)
+    # Without the usage, which argparse else prints before every error: 17 lines of flags.
     p = argparse.ArgumentParser(description="Fine-tune one BERT for sentiment, paraphrase "
-                                "and similarity.", allow_abbrev=False)
+                                "and similarity.", allow_abbrev=False,
+                                usage=argparse.SUPPRESS)
     g = p.add_argument_group("what the report compares")
     g.add_argument("--option", choices=["seq", "rr", "pcgrad", "gvac"], default="rr",
                    help="sequential (Algorithm 1), round robin (Algorithm 2), with "

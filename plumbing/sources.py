@@ -88,6 +88,8 @@ def download(root=ROOT, data_url=DATA_URL, weights_url=WEIGHTS_URL, data=None,
             finally:
                 if os.path.exists(partial):
                     os.remove(partial)
+                if not os.listdir(folder):      # an empty data/ would pass for a download
+                    os.rmdir(folder)
     return 0
 
 

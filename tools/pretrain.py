@@ -200,7 +200,8 @@ class Pretrainer:
 def parser():
     whole, share = flags.number(int, 1), flags.number(float, 0, 1)
     amount = flags.number(float, 0)
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
+                                usage=argparse.SUPPRESS)
     p.add_argument("--text", nargs="+", metavar="FILE", help="files of texts")
     p.add_argument("--weights", metavar="DIR|NAME", help="go on from this BERT")
     p.add_argument("--vocab", metavar="FILE", help="from scratch: the vocabulary")
