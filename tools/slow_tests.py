@@ -6,7 +6,7 @@ For each of --option seq, rr, pcgrad and gvac, plain and with SMART, accumulatio
 paraphrase-first and all three: one run is left alone, another is killed --kills times and
 resumed each time. Metrics, best weights, predictions, and θ, optimizer, vaccine and teacher
 in the last checkpoint must be equal to the last bit. With WORDs only the runs whose name
-contains one of them. Model and data are the tiny ones of test_all.py. About ten minutes.
+contains one of them. Model and data are the tiny ones of test_all.py. About five minutes.
 """
 
 import argparse
