@@ -192,6 +192,7 @@ class Trainer:
         # Trap: a skipped step still counts, or the schedule would run late.
         if treated is None:
             self.skipped += 1
+        # The teacher follows what AdamW made of θ, so after it; β by the share of steps done.
         else:
             self.optimizer.step()
             if self.teacher is not None:
@@ -244,13 +245,17 @@ class Trainer:
                 "teacher": None if self.teacher is None else self.teacher.theta}
 
     def save(self, path):
-        """The model and its vocabulary, for best/."""
+        """The model and its vocabulary, for best/.
+
+        With the vocabulary beside it the folder is complete: it can be given as --weights.
+        """
         self.model.save_pretrained(path)
         shutil.copyfile(self.tokenizer.path, os.path.join(path, "vocab.txt"))
 
     def restore(self, state):
         """Make this Trainer the one that state() described."""
         self.step_number, self.skipped = state["step"], state["skipped"]
+        # Trap: copy into θ. A new tensor under its name would leave the model with the old.
         self.flat.theta.copy_(state["theta"])       # in place: the parameters are its views
         self.optimizer.load_state_dict(state["optimizer"])
         for name, position in state["streams"].items():
@@ -430,7 +435,10 @@ def train(args, source):
 
 
 def main(argv=None):
-    """-> exit status: 2 for a mistake in flags or files, which gets one line."""
+    """-> exit status: 2 for a mistake in flags or files, which gets one line.
+
+    argparse itself ends with 2 for a bad flag; run.one_line() does so for a bad file.
+    """
     args, source = parse(argv)
     if args.download:
         return run.one_line(sources.download)
