@@ -1917,6 +1917,22 @@ def test_run_resume__stopped_by_a_signal_it_goes_on_bit_for_bit():
                 assert files_of(out)[name] == content, f"{name} differs, stopped at {step}"
 
 
+def test_run_resume__a_second_ctrl_c_ends_the_process_at_once():
+    before = signal.getsignal(signal.SIGINT)
+    child = os.fork()
+    if child == 0:
+        with run.Stop() as stop:
+            signal.raise_signal(signal.SIGINT)
+            if stop.asked == signal.SIGINT:         # the first one only asks
+                signal.raise_signal(signal.SIGINT)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGINT
+    with run.Stop():
+        pass
+    assert signal.getsignal(signal.SIGINT) is before, "the old handler must come back"
+
+
 def test_run_resume__metrics_are_cut_back_to_the_checkpoint():
     with signalled_at(5):
         _, out, _ = run_train(*HARD, steps=12)

@@ -192,8 +192,8 @@ class Trainer:
         # Trap: a skipped step still counts, or the schedule would run late.
         if treated is None:
             self.skipped += 1
-        # The teacher follows what AdamW made of θ, so after it; β by the share of steps done.
         else:
+            # The teacher follows what AdamW has made of θ, so it comes second.
             self.optimizer.step()
             if self.teacher is not None:
                 self.teacher.follow(self.flat.theta,
