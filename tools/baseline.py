@@ -1,0 +1,112 @@
+"""What counting words achieves: linear models, for comparison with a BERT.
+
+    python tools/baseline.py [--data DIR]
+
+4.2  features()   words and word pairs; of two sentences also what they share and what not
+4.2  fit()        logistic or ridge regression on them, by the task's own loss
+
+A majority class is the other thing to compare with; it is printed too. The strength of the
+L2 penalty is the best of PENALTIES on dev, which flatters the baseline a little.
+"""
+
+import argparse
+import os
+import re
+import sys
+from collections import Counter
+
+import numpy as np
+import torch
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import data                                                         # noqa: E402
+import heads                                                        # noqa: E402
+from plumbing import run, sources                                   # noqa: E402
+
+PENALTIES = 3e-4, 1e-3, 3e-3, 1e-2, 3e-2
+
+
+def words(text):
+    return re.findall(r"\w+|[^\w\s]", text.lower())
+
+
+def features(texts):
+    """One or two lists of words -> {feature: value}.
+
+    Of one sentence: its words and pairs of neighbors. Of two: the same for what both share
+    and for what only one has, each pair of such leftovers, and how much is shared.
+    """
+    bags = [set(text) | set(zip(text, text[1:])) for text in texts]
+    if len(bags) == 1:
+        return dict.fromkeys(bags[0], 1.0)
+    a, b = bags
+    found = {("both", part): 1.0 for part in a & b} | {("one", part): 1.0 for part in a ^ b}
+    only = [sorted(set(x) - set(y)) for x, y in (texts, texts[::-1])]
+    found |= {frozenset((x, y)): 1.0 for x in only[0] for y in only[1]}
+    for name, one, two in (("words", *map(set, texts)), ("all", a, b)):
+        found[name, "share"] = 5 * len(one & two) / max(1, len(one | two))
+    return found | {("length", "same"): float(len(texts[0]) == len(texts[1]))}
+
+
+def matrix(dataset, columns):
+    """-> [N, F] float32, F = len(columns), with a last column of ones"""
+    X = torch.zeros(len(dataset), len(columns) + 1)
+    X[:, -1] = 1
+    for row, texts in zip(X, dataset.tokens):
+        for name, value in features(texts).items():
+            if name in columns:
+                row[columns[name]] = value
+    return X
+
+
+def fit(task, X, y, penalty):
+    """Weights [F + 1, C] that minimise the task's loss + penalty ‖w‖² / 2, bias free."""
+    w = torch.zeros(X.size(1), task.num_outputs, requires_grad=True)
+    optimizer = torch.optim.LBFGS([w], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = task.loss((X @ w).squeeze(-1), y) + penalty / 2 * w[:-1].square().sum()
+        loss.backward()
+        return loss
+    optimizer.step(closure)
+    return w.detach()
+
+
+def scores(folder):
+    """{"words": {task name: dev score}, "majority": …} of the baselines on a data folder."""
+    result = {"words": {}, "majority": {}}
+    for task in heads.tasks():
+        train, dev = (data.load(folder, task, split, words) for split in ("train", "dev"))
+        counts = Counter(name for texts in train.tokens for name in features(texts))
+        columns = {name: k for k, name in
+                   enumerate(name for name, count in counts.items() if count > 2)}
+        X, X_dev, y = matrix(train, columns), matrix(dev, columns), torch.tensor(train.labels)
+        result["words"][task.name] = max(
+            task.metric(task.predict((X_dev @ fit(task, X, y, penalty)).squeeze(-1)),
+                        dev.labels) for penalty in PENALTIES)
+        commonest = Counter(train.labels.tolist()).most_common(1)[0][0]
+        # A constant has no correlation with anything.
+        result["majority"][task.name] = 0.0 if task.metric is heads.pearson else (
+            task.metric(np.full(len(dev), commonest), dev.labels))
+    for row in result.values():
+        row["overall"] = heads.overall_score({task: row[task.name]
+                                              for task in heads.tasks()})
+    return result
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", metavar="DIR", help="as in train.py")
+    args = parser.parse_args()
+
+    def command():
+        for name, row in scores(sources.find_data(args.data)).items():
+            print(f"{name:9}" + "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
+        return 0
+    return run.one_line(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
