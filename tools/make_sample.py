@@ -38,6 +38,7 @@ SWAPS, INTENTS = .55, .25             # of the others: roles swapped; another th
 EXCHANGES = .5                        # share of scenes altered by an exchange as well
 SST_NOISE, PARA_NOISE = .04, .03      # share of labels one class off; flipped
 STS_NOISE = .25                       # standard deviation of what is added to a grade
+BLOCK = 8                             # pre-training lines on one topic
 
 
 # --- words and templates ---
@@ -201,6 +202,32 @@ def ask(rng, form, values, wording):
     return fill(choose(rng, form), said)
 
 
+def draw_values(rng, slots):
+    """{slot: value}; x and y are two groups of one class."""
+    values = {}
+    for names, kinds in slots.items():
+        kind = pick(rng, kinds.split())
+        order = shuffle(rng, range(len(TERMS[kind])))
+        values.update((name, (kind, index)) for name, index in zip(names.split(","), order))
+    return values
+
+
+def used(form, values):
+    """The slots of a form, in a fixed order."""
+    return sorted(name for name in values if "{" + name in form)
+
+
+def exchanged(values):
+    return values | {"x": values["y"], "y": values["x"]}
+
+
+def another(rng, form, values):
+    """The values with one that the form names replaced by a sibling."""
+    slot = pick(rng, used(form, values))
+    siblings = [(values[slot][0], i) for i in range(len(TERMS[values[slot][0]]))]
+    return values | {slot: pick(rng, [v for v in siblings if v not in values.values()])}
+
+
 def questions(rng, duplicate):
     """Two questions that ask the same or, with duplicate False, only look as if they did.
 
@@ -208,25 +235,17 @@ def questions(rng, duplicate):
     synonyms; the others keep their words more often, and a swap keeps them all."""
     slots, intents = pick(rng, QUESTIONS)
     symmetric, forms = intent = pick(rng, intents)
-    values = {}
-    for names, kinds in slots.items():               # x and y are two groups of one class
-        kind = pick(rng, kinds.split())
-        order = shuffle(rng, range(len(TERMS[kind])))
-        values.update((name, (kind, index)) for name, index in zip(names.split(","), order))
+    values = draw_values(rng, slots)
     first, second = shuffle(rng, forms)[:2]
     if rng.random() < (.2 if duplicate else .35):
         second = first
     other, way = values, rng.random()
-    roles = "{x}" in first and "{y}" in first
-    if roles and way < SWAPS and duplicate == symmetric:
-        other = values | {"x": values["y"], "y": values["x"]}
+    if {"x", "y"} <= set(used(first, values)) and way < SWAPS and duplicate == symmetric:
+        other = exchanged(values)
     elif not duplicate and len(intents) > 1 and way > 1 - INTENTS:
         second = pick(rng, pick(rng, [one for one in intents if one is not intent])[1])
     elif not duplicate:
-        slot = pick(rng, sorted(name for name in values if "{" + name in first))
-        siblings = [(values[slot][0], i) for i in range(len(TERMS[values[slot][0]]))]
-        free = [value for value in siblings if value not in values.values()]
-        other = values | {slot: pick(rng, free)}
+        other = another(rng, first, values)
     wording = {}
     one = ask(rng, first, values, wording)
     keep = rng.random() < (.4 if duplicate else .6)
@@ -284,6 +303,16 @@ def exchange(scene, parts=("", "l", "n")):
     return scene | {a: scene[b] for a, b in pairs} | {b: scene[a] for a, b in pairs}
 
 
+def exchanges(scene, activity):
+    """What of s and o may change places in a scene of the activity, for exchange()."""
+    if not scene["o"]:
+        return []
+    s, o = scene["s"][0], scene["o"][0]
+    ways = [("", "l", "n")] * 2 * (s in activity["o"] and o in activity["s"])
+    ways += [("l",)] * (s in LOOKS and LOOKS[s] == LOOKS.get(o))
+    return ways + [("n",)] * bool(scene["sn"] and scene["on"])
+
+
 def agreement(one, two):
     """1 the same word, .97 synonyms, .25 siblings, 0 opposites and all others."""
     if one is None or two is None or one[0] != two[0]:
@@ -334,40 +363,82 @@ def captions(rng, closeness):
     if rng.random() > .5 + .5 * closeness:
         activity = pick(rng, ACTIVITIES)
     two = draw_scene(rng, activity, one, closeness)
-    if two["o"] and closeness < 1 and rng.random() < EXCHANGES:
-        s, o = two["s"][0], two["o"][0]
-        ways = [("", "l", "n")] * 2 * (s in activity["o"] and o in activity["s"])
-        ways += [("l",)] * (s in LOOKS and LOOKS[s] == LOOKS.get(o))
-        ways += [("n",)] * bool(two["sn"] and two["on"])
-        two = exchange(two, pick(rng, ways or [()]))
+    ways = exchanges(two, activity)
+    if ways and closeness < 1 and rng.random() < EXCHANGES:
+        two = exchange(two, pick(rng, ways))
     return caption(rng, one), caption(rng, two), grade(one, two)
 
 
 # --- text without labels, vocabulary ---
 
-def pretraining_pairs(rng, n, held_out=frozenset()):
-    """n lines of the same language for masked-LM pre-training: (text,) or (text, text).
+def question_lines(rng):
+    """Endless rewordings (text, text) on one topic; no line asks what the last one did."""
+    slots, intents = pick(rng, QUESTIONS)
+    values, before = draw_values(rng, slots), None
+    while True:
+        symmetric, forms = pick(rng, intents)
+        mine = values
+        if "y" in mine and rng.random() < .5:
+            mine = exchanged(mine)
+        if rng.random() < .4:
+            mine = another(rng, forms[0], mine)
+        said = [mine[slot] for slot in used(forms[0], mine)]
+        meaning = forms, sorted(said) if symmetric else said
+        if meaning != before:
+            before, wording = meaning, {}
+            first, second = shuffle(rng, forms)[:2]
+            yield (ask(rng, first, mine, wording),
+                   ask(rng, second, mine, wording if rng.random() < .4 else {}))
 
-    Three in five are pairs that belong together: a question and a rewording, two captions
-    of one scene, a review and its verdict. Then a masked word is given away by the other
-    text, and attention across [SEP] is worth learning. No text of held_out occurs."""
+
+def caption_lines(rng):
+    """Endless captions (text, text) of one scene each, all the scenes alike."""
+    activity, before = pick(rng, ACTIVITIES), None
+    base = draw_scene(rng, activity)
+    while True:
+        scene = draw_scene(rng, activity, base, .6)
+        ways = exchanges(scene, activity)
+        if ways and rng.random() < .5:
+            scene = exchange(scene, pick(rng, ways))
+        same = draw_scene(rng, activity, scene, 1)
+        meaning = [part and part[:2] for part in list(scene.values())[1:]]
+        if meaning != before:
+            before = meaning
+            yield caption(rng, scene), caption(rng, same)
+
+
+def review_lines(rng):
+    """Endless reviews, each with a verdict (text, text) that differs from the last one."""
+    before = None
+    while True:
+        text, label = review(rng)
+        if label != before:
+            before = label
+            verdict = pick(rng, list(VERDICTS.values())[label][0])
+            yield text, fill(f"{pick(rng, ('', 'in short , '))}{verdict} .", {})
+
+
+def pretraining_lines(rng, n, held_out=frozenset()):
+    """n lines of the same language for pre-training: (text,) or (text, text).
+
+    Most are pairs that belong together: a question and a rewording, two captions of one
+    scene, a review and its verdict. A masked word is then given away by the other text, so
+    attention across [SEP] is worth learning. BLOCK pairs on one topic follow each other, as
+    sentences do in a document: what distinguishes neighbors is not the topic but what they
+    say of it. No text of held_out occurs."""
     lines = []
     while len(lines) < n:
         kind = rng.random()
-        if kind < .25:
-            line = questions(rng, True)
-        elif kind < .45:
-            line = captions(rng, 1 if rng.random() < .7 else .9)[:2]
-        elif kind < .62:
-            text, label = review(rng)
-            verdict = pick(rng, list(VERDICTS.values())[label][0])
-            line = text, fill(f"{pick(rng, ('', 'in short , '))}{verdict} .", {})
+        if kind < .15:
+            block = ((review(rng)[0],) for _ in range(BLOCK))
         else:
-            line = shuffle(rng, [review(rng)[0], pick(rng, questions(rng, False)),
-                                 pick(rng, captions(rng, .5)[:2])])[:1 if kind < .9 else 2]
-        if len(set(line)) == len(line) and not held_out.intersection(line):
-            lines.append(tuple(line))
-    return lines
+            block = (question_lines if kind < .5 else
+                     caption_lines if kind < .8 else review_lines)(rng)
+        for _ in range(BLOCK):
+            line = next(block)
+            if len(set(line)) == len(line) and not held_out.intersection(line):
+                lines.append(line)
+    return lines[:n]
 
 
 SUFFIXES = "ed ing ly er est es ies ier iest ness less ful able ment ion tion ous al en"
@@ -439,7 +510,7 @@ def unlabelled(tasks, seed, n):
     """n lines for pre-training, with another seed and without any text of dev and test."""
     held_out = {text for splits in tasks.values() for split in splits[1:]
                 for *texts, _ in split for text in texts}
-    return pretraining_pairs(random.Random(10 * seed + 4), n, held_out)
+    return pretraining_lines(random.Random(10 * seed + 4), n, held_out)
 
 
 def write_table(path, header, rows):

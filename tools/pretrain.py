@@ -47,19 +47,26 @@ class MaskedLM(nn.Module):
         self.bert, self.dense = encoder, nn.Linear(H, H)
         self.norm = nn.LayerNorm(H, eps=encoder.config.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(encoder.config.vocab_size))
-        nn.init.normal_(self.dense.weight, std=encoder.config.initializer_range)
+        self.next_sentence = nn.Linear(H, 1)
+        for layer in (self.dense, self.next_sentence):
+            nn.init.normal_(layer.weight, std=encoder.config.initializer_range)
 
     def forward(self, batch, labels):
-        """data.Batch, labels [B, T] (-100: not asked) -> mean cross-entropy in nats.
+        """data.Batch, labels [B, T] (-100: not asked) -> {name: mean loss in nats}.
 
+        batch.labels [B]: 1 where the second text belongs to the first, 0 where not, or None.
         Only the M positions that are asked meet the vocabulary: a seventh of the work.
         """
         x = self.bert.embed(batch.input_ids, batch.token_type_ids)
-        hidden_states, _ = self.bert.encode(x, batch.attention_mask)
+        hidden_states, pooled = self.bert.encode(x, batch.attention_mask)
         h = hidden_states[labels != -100]                                       # [M, H]
         h = self.norm(F.gelu(self.dense(h)))
         logits = h @ self.bert.word_embeddings.weight.T + self.bias             # [M, V]
-        return F.cross_entropy(logits.float(), labels[labels != -100])
+        losses = {"loss": F.cross_entropy(logits.float(), labels[labels != -100])}
+        if batch.labels is not None:
+            losses["next"] = F.binary_cross_entropy_with_logits(
+                self.next_sentence(pooled).squeeze(-1).float(), batch.labels)
+        return losses
 
 
 def mask_tokens(input_ids, special, mask_id, vocab_size, share=0.15):
@@ -108,6 +115,9 @@ class Pretrainer:
         for i in order[held:]:
             kinds["pair" if len(texts[i]) == 2 else "single"].append(texts[i])
         self.held_out = [texts[i] for i in order[:held]]
+        # In the order of the file, for --next-sentence.
+        self.pairs = [text for text in texts if len(text) == 2]
+        self.place = {id(pair): i for i, pair in enumerate(self.pairs)}
         self.sets = {kind: data.Dataset("", [""] * len(part), part, None)
                      for kind, part in kinds.items() if len(part) >= args.batch_size}
         if not self.sets:
@@ -123,11 +133,26 @@ class Pretrainer:
         self.optimizer = optim.AdamW(self.flat.param_groups(args.weight_decay), lr=args.lr)
         self.step_number, self.total = 0, args.max_steps
 
+    def mismatch(self, pair, near, draw):
+        """The first text with the second one of the next pair in the file, or of any.
+
+        Why the next: in the order of a document it is about the same topic, so what counts
+        is what is said of it. draw in [0, 1) picks any other.
+        """
+        step = 1 if near else 1 + int(draw * (len(self.pairs) - 1))
+        return pair[0], self.pairs[(self.place[id(pair)] + step) % len(self.pairs)][1]
+
     def batch_of(self, dataset, indices):
         """-> (data.Batch with masks in it, labels), on the device"""
         tokenizer, size = self.tokenizer, self.model.bert.config.vocab_size
-        batch = data.collate(dataset, indices, tokenizer, True,
-                             self.model.bert.config.max_position_embeddings)
+        texts, follows = [dataset.tokens[i] for i in indices], None
+        if self.args.next_sentence and len(texts[0]) == 2:
+            fate, anywhere = torch.rand(2, len(texts)).tolist()
+            follows = np.array([f < 0.5 for f in fate], np.float32)
+            texts = [self.mismatch(pair, f < 0.75, a) if f >= 0.5 else pair
+                     for pair, f, a in zip(texts, fate, anywhere)]
+        batch = data.collate(data.Dataset("", [], texts, follows), range(len(texts)),
+                             tokenizer, True, self.model.bert.config.max_position_embeddings)
         special = sum(batch.input_ids == i for i in (tokenizer.pad, tokenizer.cls,
                                                      tokenizer.sep)).bool()
         batch.input_ids, labels = mask_tokens(batch.input_ids, special,
@@ -149,8 +174,8 @@ class Pretrainer:
         def loss_fn(task, indices):
             batch, labels = self.batch_of(self.sets[kind], indices)
             with self.autocast():
-                loss = self.model(batch, labels)
-            return loss, {"loss": loss.detach()}
+                losses = self.model(batch, labels)
+            return sum(losses.values()), {name: x.detach() for name, x in losses.items()}
         log = multitask.backward(self.flat, [{kind: self.streams[kind].next()}], loss_fn,
                                  {kind: 0})
         treated = multitask.treat(self.flat, self.regions, [0], multitask.plain_sum, 1.0,
@@ -167,17 +192,19 @@ class Pretrainer:
         self.model.eval()
         states = machine.random_states()
         torch.manual_seed(0)
-        losses = []
+        losses = {}
         for number in (1, 2):
             part = [text for text in self.held_out if len(text) == number]
             dataset = data.Dataset("", [""] * len(part), part, None)
             for start in range(0, len(part), 64):
                 with self.autocast():
-                    losses.append(self.model(*self.batch_of(
-                        dataset, range(start, min(start + 64, len(part))))).item())
+                    found = self.model(*self.batch_of(
+                        dataset, range(start, min(start + 64, len(part)))))
+                for name, value in found.items():
+                    losses.setdefault(name, []).append(value.item())
         machine.set_random_states(states)
         self.model.train()
-        return float(np.mean(losses))
+        return {name: float(np.mean(values)) for name, values in losses.items()}
 
     def state(self):
         return {"step": self.step_number, "theta": self.flat.theta,
@@ -214,6 +241,11 @@ def parser():
     p.add_argument("--lr", type=amount, default=1e-3, help="(ours; further: try 5e-5)")
     p.add_argument("--warmup", type=share, default=0.05, help="share of the updates (ours)")
     p.add_argument("--weight-decay", type=amount, default=0.01, help="(BERT: 0.01)")
+    p.add_argument("--next-sentence", action="store_true", help="also learn whether two "
+                   "texts belong together (BERT)")
+    p.add_argument("--dropout", type=flags.number(float, 0, 0.99), default=0.1,
+                   metavar="P", help="everywhere (BERT: 0.1; a small model learns more "
+                   "without)")
     p.add_argument("--half", action="store_true", help="save the model in float16")
     p.add_argument("--seed", type=flags.number(int, 0, 2 ** 32 - 1), default=0,
                    help="of weights, orders and masks (0)")
@@ -230,14 +262,15 @@ def build(args):
     """-> (tokenizer, MaskedLM)"""
     torch.manual_seed(args.seed)
     if args.weights:
-        encoder = bert.BertModel.from_pretrained(args.weights)
+        encoder = bert.BertModel.from_pretrained(args.weights, args.dropout)
         vocab = os.path.join(args.weights, "vocab.txt")
     else:
         vocab = args.vocab
         encoder = bert.BertModel(bert.BertConfig(
             vocab_size=len(data.WordPiece(vocab).tokens), hidden_size=args.hidden,
             num_hidden_layers=args.layers, num_attention_heads=args.heads,
-            intermediate_size=4 * args.hidden, max_position_embeddings=args.max_length))
+            intermediate_size=4 * args.hidden, max_position_embeddings=args.max_length,
+            hidden_dropout_prob=args.dropout, attention_probs_dropout_prob=args.dropout))
     tokenizer = data.WordPiece(vocab, encoder.config.vocab_size)
     if "[MASK]" not in tokenizer.ids:
         raise ValueError(f"{vocab} has no [MASK]; use BERT's vocab.txt")
@@ -283,10 +316,11 @@ def pretrain(args, source):
             progress.show(trainer.step_number, f"loss {loss:.3f}")
             due = trainer.step_number % args.checkpoint_every == 0
             if due or trainer.step_number == trainer.total:
-                line["held_out"] = trainer.held_out_loss()
+                held_out = trainer.held_out_loss()
+                line |= {f"held_out_{name}": value for name, value in held_out.items()}
                 progress.clear()
-                print(f"update {trainer.step_number}: held-out loss {line['held_out']:.3f}",
-                      flush=True)
+                print(f"update {trainer.step_number}: held out " + "  ".join(
+                    f"{name} {value:.3f}" for name, value in held_out.items()), flush=True)
             folder.log(line)
             if due or stop.asked or trainer.step_number == trainer.total:
                 folder.checkpoint({**trainer.state(), "seconds": time.monotonic() - start})
