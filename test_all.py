@@ -960,6 +960,53 @@ def test_3_3_update__idle_head_gets_no_gradient_and_stays():
     assert [p.grad is None for _, _, p in flat.groups] == [False, False, True]
 
 
+def test_3_3_describe__surgery_by_hand():
+    # g1 = (1, 0), g2 = (-1, 1): cos -1/√2. g1' = (½, ½), g2' = (0, 1): ½ / √½ = 1/√2.
+    log = multitask.describe(toy_step(multitask.pcgrad)[1], ["a", "b"])
+    near([log[name] for name in ("cos_a_b", "treated_cos_a_b", "norm_a", "norm_b",
+                                 "coefficient_a", "coefficient_b", "acted", "acted_a_b")],
+         [-.5 ** .5, .5 ** .5, 1, 2 ** .5, 2, 1.5, 1, 1], 1e-6)
+    assert not any("target" in name or name == "layers" for name in log)
+    log = multitask.describe(toy_step(multitask.plain_sum)[1], ["a", "b"])
+    near([log["treated_cos_a_b"], log["acted"], log["acted_b_a"]], [-.5 ** .5, 0, 0], 1e-6)
+
+
+def test_3_3_describe__which_pairs_acted_and_the_vaccines_targets():
+    # Of three gradients only 0 and 1 conflict. φᵀ goes from 0 to .01 φ; φ_10 is -1/√2, and
+    # so is φ_01, as no other tilt comes before it. g2 is orthogonal to g1, 45° from g0.
+    vectors = np.array([[1.0, 0, 0], [-1, 1, 0], [1, 1, 0]])
+    gv, gram = multitask.GradVac(), (vectors @ vectors.T)[None]
+    C = gv(gram, [[1, 2], [0, 2], [0, 1]])
+    log = multitask.describe({"norm": 1, "gram": gram, "C": C, "target": gv.target}, "abc")
+    assert {name: log[name] for name in log if name.startswith("acted_")} == {
+        "acted_a_b": 1, "acted_a_c": 0, "acted_b_a": 1, "acted_b_c": 0, "acted_c_a": 0,
+        "acted_c_b": 0}
+    near(log["acted"], 2 / 6)
+    near([log["target_a_b"], log["target_b_a"], log["target_c_a"]],
+         [-.01 * .5 ** .5, -.01 * .5 ** .5, .01 * .5 ** .5])
+
+
+def test_3_3_describe__nothing_left_of_a_gradient_is_a_cosine_of_zero():
+    gram = np.array([[[1.0, -2.0], [-2.0, 4.0]]])
+    C = multitask.pcgrad(gram, [[1], [0]])
+    log = multitask.describe({"norm": 0, "gram": gram, "C": C, "target": None}, "ab")
+    assert log["cos_a_b"] == -1 and log["treated_cos_a_b"] == 0
+
+
+def test_3_3_describe__cosines_by_layer_are_those_of_the_slices():
+    for granularity in ("model", "matrix"):
+        _, flat = flat_model(rows=2)
+        flat.G.normal_(generator=torch.Generator().manual_seed(0))
+        G, regions = flat.G.clone(), multitask.regions(flat, granularity)
+        treated = multitask.treat(flat, regions, [0, 1], multitask.pcgrad, 1.0,
+                                  np.random.default_rng(0))
+        layers = multitask.describe(treated, ["a", "b"], regions)["layers"]
+        assert list(layers) == ["embeddings", "layer 1", "layer 2", "pooler"]
+        for block, found in layers.items():
+            here = flat.blocks[block]
+            near(found["cos_a_b"], F.cosine_similarity(G[0, here], G[1, here], dim=0), 6e-5)
+
+
 def test_3_3_update__regions_cover_theta_once_at_every_granularity():
     _, flat = flat_model()
     groups = {}
@@ -1855,6 +1902,16 @@ def test_4_4_train__run_leaves_what_it_promises():
     near(score, result["dev"]["sts"], 1e-6)
 
 
+def test_4_4_train__logging_layers_changes_the_log_alone():
+    runs = [run_train(*BASE, *flags)[1] for flags in ((), ("--log-layers",))]
+    weights = [files_of(out)["best/model.safetensors"] for out in runs]
+    assert weights[0] == weights[1]
+    lines = [json.loads(files_of(out)["metrics.jsonl"].splitlines()[0]) for out in runs]
+    assert set(lines[1]) - set(lines[0]) == {"layers"} and "target_sst_sts" in lines[0]
+    status, _, errors = run_train("--option", "rr", "--log-layers")
+    one_line(status, errors, "--log-layers", "--option")
+
+
 def test_4_4_train__it_learns():
     # The last word of each tiny text gives its label away.
     status, out, errors = run_train("--con", "--epochs", 12, "--lr", .003, "--dropout", 0,
@@ -2106,7 +2163,7 @@ def test_run_folder__every_name_in_the_log_is_in_the_readme():
     with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
         readme = file.read()
     names = {"skipped"}
-    _, out, _ = run_train(*HARD, steps=12)
+    _, out, _ = run_train(*HARD, "--log-layers", steps=12)
     for line in open(os.path.join(out, "metrics.jsonl")):
         names |= set(json.loads(line))
     _, out, _ = run_pretrain(*scratch())
@@ -2114,7 +2171,7 @@ def test_run_folder__every_name_in_the_log_is_in_the_readme():
         names |= set(json.loads(line))
     for name in names:
         general = name.replace("_sst", "_T").replace("_para", "_T", 1).replace("_sts", "_T")
-        general = {"cos_T_T": "cos_T_U"}.get(general, general)
+        general = general.replace("_T_T", "_T_U")
         assert f"`{general}`" in readme, f"{name} is not explained in the README"
 
 
