@@ -961,7 +961,8 @@ def test_3_3_update__idle_head_gets_no_gradient_and_stays():
 
 
 def test_3_3_describe__surgery_by_hand():
-    # g1 = (1, 0), g2 = (-1, 1): cos -1/√2. g1' = (½, ½), g2' = (0, 1): ½ / √½ = 1/√2.
+    # g1 = (1, 0), g2 = (-1, 1): cosine -1/√2.
+    # g1' = (½, ½), g2' = (0, 1): cosine ½ / √½ = 1/√2.
     log = multitask.describe(toy_step(multitask.pcgrad)[1], ["a", "b"])
     near([log[name] for name in ("cos_a_b", "treated_cos_a_b", "norm_a", "norm_b",
                                  "coefficient_a", "coefficient_b", "acted", "acted_a_b")],
@@ -972,8 +973,8 @@ def test_3_3_describe__surgery_by_hand():
 
 
 def test_3_3_describe__which_pairs_acted_and_the_vaccines_targets():
-    # Of three gradients only 0 and 1 conflict. φᵀ goes from 0 to .01 φ; φ_10 is -1/√2, and
-    # so is φ_01, as no other tilt comes before it. g2 is orthogonal to g1, 45° from g0.
+    # Only a and b conflict. φᵀ goes from 0 to .01 φ; φ is -1/√2 for both, as no other
+    # tilt comes before. c is orthogonal to b and at 45° to a.
     vectors = np.array([[1.0, 0, 0], [-1, 1, 0], [1, 1, 0]])
     gv, gram = multitask.GradVac(), (vectors @ vectors.T)[None]
     C = gv(gram, [[1, 2], [0, 2], [0, 1]])
@@ -1649,6 +1650,26 @@ def test_4_2_overall_score__D12_recomputes_the_reports_column():
     near(overall(.521, .854, .887), .773, 5e-4)         # printed 0.772
     sts = heads.tasks()[2]
     near(heads.overall_score({sts: 0.5}), .75, 0)
+
+
+def test_4_2_outputs__probabilities_belong_to_the_predictions():
+    folder, weights = tiny_world()
+    encoder = bert.BertModel.from_pretrained(weights)
+    tokenizer = data.WordPiece(os.path.join(weights, "vocab.txt"))
+    for losses in ({}, {"sst_loss": "mse", "sts_loss": "ce"}):
+        model = heads.MultitaskBert(encoder, con=True, **losses)
+        for name, task in model.tasks.items():
+            dataset = data.load(folder, task, "dev", tokenizer)
+            predicted, p = heads.outputs(model, task, dataset, tokenizer)
+            assert np.array_equal(predicted,
+                                  heads.evaluate(model, task, dataset, tokenizer)[0])
+            if name == "para":
+                assert np.array_equal(p > .5, predicted == 1)
+            elif task.num_outputs == 1:
+                assert p is None, "a number has no classes"
+            else:
+                near(p.sum(-1), np.ones(12), 1e-5)
+                assert np.array_equal(p.argmax(-1), predicted)
 
 
 def test_4_2_evaluate__order_of_the_file_and_mode_of_the_model():
@@ -2635,6 +2656,207 @@ def test_tools_table__recorded_numbers_fill_their_place_in_the_readme():
         text = file.read()
     assert text.startswith("a\n<") and text.endswith("-->\nb\n") and "old" not in text
     assert table.blocks(results)["table2-tiny"] in text
+
+
+def run_tool(module, *flags, stdin="", typed=False):
+    """`python tools/MODULE.py …`   -> (exit status, stdout, stderr)"""
+    class Keys(io.StringIO):
+        def isatty(self):
+            return typed
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), \
+            unittest.mock.patch.object(sys, "stdin", Keys(stdin)):
+        try:
+            status = module.main(list(map(str, flags)))
+        except SystemExit as end:
+            status = end.code
+    return status, output.getvalue(), errors.getvalue()
+
+
+@functools.cache
+def analyzed():
+    """A finished run with all that can be analyzed, not to be changed."""
+    return run_train("--option", "gvac", "--con", "--log-layers", "--epochs", 2,
+                     steps=20)[1]
+
+
+def dev_of(module, name, truth, predicted, probabilities=None, texts=None):
+    task = {task.name: task for task in heads.tasks()}[name]
+    texts = texts or [tuple(f"text {i}" for _ in task.texts) for i in range(len(truth))]
+    return module.Dev(task, texts, np.array(truth, float), np.array(predicted, float),
+                      probabilities)
+
+
+def test_tools_analyze__sentiment_by_hand():
+    # Errors 0, 2, -1, 0, 3: 2 right, 1 off by 1, 1 by 2, 1 by 3; two too low, one too high.
+    analyze = tool("analyze")
+    p = np.full((5, 5), .1)
+    p[:, 0] = [.5, .6, .5, .9, .6]
+    blocks = analyze.sentiment(dev_of(analyze, "sst", [4, 3, 0, 2, 3], [4, 1, 1, 2, 0], p))
+    words = blocks[1][1]
+    for part in ("2 (40.0%) are right", "1 (20.0%) off by 1", "1 (20.0%) by 2",
+                 "1 (20.0%) by 3", "0 (0.0%) by 4", "2 (40.0%) are rated too low",
+                 "1 (20.0%) too high"):
+        assert part in words, f"got {words!r}, expected {part!r}"
+    matrix = [list(map(int, row[1:])) for row in blocks[2][2]]
+    assert matrix[3] == [1, 1, 0, 0, 0] and sum(map(sum, matrix)) == 5, "rows are the truth"
+    worst, best = [block[2] for block in blocks if block[0] == "table"][1:]
+    assert [row[-1] for row in worst[:2]] == ["text 4", "text 1"]
+    assert [row[-1] for row in best[:2]] == ["text 3", "text 0"], "the surer one first"
+
+
+def test_tools_analyze__paraphrase_by_hand():
+    analyze = tool("analyze")
+    blocks = analyze.paraphrase(dev_of(
+        analyze, "para", [0, 0, 1, 1, 0], [1, 0, 0, 1, 1], np.array([.9, .1, .3, .8, .6])))
+    assert "2 (40.0%) are right" in blocks[1][1]
+    assert "2 (66.7%) of the 3 that are none" in blocks[1][1], "false positives"
+    assert "1 (50.0%) of the 2 that are" in blocks[1][1], "false negatives"
+    worst, best = [block[2] for block in blocks if block[0] == "table"]
+    assert [row[2] for row in worst] == ["0.900", "0.300", "0.600"]
+    assert [row[2] for row in best] == ["0.100", "0.800"]
+
+
+def test_tools_analyze__D17_an_error_is_truth_minus_prediction():
+    # Errors 1, 1, 1, -1: mean ½, sd √¾.
+    # Skew (3 (½)³ - (3/2)³) / 4 / ¾^1.5 = -1.1547.
+    analyze = tool("analyze")
+    dev = dev_of(analyze, "sts", [2, 3, 4, 1], [1, 2, 3, 2])
+    near(analyze.moments(dev.error), [.5, .75 ** .5, -1.154701])
+    near(analyze.moments(np.ones(3)), [1, 0, 0])
+    words = analyze.similarity(dev)[1][1]
+    assert "underpredicts" in words and "mean +0.500" in words and "3 (75.0%)" in words
+
+
+def test_tools_analyze__the_reports_examples_are_found_by_their_text():
+    analyze = tool("analyze")
+    lambs = (" Two lambs stand on a grassy hill.", "Two dirt bikers riding over dirt hill.")
+    film = ("A warm , funny , engaging film .",)
+    found = {"sst": dev_of(analyze, "sst", [4], [3], texts=[film]),
+             "para": dev_of(analyze, "para", [0], [0]),
+             "sts": dev_of(analyze, "sts", [.2], [1.5], texts=[lambs])}
+    rows = analyze.quoted(found)[2][2]
+    assert len(rows) == 9
+    here = [row[:5] for row in rows if row[2] != "not here"]
+    assert here == [["sst", "4", "3", "4", "4"], ["sts", "0.2", "1.5", "0.2", "0.1995"]]
+
+
+def test_tools_analyze__the_microscope_averages_what_was_logged():
+    analyze = tool("analyze")
+    with open(os.path.join(analyzed(), "metrics.jsonl")) as file:
+        lines = [json.loads(line) for line in file]
+    steps = [line for line in lines if "cos_sst_para" in line]
+    tables = [block for block in analyze.microscope(lines) if block[0] == "table"]
+    header, rows = tables[0][1:]
+    assert [row[0] for row in rows] == ["1", "2"], "a row an epoch"
+    for row, epoch in zip(rows, (1, 2)):
+        want = np.mean([line["treated_cos_sst_sts"] for line in steps
+                        if line["epoch"] == epoch])
+        near(float(row[header.index("after: sst sts")]), want, 6e-4)
+    fired = {tuple(row[:2]): float(row[2]) for row in tables[1][2]}
+    near(fired["para", "sts"], np.mean([line["acted_para_sts"] for line in steps]), .006)
+    near(float(tables[1][2][0][3]), steps[-1]["target_sst_para"], 6e-4)
+    layers = {row[0]: row for row in tables[2][2]}
+    near(float(layers["layer 2"][1]),
+         np.mean([line["layers"]["layer 2"]["cos_sst_para"] for line in steps]), 6e-4)
+    assert "pcgrad" in analyze.microscope([{"step": 1, "loss_sst": 1}])[1][1]
+
+
+def test_tools_analyze__words_come_without_matplotlib():
+    analyze, out = tool("analyze"), tempfile.mkdtemp()
+    with unittest.mock.patch.dict(sys.modules, {"matplotlib": None,
+                                                "matplotlib.figure": None}):
+        status, output, errors = run_tool(analyze, analyzed(), "--out", out)
+    assert status == 0, errors
+    assert "pip install matplotlib" in output and "analysis.html" in output
+    for heading in ("SST", "Paraphrase", "STS", "The report's examples",
+                    "The task gradients"):
+        assert f"\n{heading}\n---" in output
+    assert os.listdir(out) == ["analysis.html"]
+
+
+def test_tools_analyze__one_page_that_holds_its_figures():
+    needed("matplotlib")
+    out = tempfile.mkdtemp()
+    status, output, errors = run_tool(tool("analyze"), analyzed(), "--out", out)
+    assert status == 0 and "matplotlib" not in output, errors
+    figures = {"figure1.png", "figure2.png", "figure3.png", "gradients.png", "layers.png"}
+    assert set(os.listdir(out)) == figures | {"analysis.html"}
+    with open(os.path.join(out, "analysis.html"), encoding="utf-8") as file:
+        page = file.read()
+    assert page.count('src="data:image/png;base64,') == page.count('src="') == 5
+    assert "://" not in page and "<link" not in page
+
+
+def test_tools_analyze__needs_a_finished_run_and_its_data():
+    analyze, unfinished = tool("analyze"), tempfile.mkdtemp()
+    status, _, errors = run_tool(analyze, unfinished)
+    one_line(status, errors, unfinished, "train.py")
+    shutil.copy(os.path.join(analyzed(), "args.json"), unfinished)
+    status, _, errors = run_tool(analyze, unfinished)
+    one_line(status, errors, "--resume", unfinished)
+    other = tempfile.mkdtemp()
+    for name in os.listdir(tiny_world()[0]):
+        if name.endswith(".csv"):
+            with open(os.path.join(tiny_world()[0], name)) as file:
+                text = file.read().replace("\tsd0", "\tsd1")
+            with open(os.path.join(other, name), "w") as file:
+                file.write(text)
+    status, _, errors = run_tool(analyze, analyzed(), "--data", other)
+    one_line(status, errors, "sst-dev-output.csv", "--data")
+
+
+def test_tools_predict__answers_are_those_of_the_runs_predictions():
+    # From best/ alone, copied elsewhere.
+    best = os.path.join(tempfile.mkdtemp(), "copy")
+    shutil.copytree(os.path.join(analyzed(), "best"), best)
+    model = heads.MultitaskBert.from_pretrained(best)
+    folder = tempfile.mkdtemp()
+    for name, columns in (("sst", 1), ("para", 2), ("sts", 2)):
+        texts = data.load(tiny_world()[0], model.tasks[name], "dev", str)
+        with open(os.path.join(folder, "x.txt"), "w") as file:
+            file.writelines("\t".join(parts) + "\n\n" for parts in texts.tokens)
+        status, output, errors = run_tool(tool("predict"), best, "--task", name, "--file",
+                                          os.path.join(folder, "x.txt"))
+        assert status == 0, errors
+        want = data.read_predictions(os.path.join(analyzed(), "predictions",
+                                                  f"{name}-dev-output.csv"))
+        lines = [line.split("\t") for line in output.splitlines()]
+        near([float(line[1]) for line in lines], [want[i] for i in texts.ids], 6e-4)
+        assert [tuple(line[-columns:]) for line in lines] == texts.tokens
+        if name == "sst":
+            p = [float(part.split(":")[1]) for part in lines[0][2].split()]
+            near(sum(p), 1, 3e-3)
+            assert lines[0][1] == str(int(np.argmax(p)))
+        if name == "para":
+            assert all((float(line[2][2:]) > .5) == (line[1] == "1") for line in lines)
+
+
+def test_tools_predict__what_is_typed_is_asked_for_all_that_fits():
+    predict = tool("predict")
+    status, output, errors = run_tool(predict, analyzed(), stdin="good\n\ncat\tdog\n")
+    assert status == 0, errors
+    assert [line.split("\t")[0] for line in output.splitlines()] == ["sst", "para", "sts"]
+    # At a keyboard a slip of the finger ends nothing.
+    status, output, errors = run_tool(predict, analyzed(), "--task", "sst",
+                                      stdin="cat\tdog\ngood\n", typed=True)
+    assert status == 0 and output.startswith("sst\t") and "one sentence" in errors
+
+
+def test_tools_predict__refusals_are_one_line():
+    predict = tool("predict")
+    status, _, errors = run_tool(predict, analyzed(), "--task", "sts", stdin="good\n")
+    one_line(status, errors, "line 1", "TAB", "good")
+    status, _, errors = run_tool(predict, analyzed(), stdin="good\n\na\tb\tc\n")
+    one_line(status, errors, "line 3", "TAB")
+    status, _, errors = run_tool(predict, tiny_world()[1])
+    one_line(status, errors, "heads", "best/")
+    status, _, errors = run_tool(predict, tempfile.mkdtemp())
+    one_line(status, errors, "train.py")
+    path = os.path.join(write_file("good\n\tbad\n", "two.txt"), "two.txt")
+    status, output, errors = run_tool(predict, analyzed(), "--file", path)
+    one_line(status, errors, "line 2", "two.txt")
+    assert not output, "nothing is answered before all is read"
 
 
 # --- Against other software, where it is installed ---
