@@ -985,6 +985,11 @@ def test_3_3_describe__which_pairs_acted_and_the_vaccines_targets():
     near(log["acted"], 2 / 6)
     near([log["target_a_b"], log["target_b_a"], log["target_c_a"]],
          [-.01 * .5 ** .5, -.01 * .5 ** .5, .01 * .5 ** .5])
+    # Row a of C says what a got: some of b, in one of two groups.
+    C = np.stack([np.eye(2), [[1, .5], [0, 1]]])
+    log = multitask.describe({"norm": 1, "gram": np.stack([np.eye(2)] * 2), "C": C,
+                              "target": None}, "ab")
+    near([log["acted_a_b"], log["acted_b_a"], log["acted"]], [.5, 0, .25])
 
 
 def test_3_3_describe__nothing_left_of_a_gradient_is_a_cosine_of_zero():
