@@ -4,7 +4,7 @@
     4.1    load(): the nine CSV files
     3.4    collate(): a pair as one sequence (CON), or as two
     3.3    Stream: "saved state iterator that cycled once it reached the end of the dataset"
-    4.2    write_predictions(): what the course's grader reads
+    4.2    write_predictions(), read_predictions(): what the course's grader reads
 
 Symbols: N examples in a file, B of them in a batch, T tokens in the longest of the batch.
 Text becomes ids once, when a file is loaded; padding is added batch by batch, at the end
@@ -352,3 +352,21 @@ def write_predictions(path, task, ids, predictions):
         file.write(f"id \t {task.prediction_column} \n")
         for example, value in zip(ids, predictions.tolist()):
             file.write(f"{example} , {value} \n")
+
+
+def read_predictions(path):
+    """What write_predictions() wrote.   -> {id: value}; raises ValueError naming the line
+
+    Ids are stripped and lower-cased, as the course's grader does.
+    """
+    found = {}
+    with open(path, encoding="utf-8") as file:
+        next(file, None)                                # the header
+        for number, line in enumerate(file, 2):
+            example, _, value = line.partition(",")
+            try:
+                found[example.strip().lower()] = float(value)
+            except ValueError:
+                raise ValueError(f"{path}, line {number}: needed id , value, got "
+                                 f"{line[:40]!r}; predict again") from None
+    return found

@@ -4,7 +4,7 @@
     3.1    MultitaskBert: the shared encoder with a linear head for each task
     3.4    pairs encoded together (CON) or apart
     3.6    hidden layers in the heads (HLH)
-    4.2    accuracy(), pearson(), overall_score(), evaluate()
+    4.2    accuracy(), pearson(), overall_score(), evaluate(), outputs()
 
 Symbols: B examples in a batch, R rows of T tokens that they take (R = 2B for pairs apart),
 H features of the encoder, C outputs of a task.
@@ -50,6 +50,7 @@ class Task:
     num_outputs: int            # C
     loss: Callable              # (logits, labels [B]) -> scalar
     predict: Callable           # logits -> [B]
+    probabilities: Callable     # logits -> [B, C], or [B] where C = 1; None: no classes
     metric: Callable            # (predictions [N], labels [N]) -> float
     divergence: Callable        # (logits, logits) -> scalar: SMART's ℓ_s
 
@@ -112,11 +113,16 @@ def tasks(sst_loss="ce", sts_loss="mse"):
     def itself(logits):
         return logits
 
+    def softmax(logits):
+        return logits.softmax(-1)
+
     def nearest_class(logits):
         return logits.round().clamp(0, 4).long()
 
-    classes = dict(loss=cross_entropy, predict=argmax, divergence=smart.symmetric_kl)
-    number = dict(num_outputs=1, loss=F.mse_loss, divergence=smart.squared_difference)
+    classes = dict(loss=cross_entropy, predict=argmax, probabilities=softmax,
+                   divergence=smart.symmetric_kl)
+    number = dict(num_outputs=1, loss=F.mse_loss, probabilities=None,
+                  divergence=smart.squared_difference)
     sst = Task("sst", "ids-sst", ("sentence",), "sentiment", (0, 4, True),
                "Predicted_Sentiment", metric=accuracy,
                **(dict(classes, num_outputs=5) if sst_loss == "ce" else
@@ -124,7 +130,7 @@ def tasks(sst_loss="ce", sts_loss="mse"):
     para = Task("para", "quora", ("sentence1", "sentence2"), "is_duplicate", (0, 1, True),
                 "Predicted_Is_Paraphrase", num_outputs=1, metric=accuracy,
                 loss=F.binary_cross_entropy_with_logits,
-                predict=lambda logits: (logits > 0).float(),
+                predict=lambda logits: (logits > 0).float(), probabilities=torch.sigmoid,
                 divergence=smart.binary_symmetric_kl)
     sts = Task("sts", "sts", ("sentence1", "sentence2"), "similarity", (0, 5, False),
                "Predicted_Similiary", metric=pearson,       # spelled as the course does
@@ -275,9 +281,21 @@ def evaluate(model, task, dataset, tokenizer, device="cpu", autocast=contextlib.
         with autocast():
             values = task.predict(model(task, batch)).cpu().numpy()
         if predictions is None:
-            predictions = np.empty(len(dataset), values.dtype)
+            predictions = np.empty((len(dataset), *values.shape[1:]), values.dtype)
         predictions[indices] = values
     model.train(was_training)
     if dataset.labels is None:
         return predictions, None
     return predictions, task.metric(predictions, dataset.labels)
+
+
+def outputs(model, task, dataset, tokenizer, *where):
+    """A whole set's predictions [N], and probabilities [N, C], or [N] where C = 1.
+
+    numpy, in the file's order; probabilities are None for a task without classes. where:
+    device, autocast and batch_size as for evaluate().
+    """
+    bare = dataclasses.replace(task, predict=lambda logits: logits, metric=lambda *_: None)
+    logits = torch.from_numpy(evaluate(model, bare, dataset, tokenizer, *where)[0])
+    return (task.predict(logits).numpy(),
+            None if task.probabilities is None else task.probabilities(logits).numpy())

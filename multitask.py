@@ -217,8 +217,8 @@ def treat(flat, regions, rows, treatment, clip, rng):
     Trap: with heads inside the vectors ‖g_j‖² counts numbers that g_i doesn't have, so the
     projection falls short, and adding g_j to g_i moves the head of task j.
     rows: indices of this step's task gradients. clip: largest norm of the update, or 0.
-    Returns {"gram" [L, k, k], "C" [L, k, k], "norm"}; None if some number is not finite,
-    and then no state was touched.
+    Returns {"grams" [R, k, k], "gram" [L, k, k], "C" [L, k, k], "target": the vaccine's, or
+    None, "norm"}; None if some number is not finite, and then no state was touched.
     """
     slices, present = [here for here, _, _ in regions], slice(rows[0], rows[-1] + 1)
     # Rows of tasks that take no part in this step hold an old step's numbers.
@@ -244,28 +244,57 @@ def treat(flat, regions, rows, treatment, clip, rng):
     # A block whose gradient is 0 throughout took no part in the step: its gradient is None.
     used = {block for (_, block, _), square in zip(regions, squares) if square.sum() > 0}
     flat.give_gradients([flat.blocks[block] for block in used])
-    return {"gram": gram, "C": C, "norm": norm}
+    return {"grams": grams, "gram": gram, "C": C, "norm": norm,
+            "target": getattr(treatment, "target", None)}
 
 
-def describe(treated, names):
-    """What gram and C say of a step, for the log.   treat()'s result -> {name: float}
+def cosines(gram):
+    """g_i · g_j / (‖g_i‖ ‖g_j‖) for all i, j; 0 if a gradient is.   [K, K] -> [K, K]"""
+    # Trap: where surgery has left nothing of a gradient, rounding may leave a norm² of
+    # -1e-20, and a quotient of two such remnants can be anything.
+    norms = np.sqrt(np.maximum(0, np.diagonal(gram)))
+    return np.clip(gram / np.maximum(np.outer(norms, norms), 1e-300), -1, 1)
 
-    norm_a = ‖g_a‖, cos_a_b = g_a · g_b / (‖g_a‖ ‖g_b‖) before treatment, coefficient_a the
-    factor with which g_a enters the update, acted the share of ordered pairs that changed.
+
+def describe(treated, names, regions=None):
+    """What gram and C say of a step, for the log.   treat()'s result -> {name: number}
+
+    norm_a = ‖g_a‖; cos_a_b between g_a and g_b, treated_cos_a_b between g_a' and g_b';
+    coefficient_a, the factor with which g_a enters the update; acted_a_b, the share of
+    groups in which g_a got some of g_b, acted its mean over all ordered pairs; target_a_b,
+    φᵀ, mean over groups. With treat()'s regions also layers: {block: {cos_a_b}}.
     """
     if treated is None:
         return {"skipped": 1}
     log = {"grad_norm": float(treated["norm"])}
-    gram, C, K = treated["gram"].sum(0), treated["C"], len(names)
-    if len(gram) < K or K == 1:         # one row for the sum of all tasks, or a single task
+    gram, C, K = treated["gram"], treated["C"], len(names)
+    if gram.shape[-1] < K or K == 1:    # one row for the sum of all tasks, or a single task
         return log
-    norms = np.sqrt(np.diagonal(gram))
-    for i, a in enumerate(names):
-        log[f"norm_{a}"] = float(norms[i])
-        log[f"coefficient_{a}"] = float(C.sum(-2).mean(0)[i])
-        for j, b in enumerate(names[:i]):
-            log[f"cos_{b}_{a}"] = float(gram[i, j] / max(norms[i] * norms[j], 1e-300))
-    log["acted"] = float(((C != 0) & ~np.eye(K, dtype=bool)).sum() / (len(C) * K * (K - 1)))
+    log.update(zip((f"norm_{a}" for a in names),
+                   np.sqrt(np.diagonal(gram.sum(0))).tolist()))
+    log.update(zip((f"coefficient_{a}" for a in names), C.sum(-2).mean(0).tolist()))
+    pairs = list(itertools.combinations(range(K), 2))
+
+    def add(log, name, matrix, pairs):
+        log.update({f"{name}_{names[i]}_{names[j]}": float(matrix[i, j]) for i, j in pairs})
+    add(log, "cos", cosines(gram.sum(0)), pairs)
+    # g_i' · g_j' = Σ_kl C_ik C_jl g_k · g_l: what is left of the conflict costs no pass
+    # over the gradients either.
+    add(log, "treated_cos", cosines((C @ gram @ C.swapaxes(-1, -2)).sum(0)), pairs)
+    ordered = list(itertools.permutations(range(K), 2))
+    acted = (C != 0).mean(0)
+    log["acted"] = float(np.mean([acted[pair] for pair in ordered]))
+    add(log, "acted", acted, ordered)
+    if treated["target"] is not None:
+        add(log, "target", treated["target"].mean(0), ordered)
+    if regions:
+        sums = {}
+        for (_, block, group), one in zip(regions, treated["grams"]):
+            if group is not None:
+                sums[block] = sums.get(block, 0) + one
+        log["layers"] = {block: {} for block in sums}
+        for block, one in sums.items():
+            add(log["layers"][block], "cos", cosines(one).round(4), pairs)
     return log
 
 

@@ -960,6 +960,59 @@ def test_3_3_update__idle_head_gets_no_gradient_and_stays():
     assert [p.grad is None for _, _, p in flat.groups] == [False, False, True]
 
 
+def test_3_3_describe__surgery_by_hand():
+    # g1 = (1, 0), g2 = (-1, 1): cosine -1/√2.
+    # g1' = (½, ½), g2' = (0, 1): cosine ½ / √½ = 1/√2.
+    log = multitask.describe(toy_step(multitask.pcgrad)[1], ["a", "b"])
+    near([log[name] for name in ("cos_a_b", "treated_cos_a_b", "norm_a", "norm_b",
+                                 "coefficient_a", "coefficient_b", "acted", "acted_a_b")],
+         [-.5 ** .5, .5 ** .5, 1, 2 ** .5, 2, 1.5, 1, 1], 1e-6)
+    assert not any("target" in name or name == "layers" for name in log)
+    log = multitask.describe(toy_step(multitask.plain_sum)[1], ["a", "b"])
+    near([log["treated_cos_a_b"], log["acted"], log["acted_b_a"]], [-.5 ** .5, 0, 0], 1e-6)
+
+
+def test_3_3_describe__which_pairs_acted_and_the_vaccines_targets():
+    # Only a and b conflict. φᵀ goes from 0 to .01 φ; φ is -1/√2 for both, as no other
+    # tilt comes before. c is orthogonal to b and at 45° to a.
+    vectors = np.array([[1.0, 0, 0], [-1, 1, 0], [1, 1, 0]])
+    gv, gram = multitask.GradVac(), (vectors @ vectors.T)[None]
+    C = gv(gram, [[1, 2], [0, 2], [0, 1]])
+    log = multitask.describe({"norm": 1, "gram": gram, "C": C, "target": gv.target}, "abc")
+    assert {name: log[name] for name in log if name.startswith("acted_")} == {
+        "acted_a_b": 1, "acted_a_c": 0, "acted_b_a": 1, "acted_b_c": 0, "acted_c_a": 0,
+        "acted_c_b": 0}
+    near(log["acted"], 2 / 6)
+    near([log["target_a_b"], log["target_b_a"], log["target_c_a"]],
+         [-.01 * .5 ** .5, -.01 * .5 ** .5, .01 * .5 ** .5])
+    # Row a of C says what a got: some of b, in one of two groups.
+    C = np.stack([np.eye(2), [[1, .5], [0, 1]]])
+    log = multitask.describe({"norm": 1, "gram": np.stack([np.eye(2)] * 2), "C": C,
+                              "target": None}, "ab")
+    near([log["acted_a_b"], log["acted_b_a"], log["acted"]], [.5, 0, .25])
+
+
+def test_3_3_describe__nothing_left_of_a_gradient_is_a_cosine_of_zero():
+    gram = np.array([[[1.0, -2.0], [-2.0, 4.0]]])
+    C = multitask.pcgrad(gram, [[1], [0]])
+    log = multitask.describe({"norm": 0, "gram": gram, "C": C, "target": None}, "ab")
+    assert log["cos_a_b"] == -1 and log["treated_cos_a_b"] == 0
+
+
+def test_3_3_describe__cosines_by_layer_are_those_of_the_slices():
+    for granularity in ("model", "matrix"):
+        _, flat = flat_model(rows=2)
+        flat.G.normal_(generator=torch.Generator().manual_seed(0))
+        G, regions = flat.G.clone(), multitask.regions(flat, granularity)
+        treated = multitask.treat(flat, regions, [0, 1], multitask.pcgrad, 1.0,
+                                  np.random.default_rng(0))
+        layers = multitask.describe(treated, ["a", "b"], regions)["layers"]
+        assert list(layers) == ["embeddings", "layer 1", "layer 2", "pooler"]
+        for block, found in layers.items():
+            here = flat.blocks[block]
+            near(found["cos_a_b"], F.cosine_similarity(G[0, here], G[1, here], dim=0), 6e-5)
+
+
 def test_3_3_update__regions_cover_theta_once_at_every_granularity():
     _, flat = flat_model()
     groups = {}
@@ -1604,6 +1657,26 @@ def test_4_2_overall_score__D12_recomputes_the_reports_column():
     near(heads.overall_score({sts: 0.5}), .75, 0)
 
 
+def test_4_2_outputs__probabilities_belong_to_the_predictions():
+    folder, weights = tiny_world()
+    encoder = bert.BertModel.from_pretrained(weights)
+    tokenizer = data.WordPiece(os.path.join(weights, "vocab.txt"))
+    for losses in ({}, {"sst_loss": "mse", "sts_loss": "ce"}):
+        model = heads.MultitaskBert(encoder, con=True, **losses)
+        for name, task in model.tasks.items():
+            dataset = data.load(folder, task, "dev", tokenizer)
+            predicted, p = heads.outputs(model, task, dataset, tokenizer)
+            assert np.array_equal(predicted,
+                                  heads.evaluate(model, task, dataset, tokenizer)[0])
+            if name == "para":
+                assert np.array_equal(p > .5, predicted == 1)
+            elif task.num_outputs == 1:
+                assert p is None, "a number has no classes"
+            else:
+                near(p.sum(-1), np.ones(12), 1e-5)
+                assert np.array_equal(p.argmax(-1), predicted)
+
+
 def test_4_2_evaluate__order_of_the_file_and_mode_of_the_model():
     model = heads.MultitaskBert(small_bert(), con=True).train()
     task, (dataset, _) = model.tasks["sts"], tiny_batch(True)
@@ -1614,6 +1687,16 @@ def test_4_2_evaluate__order_of_the_file_and_mode_of_the_model():
              for i in range(4)]
     near(got, torch.cat(alone), 1e-5, "predictions must come back in the file's order")
     near(score, np.corrcoef(got, dataset.labels)[0, 1], 1e-6)
+
+
+def test_4_2_read_predictions__gives_back_what_was_written():
+    path = os.path.join(tempfile.mkdtemp(), "x.csv")
+    data.write_predictions(path, heads.tasks()[2], ["Ab1", "c"], np.array([.5, -2.25]))
+    assert data.read_predictions(path) == {"ab1": .5, "c": -2.25}
+    with open(path, "a") as file:
+        file.write("d , nothing \n")
+    with refused("x.csv", "line 4", "nothing"):
+        data.read_predictions(path)
 
 
 def test_4_2_write_predictions__format_of_the_courses_grader():
@@ -1844,6 +1927,16 @@ def test_4_4_train__run_leaves_what_it_promises():
     dev = data.load(folder, model.tasks["sts"], "dev", tokenizer)
     got, score = heads.evaluate(model, model.tasks["sts"], dev, tokenizer)
     near(score, result["dev"]["sts"], 1e-6)
+
+
+def test_4_4_train__logging_layers_changes_the_log_alone():
+    runs = [run_train(*BASE, *flags)[1] for flags in ((), ("--log-layers",))]
+    weights = [files_of(out)["best/model.safetensors"] for out in runs]
+    assert weights[0] == weights[1]
+    lines = [json.loads(files_of(out)["metrics.jsonl"].splitlines()[0]) for out in runs]
+    assert set(lines[1]) - set(lines[0]) == {"layers"} and "target_sst_sts" in lines[0]
+    status, _, errors = run_train("--option", "rr", "--log-layers")
+    one_line(status, errors, "--log-layers", "--option")
 
 
 def test_4_4_train__it_learns():
@@ -2097,7 +2190,7 @@ def test_run_folder__every_name_in_the_log_is_in_the_readme():
     with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
         readme = file.read()
     names = {"skipped"}
-    _, out, _ = run_train(*HARD, steps=12)
+    _, out, _ = run_train(*HARD, "--log-layers", steps=12)
     for line in open(os.path.join(out, "metrics.jsonl")):
         names |= set(json.loads(line))
     _, out, _ = run_pretrain(*scratch())
@@ -2105,7 +2198,7 @@ def test_run_folder__every_name_in_the_log_is_in_the_readme():
         names |= set(json.loads(line))
     for name in names:
         general = name.replace("_sst", "_T").replace("_para", "_T", 1).replace("_sts", "_T")
-        general = {"cos_T_T": "cos_T_U"}.get(general, general)
+        general = general.replace("_T_T", "_T_U")
         assert f"`{general}`" in readme, f"{name} is not explained in the README"
 
 
@@ -2460,6 +2553,356 @@ def test_tools_make_sample__same_bytes_and_files_that_load_without_a_word():
             assert not any(tokenizer.unk in ids for pair in dataset.tokens for ids in pair)
             texts += [str(sorted(pair)) for pair in dataset.tokens]
         assert len(set(texts)) == 64, "a text occurs twice"
+
+
+def run_table(*flags, module=None, status=0):
+    """`python tools/table.py …` on the tiny world.   -> (stdout, runs that it started)
+
+    The runs are train.main() in this process: ten new ones would take half a minute.
+    """
+    folder, weights = tiny_world()
+    module, started = module or tool("table"), []
+
+    class Child:
+        def __init__(self, words):
+            self.words = words[2:]
+            started.append(self.words)
+
+        def wait(self, timeout):
+            with contextlib.redirect_stderr(io.StringIO()):
+                return train.main(self.words)
+    output = io.StringIO()
+    with unittest.mock.patch.object(module.subprocess, "Popen", Child), \
+            unittest.mock.patch.object(module, "baseline", None), \
+            contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        assert module.main(["--data", folder, "--weights", weights, *map(
+            str, flags), "--", "--batch-size", "4", "--accumulate", "1", "--para-first",
+            "0", "--amp", "off"]) == status, output.getvalue()
+    return output.getvalue(), started
+
+
+def test_tools_table__every_row_of_the_reports_tables_has_its_flags():
+    table = tool("table")
+    args = table.parser().parse_args(["--data", tiny_world()[0], "--seeds", "1"])
+    args.weights, args.flags = tiny_world()[1], []
+    runs = table.plan(args, list(table.TABLE_2))
+    assert len(table.TABLE_2) == 10 and len(runs) == 12, "Individual is three runs"
+    parsed = {}
+    for one in runs:
+        values, _ = train.parse(one.flags)
+        parsed.setdefault(one.row, []).append(values)
+    single = parsed["Individual Pre-training and Finetuning"]
+    assert [values.tasks for values in single] == [["sst"], ["para"], ["sts"]]
+    assert [one.tasks for one in runs if one.row.startswith("Individual")] == [
+        ["sst"], ["para"], ["sts"]], "each is scored on its own task"
+    # Table 2's column "epochs"; Sequential's 10 in Table 1 is D11.
+    assert [values[0].epochs for values in parsed.values()] == [
+        10, 5, 5, 10, 15, 15, 15, 15, 15, 15]
+    assert parsed["SST head fine tuning only"][0].tasks == ["sst"]
+    assert not parsed["SST head fine tuning only"][0].freeze
+    fresh = {row for row, values in parsed.items() if values[0].fresh_streams}
+    assert fresh == {"Gradient Surgery + CON"}, "the row without RR"
+    for row in table.TABLE_3:
+        assert row in table.TABLE_2, "a row of Table 3 is a run of Table 2 too"
+    assert set(table.chosen("11-15", [])) == set(table.ROWS[10:])
+    with refused("--rows", "1 to 15", "16"):
+        table.chosen("16", [])
+
+
+def test_tools_table__mean_and_spread_by_hand():
+    # .2, .4, .6: mean .4, sd √((.04 + 0 + .04) / 2) = .2
+    table = tool("table")
+    assert table.spread([.2, .4, .6]) == ".400 ± .200"
+    assert table.spread([-.0625]) == "-.062" and table.spread([1.0]) == "1.000"
+
+
+def test_tools_table__broken_off_it_goes_on_and_finished_runs_are_kept():
+    table = tool("table")
+    flags = ("--rows", "3,6", "--seeds", 1, "--max-steps", 4, "--runs", tempfile.mkdtemp())
+    with signalled_at(2):
+        _, started = run_table(*flags, module=table, status=143)
+    assert len(started) == 1
+    output, started = run_table(*flags, module=table)
+    assert [words[0] for words in started] == ["--resume", "--tasks", "--tasks", "--option"]
+    again, started = run_table(*flags, module=table)
+    assert not started and again.splitlines()[1:] == output[output.index(
+        "\nTable 2"):].splitlines()[1:]
+    _, started = run_table(*flags, "--rows", 6, "--max-steps", 3, module=table)
+    assert len(started) == 1, "other flags, another run"
+
+
+def test_tools_table__its_numbers_are_those_of_the_runs():
+    runs, columns = tempfile.mkdtemp(), ("sst", "para", "sts")
+    run_table("--rows", "3,6", "--seeds", 2, "--max-steps", 3, "--runs", runs, "--name",
+              "t")
+    with open(os.path.join(runs, "t.json")) as file:
+        rows = {row["row"]: row["seeds"] for row in json.load(file)["rows"]}
+    single = rows["Individual Pre-training and Finetuning"]["1"]
+    folders = {task: run_train("--tasks", task, "--seed", 1, "--lr", 1e-5, steps=3)[1]
+               for task in columns}
+    for task, out in folders.items():
+        with open(os.path.join(out, "result.json")) as file:
+            near(single[task], json.load(file)["dev"][task], 1e-5)
+    near(single["overall"], (single["sst"] + single["para"] + (single["sts"] + 1) / 2) / 3,
+         2e-5)
+    with open(os.path.join(runs, "t.md")) as file:
+        line = next(line for line in file if line.startswith("| Gradient Surgery + RR"))
+    seeds = rows["Gradient Surgery + RR"].values()
+    short = tool("table").spread
+    assert line.split(" | ")[1:5] == [short([seed[key] for seed in seeds])
+                                      for key in (*columns, "overall")]
+    assert ".453 .748 .364 .628" in line and "--option pcgrad" in line
+
+
+def test_tools_table__3_scores_the_test_predictions_by_the_labels_given():
+    labelled = tempfile.mkdtemp()
+    with open(os.path.join(labelled, "test-labels.csv"), "w") as file:
+        file.write("task\tid\tlabel\n")
+        for task in heads.tasks():
+            for i in range(6):
+                file.write(f"{task.name}\t {task.name[0].upper()}t{i:023x}\t{i % 2}\n")
+    runs = tempfile.mkdtemp()
+    flags = ("--table", 3, "--rows", "6", "--seeds", 1, "--max-steps", 3, "--runs", runs)
+    output, _ = run_table(*flags, status=2)
+    assert "test-labels.csv" in output and "--test-labels" in output
+    run_table(*flags, "--test-labels", labelled, "--name", "t")
+    with open(os.path.join(runs, "t.json")) as file:
+        found = json.load(file)
+    folder = next(name for name in os.listdir(runs) if name.startswith("pcgrad"))
+    predicted = data.read_predictions(os.path.join(runs, folder, "predictions",
+                                                   "sst-test-output.csv"))
+    near(found["rows"][0]["seeds"]["0"]["sst"],
+         np.mean([predicted[f"st{i:023x}"] == i % 2 for i in range(6)]), 1e-5)
+
+
+def test_tools_table__readme_agrees_with_results():
+    table = tool("table")
+    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
+        readme = file.read()
+    found = table.blocks(os.path.join(ROOT, "results"))
+    places = [match[2] for match in table.BLOCK.finditer(readme)]
+    assert sorted(places) == sorted(found), (
+        f"README.md has {sorted(places)}, train.py and results/ give {sorted(found)}")
+    assert table.fill(readme, found) == readme, (
+        "the README's tables differ from results/; python tools/table.py --render")
+
+
+def test_tools_table__recorded_numbers_fill_their_place_in_the_readme():
+    table, results, runs = tool("table"), tempfile.mkdtemp(), tempfile.mkdtemp()
+    run_table("--rows", "6", "--seeds", 1, "--max-steps", 3, "--runs", runs, "--name",
+              "table2-tiny", module=table)
+    shutil.copy(os.path.join(runs, "table2-tiny.json"), results)
+    readme = os.path.join(results, "README.md")
+    with open(readme, "w") as file:
+        file.write("a\n<!-- table: table2-tiny -->\nold\n<!-- end of table -->\nb\n")
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        assert table.render(results, readme) == 0
+    assert "<!-- table: table1 -->" in output.getvalue(), "it has no place there"
+    with open(readme) as file:
+        text = file.read()
+    assert text.startswith("a\n<") and text.endswith("-->\nb\n") and "old" not in text
+    assert table.blocks(results)["table2-tiny"] in text
+
+
+def run_tool(module, *flags, stdin="", typed=False):
+    """`python tools/MODULE.py …`   -> (exit status, stdout, stderr)"""
+    class Keys(io.StringIO):
+        def isatty(self):
+            return typed
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), \
+            unittest.mock.patch.object(sys, "stdin", Keys(stdin)):
+        try:
+            status = module.main(list(map(str, flags)))
+        except SystemExit as end:
+            status = end.code
+    return status, output.getvalue(), errors.getvalue()
+
+
+@functools.cache
+def analyzed():
+    """A finished run with all that can be analyzed, not to be changed."""
+    return run_train("--option", "gvac", "--con", "--log-layers", "--epochs", 2,
+                     steps=20)[1]
+
+
+def dev_of(module, name, truth, predicted, probabilities=None, texts=None):
+    task = {task.name: task for task in heads.tasks()}[name]
+    texts = texts or [tuple(f"text {i}" for _ in task.texts) for i in range(len(truth))]
+    return module.Dev(task, texts, np.array(truth, float), np.array(predicted, float),
+                      probabilities)
+
+
+def test_tools_analyze__sentiment_by_hand():
+    # Errors 0, 2, -1, 0, 3: 2 right, 1 off by 1, 1 by 2, 1 by 3; two too low, one too high.
+    analyze = tool("analyze")
+    p = np.full((5, 5), .1)
+    p[:, 0] = [.5, .6, .5, .9, .6]
+    blocks = analyze.sentiment(dev_of(analyze, "sst", [4, 3, 0, 2, 3], [4, 1, 1, 2, 0], p))
+    words = blocks[1][1]
+    for part in ("2 (40.0%) are right", "1 (20.0%) off by 1", "1 (20.0%) by 2",
+                 "1 (20.0%) by 3", "0 (0.0%) by 4", "2 (40.0%) are rated too low",
+                 "1 (20.0%) too high"):
+        assert part in words, f"got {words!r}, expected {part!r}"
+    matrix = [list(map(int, row[1:])) for row in blocks[2][2]]
+    assert matrix[3] == [1, 1, 0, 0, 0] and sum(map(sum, matrix)) == 5, "rows are the truth"
+    worst, best = [block[2] for block in blocks if block[0] == "table"][1:]
+    assert [row[-1] for row in worst[:2]] == ["text 4", "text 1"]
+    assert [row[-1] for row in best[:2]] == ["text 3", "text 0"], "the surer one first"
+
+
+def test_tools_analyze__paraphrase_by_hand():
+    analyze = tool("analyze")
+    blocks = analyze.paraphrase(dev_of(
+        analyze, "para", [0, 0, 1, 1, 0], [1, 0, 0, 1, 1], np.array([.9, .1, .3, .8, .6])))
+    assert "2 (40.0%) are right" in blocks[1][1]
+    assert "2 (66.7%) of the 3 that are none" in blocks[1][1], "false positives"
+    assert "1 (50.0%) of the 2 that are" in blocks[1][1], "false negatives"
+    worst, best = [block[2] for block in blocks if block[0] == "table"]
+    assert [row[2] for row in worst] == ["0.900", "0.300", "0.600"]
+    assert [row[2] for row in best] == ["0.100", "0.800"]
+
+
+def test_tools_analyze__D17_an_error_is_truth_minus_prediction():
+    # Errors 1, 1, 1, -1: mean ½, sd √¾.
+    # Skew (3 (½)³ - (3/2)³) / 4 / ¾^1.5 = -1.1547.
+    analyze = tool("analyze")
+    dev = dev_of(analyze, "sts", [2, 3, 4, 1], [1, 2, 3, 2])
+    near(analyze.moments(dev.error), [.5, .75 ** .5, -1.154701])
+    near(analyze.moments(np.ones(3)), [1, 0, 0])
+    words = analyze.similarity(dev)[1][1]
+    assert "underpredicts" in words and "mean +0.500" in words and "3 (75.0%)" in words
+
+
+def test_tools_analyze__the_reports_examples_are_found_by_their_text():
+    analyze = tool("analyze")
+    lambs = (" Two lambs stand on a grassy hill.", "Two dirt bikers riding over dirt hill.")
+    film = ("A warm , funny , engaging film .",)
+    found = {"sst": dev_of(analyze, "sst", [4], [3], texts=[film]),
+             "para": dev_of(analyze, "para", [0], [0]),
+             "sts": dev_of(analyze, "sts", [.2], [1.5], texts=[lambs])}
+    rows = analyze.quoted(found)[2][2]
+    assert len(rows) == 9
+    here = [row[:5] for row in rows if row[2] != "not here"]
+    assert here == [["sst", "4", "3", "4", "4"], ["sts", "0.2", "1.5", "0.2", "0.1995"]]
+
+
+def test_tools_analyze__the_microscope_averages_what_was_logged():
+    analyze = tool("analyze")
+    with open(os.path.join(analyzed(), "metrics.jsonl")) as file:
+        lines = [json.loads(line) for line in file]
+    steps = [line for line in lines if "cos_sst_para" in line]
+    tables = [block for block in analyze.microscope(lines) if block[0] == "table"]
+    header, rows = tables[0][1:]
+    assert [row[0] for row in rows] == ["1", "2"], "a row an epoch"
+    for row, epoch in zip(rows, (1, 2)):
+        want = np.mean([line["treated_cos_sst_sts"] for line in steps
+                        if line["epoch"] == epoch])
+        near(float(row[header.index("after: sst sts")]), want, 6e-4)
+    fired = {tuple(row[:2]): float(row[2]) for row in tables[1][2]}
+    near(fired["para", "sts"], np.mean([line["acted_para_sts"] for line in steps]), .006)
+    near(float(tables[1][2][0][3]), steps[-1]["target_sst_para"], 6e-4)
+    layers = {row[0]: row for row in tables[2][2]}
+    near(float(layers["layer 2"][1]),
+         np.mean([line["layers"]["layer 2"]["cos_sst_para"] for line in steps]), 6e-4)
+    assert "pcgrad" in analyze.microscope([{"step": 1, "loss_sst": 1}])[1][1]
+
+
+def test_tools_analyze__words_come_without_matplotlib():
+    analyze, out = tool("analyze"), tempfile.mkdtemp()
+    with unittest.mock.patch.dict(sys.modules, {"matplotlib": None,
+                                                "matplotlib.figure": None}):
+        status, output, errors = run_tool(analyze, analyzed(), "--out", out)
+    assert status == 0, errors
+    assert "pip install matplotlib" in output and "analysis.html" in output
+    for heading in ("SST", "Paraphrase", "STS", "The report's examples",
+                    "The task gradients"):
+        assert f"\n{heading}\n---" in output
+    assert os.listdir(out) == ["analysis.html"]
+
+
+def test_tools_analyze__one_page_that_holds_its_figures():
+    needed("matplotlib")
+    out = tempfile.mkdtemp()
+    status, output, errors = run_tool(tool("analyze"), analyzed(), "--out", out)
+    assert status == 0 and "matplotlib" not in output, errors
+    figures = {"figure1.png", "figure2.png", "figure3.png", "gradients.png", "layers.png"}
+    assert set(os.listdir(out)) == figures | {"analysis.html"}
+    with open(os.path.join(out, "analysis.html"), encoding="utf-8") as file:
+        page = file.read()
+    assert page.count('src="data:image/png;base64,') == page.count('src="') == 5
+    assert "://" not in page and "<link" not in page
+
+
+def test_tools_analyze__needs_a_finished_run_and_its_data():
+    analyze, unfinished = tool("analyze"), tempfile.mkdtemp()
+    status, _, errors = run_tool(analyze, unfinished)
+    one_line(status, errors, unfinished, "train.py")
+    shutil.copy(os.path.join(analyzed(), "args.json"), unfinished)
+    status, _, errors = run_tool(analyze, unfinished)
+    one_line(status, errors, "--resume", unfinished)
+    other = tempfile.mkdtemp()
+    for name in os.listdir(tiny_world()[0]):
+        if name.endswith(".csv"):
+            with open(os.path.join(tiny_world()[0], name)) as file:
+                text = file.read().replace("\tsd0", "\tsd1")
+            with open(os.path.join(other, name), "w") as file:
+                file.write(text)
+    status, _, errors = run_tool(analyze, analyzed(), "--data", other)
+    one_line(status, errors, "sst-dev-output.csv", "--data")
+
+
+def test_tools_predict__answers_are_those_of_the_runs_predictions():
+    # From best/ alone, copied elsewhere.
+    best = os.path.join(tempfile.mkdtemp(), "copy")
+    shutil.copytree(os.path.join(analyzed(), "best"), best)
+    model = heads.MultitaskBert.from_pretrained(best)
+    folder = tempfile.mkdtemp()
+    for name, columns in (("sst", 1), ("para", 2), ("sts", 2)):
+        texts = data.load(tiny_world()[0], model.tasks[name], "dev", str)
+        with open(os.path.join(folder, "x.txt"), "w") as file:
+            file.writelines("\t".join(parts) + "\n\n" for parts in texts.tokens)
+        status, output, errors = run_tool(tool("predict"), best, "--task", name, "--file",
+                                          os.path.join(folder, "x.txt"))
+        assert status == 0, errors
+        want = data.read_predictions(os.path.join(analyzed(), "predictions",
+                                                  f"{name}-dev-output.csv"))
+        lines = [line.split("\t") for line in output.splitlines()]
+        near([float(line[1]) for line in lines], [want[i] for i in texts.ids], 6e-4)
+        assert [tuple(line[-columns:]) for line in lines] == texts.tokens
+        if name == "sst":
+            p = [float(part.split(":")[1]) for part in lines[0][2].split()]
+            near(sum(p), 1, 3e-3)
+            assert lines[0][1] == str(int(np.argmax(p)))
+        if name == "para":
+            assert all((float(line[2][2:]) > .5) == (line[1] == "1") for line in lines)
+
+
+def test_tools_predict__what_is_typed_is_asked_for_all_that_fits():
+    predict = tool("predict")
+    status, output, errors = run_tool(predict, analyzed(), stdin="good\n\ncat\tdog\n")
+    assert status == 0, errors
+    assert [line.split("\t")[0] for line in output.splitlines()] == ["sst", "para", "sts"]
+    # At a keyboard a slip of the finger ends nothing.
+    status, output, errors = run_tool(predict, analyzed(), "--task", "sst",
+                                      stdin="cat\tdog\ngood\n", typed=True)
+    assert status == 0 and output.startswith("sst\t") and "one sentence" in errors
+
+
+def test_tools_predict__refusals_are_one_line():
+    predict = tool("predict")
+    status, _, errors = run_tool(predict, analyzed(), "--task", "sts", stdin="good\n")
+    one_line(status, errors, "line 1", "TAB", "good")
+    status, _, errors = run_tool(predict, analyzed(), stdin="good\n\na\tb\tc\n")
+    one_line(status, errors, "line 3", "TAB")
+    status, _, errors = run_tool(predict, tiny_world()[1])
+    one_line(status, errors, "heads", "best/")
+    status, _, errors = run_tool(predict, tempfile.mkdtemp())
+    one_line(status, errors, "train.py")
+    path = os.path.join(write_file("good\n\tbad\n", "two.txt"), "two.txt")
+    status, output, errors = run_tool(predict, analyzed(), "--file", path)
+    one_line(status, errors, "line 2", "two.txt")
+    assert not output, "nothing is answered before all is read"
 
 
 # --- Against other software, where it is installed ---

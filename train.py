@@ -218,8 +218,8 @@ class Trainer:
                 self.teacher.follow(self.flat.theta,
                                     smart.momentum_beta(self.step_number, self.total))
         self.step_number += 1
-        return {"step": self.step_number, "epoch": epoch + 1, "lr": rate,
-                **logs, **multitask.describe(treated, names)}
+        return {"step": self.step_number, "epoch": epoch + 1, "lr": rate, **logs,
+                **multitask.describe(treated, names, args.log_layers and self.regions)}
 
     def next_batch(self, name):
         """The next batch of a task's stream, on the device.   -> data.Batch"""

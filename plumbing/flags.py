@@ -106,6 +106,8 @@ def parser():
     g.add_argument("--checkpoint-every", type=whole, default=500, metavar="N",
                    help="updates between checkpoints; there is one at each epoch's end "
                    "(ours)")
+    g.add_argument("--log-layers", action="store_true",
+                   help="log each layer's cosines between task gradients too (ours: off)")
     g.add_argument("--seed", type=number(int, 0, 2 ** 32 - 1), default=0,
                    help="of the heads, dropout, orders and noise (0)")
     g.add_argument("--device", default="auto",
@@ -146,7 +148,9 @@ def check(parser, args, source):
             ("sst_loss", "sst among --tasks", "sst" in args.tasks),
             ("sts_loss", "sts among --tasks", "sts" in args.tasks),
             ("vaccine_granularity", "--option gvac", option == "gvac"),
-            ("vaccine_beta", "--option gvac", option == "gvac")):
+            ("vaccine_beta", "--option gvac", option == "gvac"),
+            ("log_layers", "--option pcgrad or gvac, which keep task gradients apart",
+             option in ("pcgrad", "gvac"))):
         if source[name] == "given" and not present:
             parser.error(f"--{name.replace('_', '-')} would change nothing: "
                          f"it needs {needs}")
