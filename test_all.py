@@ -2,6 +2,8 @@
 
     python test_all.py                  a ladder of parts: done, todo, FAIL; then the next
     python test_all.py attention 3.3    only parts whose name contains one of these words
+    python test_all.py --points         points by part of the course assignment
+    python test_all.py --json FILE      a result for each test, for autograders
     python test_all.py --data DIR       the course's files too, where `transformers` and a
                                         package with MiniLM's weights are installed
     pytest test_all.py                  the same tests
@@ -12,6 +14,7 @@ formula has a fast form in a module, its naive form stands here and must give th
 No network, no downloads, no GPU.
 """
 
+import argparse
 import contextlib
 import functools
 import hashlib
@@ -61,17 +64,35 @@ ROOT = os.path.dirname(os.path.abspath(__file__))
 
 # --- Tools ---
 
-def near(got, expected, tolerance=1e-6, likely="", relative=0.0):
-    """Compare numbers, lists, arrays or tensors; say what came and what may be wrong."""
+def near(got, expected, tolerance=1e-6, likely="", relative=0.0, mistakes=None):
+    """Compare numbers, lists, arrays or tensors; say what came and what may be wrong.
+
+    mistakes: {what was done: what that would give}. If `got` is one of these, say so.
+    """
     def array(x):
         return np.asarray(x.detach().numpy() if torch.is_tensor(x) else x, np.float64)
+
+    def alike(a, b):
+        return a.shape == b.shape and bool(
+            (np.abs(a - b) <= tolerance + relative * np.abs(b)).all())
+    assert got is not None, f"got None, expected {expected}; is there a return?"
     a, b = array(got), array(expected)
-    same = a.shape == b.shape and bool(
-        (np.abs(a - b) <= tolerance + relative * np.abs(b)).all())
-    if not same:
+    if not alike(a, b):
+        likely = next((f"looks as if {what}" for what, value in (mistakes or {}).items()
+                       if alike(a, array(value))), likely)
+        shapes = f"shapes {list(a.shape)} and {list(b.shape)}" if a.shape != b.shape else ""
         with np.printoptions(precision=6, threshold=12):
-            raise AssertionError(f"got {a}, expected {b}"
-                                 + (f"; {likely}" if likely else ""))
+            raise AssertionError("; ".join(filter(None, [f"got {a}, expected {b}", shapes,
+                                                         likely])))
+
+
+def same(got, expected, likely="", mistakes=None):
+    """near() for what must be equal: whole numbers, words, True and False."""
+    if got != expected:
+        likely = next((f"looks as if {what}" for what, value in (mistakes or {}).items()
+                       if got == value), likely)
+        raise AssertionError(f"got {got}, expected {expected}"
+                             + (f"; {likely}" if likely else ""))
 
 
 @contextlib.contextmanager
@@ -177,7 +198,9 @@ def test_3_1_attention__two_tokens_by_hand():
     # scores 0 and (ln 2)² = .480453: e^.480453 / (1 + e^.480453) = .617855.
     q = torch.tensor([0.0, math.log(2)]).view(1, 1, 2, 1)
     v = torch.tensor([0.0, 1.0]).view(1, 1, 2, 1)
-    near(bert.attention(q, q, v).flatten(), [0.5, 0.617855], 1e-6, "softmax over the keys?")
+    near(bert.attention(q, q, v).flatten(), [0.5, 0.617855], 1e-6, mistakes={
+        "softmax runs over the queries, not the keys": [.382145, .617855],
+        "there is no softmax": [0, .480453]})
 
 
 def test_3_1_attention__scores_are_divided_by_root_D():
@@ -185,9 +208,25 @@ def test_3_1_attention__scores_are_divided_by_root_D():
     q = torch.tensor([[0.0] * 4, [2.0] * 4]).view(1, 1, 2, 4)
     v = torch.tensor([[0.0] * 4, [1.0] * 4]).view(1, 1, 2, 4)
     got = bert.attention(q, q, v)[0, 0, 1, 0]
-    mistake = 1 / (1 + math.exp(-16))
-    near(got, 1 / (1 + math.exp(-8)), 1e-6, "√D is missing" if abs(got - mistake) < 1e-7
-         else "divided by D or by √H?")
+    near(got, 1 / (1 + math.exp(-8)), 1e-7, mistakes={
+        "√D is missing": 1 / (1 + math.exp(-16)),
+        "the scores are divided by D instead of √D": 1 / (1 + math.exp(-4))})
+
+
+def test_3_1_attention__padded_key_by_hand():
+    # As above, and a third token that is padding, with q = k = 5 and v = 100.
+    q = torch.tensor([0.0, math.log(2), 5.0]).view(1, 1, 3, 1)
+    v = torch.tensor([0.0, 1.0, 100.0]).view(1, 1, 3, 1)
+    got = bert.attention(q, q, v, torch.tensor([[1, 1, 0]]))[0, 0, :2, 0]
+    near(got, [0.5, 0.617855], 1e-4, mistakes={
+        "the mask has no effect: unused, or added to the queries (rows) instead of the "
+        "keys (last dimension)": [33.666667, 92.487353],
+        "the mask was multiplied in after the softmax": [.333333, .046706],
+        "the mask was added after the softmax": [-999966.333, -999907.512],
+        "the mask itself, 0 or 1, was added": [15.958559, 81.926139],
+        "the scores were multiplied by the mask; a score of 0 is not hidden":
+            [33.666667, 28.095725],
+        "the mask has the wrong sign: padding is seen, tokens are hidden": [100, 100]})
 
 
 def test_3_1_attention__hidden_keys_get_no_weight():
@@ -202,13 +241,16 @@ def test_3_1_attention__hidden_keys_get_no_weight():
          "the mask leaks into other rows")
 
 
+def torchs_attention(q, k, v, mask):
+    return F.scaled_dot_product_attention(q, k, v, mask.bool()[:, None, None])
+
+
 def test_3_1_attention__equals_torchs_own():
-    torch.manual_seed(1)
-    q, k, v = torch.randn(3, 2, 4, 7, 8)
+    # Whole numbers over 4, so that they are the same on every machine.
+    q, k, v = (torch.arange(3 * 2 * 4 * 7 * 8) * 7 % 11 - 5).view(3, 2, 4, 7, 8) / 4
     mask = torch.ones(2, 7)
     mask[1, 4:] = 0
-    near(bert.attention(q, k, v, mask), F.scaled_dot_product_attention(
-        q, k, v, mask.bool()[:, None, None]), 1e-5)
+    near(bert.attention(q, k, v, mask), torchs_attention(q, k, v, mask), 1e-5)
 
 
 def test_3_1_attention__misshapen_mask_is_refused():
@@ -226,6 +268,75 @@ def test_3_1_attention__dropout_falls_on_the_weights():
         "whole tokens drop, not features")
     assert torch.equal(got.amin(-1), got.amax(-1)), (
         "dropout must fall on weights, not outputs")
+
+
+def test_3_1_BertLayer__head_a_reads_features_aD_to_aD_plus_D():
+    layer = small_bert(hidden_size=4, num_attention_heads=2).layers[0]
+    x = torch.arange(12.0).view(1, 3, 4)        # token t is (4t, 4t + 1, 4t + 2, 4t + 3)
+    near(layer.split_heads(x)[0], [[[0, 1], [4, 5], [8, 9]], [[2, 3], [6, 7], [10, 11]]], 0,
+         mistakes={"x was viewed as [B, A, T, D] without a transpose, which mixes tokens":
+                   [[[0, 1], [2, 3], [4, 5]], [[6, 7], [8, 9], [10, 11]]]})
+
+
+def test_3_1_BertLayer__one_token_by_hand():
+    # A single token attends to itself, so attention returns its value, here x = (1, 2, 3,
+    # 6); W_o reverses it. x + (6, 3, 2, 1) = (7, 5, 5, 7), and the first norm, of gain 2,
+    # gives (2, -2, -2, 2). W_1 halves: GELU(±1) = .841345, -.158655. W_2 is diagonal,
+    # (3, 0, -4, 0): the sum is (4.524034, -2, -1.365379, 2), which the last norm
+    # standardises.
+    layer = small_bert(hidden_size=4, num_attention_heads=1,
+                       intermediate_size=4).layers[0]
+    with torch.no_grad():
+        for part, matrix in ((layer.value, torch.eye(4)),
+                             (layer.attention_dense, torch.eye(4).flip(0)),
+                             (layer.intermediate, torch.eye(4) / 2),
+                             (layer.output, torch.diag(torch.tensor([3.0, 0, -4, 0])))):
+            part.weight.copy_(matrix)
+        layer.attention_norm.weight.fill_(2.0)
+    x = torch.tensor([[[1.0, 2, 3, 6]]])
+    # The part "attention" may still be open.
+    with unittest.mock.patch.object(bert, "attention", lambda q, k, v, *more: v):
+        got = layer(x)
+    near(got, [[[1.415589, -1.057479, -.816913, .458803]]], 1e-5, mistakes={
+        name + what: [[value]] for name, what, value in (
+            ("the norms stand in front", " (pre-norm)",
+             [5.456207, 2, 2.554706, 3.86191]),
+            ("x is not added", " to attention's output",
+             [1.693628, -.339682, -.453752, -.900194]),
+            ("x is not added", " to the second network's output",
+             [1.676833, -.763467, -.149899, -.763467]),
+            ("the layer's input", " is added to the second network's output",
+             [-.185715, -1.251247, -.108398, 1.545361]),
+            ("x is not added", " in either place", [1.71584, -.683395, -.34905, -.683395]),
+            ("ReLU", " stands in the place of GELU",
+             [1.441921, -.933008, -.933008, .424094]),
+            ("there is nothing between W_1 and W_2", "",
+             [1.306549, -1.507557, .100504, .100504]),
+            ("GELU is its tanh form", "", [1.415555, -1.057608, -.816784, .458838]),
+            ("the first norm is missing", "", [1.425977, -.143119, -1.390844, .107986]),
+            ("the last norm is missing", "", [4.524034, -2, -1.365379, 2]),
+            ("the two norms are swapped", "", [2.741338, -2.386673, -1.344801, .990136]),
+            ("attention_dense", " was left out",
+             [-1.165913, -.448698, .053703, 1.560908]))})
+
+
+def test_3_1_BertLayer__dropout_before_both_sums_and_the_mask_go_in():
+    # p = 0.99 leaves next to nothing of both branches: LN(x) in the end.
+    layer = small_bert(hidden_dropout_prob=0.99).layers[0].train()
+    x, seen = torch.tensor([1.0, -1] * 8).expand(1, 200, 16), []
+
+    def attention(q, k, v, attention_mask=None, dropout=0.0):
+        seen.append((attention_mask, dropout))
+        return v
+    with unittest.mock.patch.object(bert, "attention", attention):
+        got = layer(x, torch.ones(1, 200))
+        layer.eval()(x)
+    untouched = ((got - x).abs() < 1e-5).all(-1).float().mean()
+    assert untouched > .6, ("got many changed tokens; dropout falls on what is added to x, "
+                            "before both sums")
+    assert seen[0][0] is not None, "the attention_mask is not passed on to attention()"
+    same([dropout for _, dropout in seen], [0.1, 0.0],
+         "attention's dropout is on in training and off in eval mode")
 
 
 def test_3_1_BertLayer__equals_torchs_post_norm_layer():
@@ -270,15 +381,71 @@ def test_3_1_BertModel__layer_norm_eps_is_1e_12():
 
 
 def test_3_1_BertModel__embedding_adds_word_position_and_segment():
-    model = small_bert()
-    ids, segments = torch.tensor([[5, 6, 7]]), torch.tensor([[0, 0, 1]])
-    want = (model.word_embeddings.weight[[5, 6, 7]] + model.position_embeddings.weight[:3]
-            + model.token_type_embeddings.weight[[0, 0, 1]])
-    want = (want - want.mean(-1, keepdim=True)) / want.var(
-        -1, unbiased=False, keepdim=True).sqrt()
-    near(model.embed(ids, segments)[0], want, 1e-5, "a table is missing, or the layer norm")
-    assert torch.equal(model.embed(ids),
-                       model.embed(ids, torch.zeros(1, 3, dtype=torch.long)))
+    # Word (1,0,0,0) + position (0,-1,0,-2) + segment (0,0,2,0) = (1,-1,2,-2), of variance
+    # 2.5: divided by 1.5811. The second token: (0,0,2,0) + (3,0,0,1) + (0,4,0,0).
+    model = small_bert(hidden_size=4, num_attention_heads=1)
+    with torch.no_grad():
+        for table, rows in (
+                (model.word_embeddings, {5: [1.0, 0, 0, 0], 6: [0.0, 0, 2, 0]}),
+                (model.position_embeddings, {0: [0.0, -1, 0, -2], 1: [3.0, 0, 0, 1],
+                                             2: [0.0, 0, 5, 0]}),
+                (model.token_type_embeddings, {0: [0.0, 0, 2, 0], 1: [0.0, 4, 0, 0]})):
+            for i, row in rows.items():
+                table.weight[i] = torch.tensor(row)
+    near(model.embed(torch.tensor([[5, 6]]), torch.tensor([[0, 1]]))[0],
+         [[.632456, -.632456, 1.264911, -1.264911],
+          [.447214, 1.341641, -.447214, -1.341641]], 1e-5, mistakes={
+        "positions are missing": [[.301511, -.904534, 1.507557, -.904534],
+                                  [-.904534, 1.507557, .301511, -.904534]],
+        "segments (token_type_ids) are missing": [
+            [1.341641, -.447214, .447214, -1.341641],
+            [1.341641, -1.341641, .447214, -.447214]],
+        "all tokens are in segment 0": [[.632456, -.632456, 1.264911, -1.264911],
+                                        [.632456, -1.264911, 1.264911, -.632456]],
+        "the layer norm is missing": [[1, -1, 2, -2], [3, 4, 2, 1]],
+        "positions count from 1": [[1.521278, -1.183216, .169031, -.507093],
+                                   [-.933008, .424094, 1.441921, -.933008]],
+        "every token has position 0": [[.632456, -.632456, 1.264911, -1.264911],
+                                       [-.390567, 1.1717, .650945, -1.432078]],
+        "each table was normalised by itself": [
+            [2.059235, -1.456212, 2.059235, -2.662257],
+            [.478293, .338204, .338204, -1.154701]]})
+
+
+def test_3_1_BertModel__no_segments_means_segment_0():
+    model, ids = small_bert(), torch.tensor([[5, 6, 7]])
+    near(model.embed(ids), model.embed(ids, torch.zeros_like(ids)), 0)
+
+
+def test_3_1_BertModel__embedding_is_dropped_out_after_the_norm():
+    # With p = .5 half of the numbers are 0, the others doubled.
+    model, ids = small_bert(hidden_dropout_prob=.5), torch.tensor([[5, 6, 7]])
+    whole, dropped = model.embed(ids), model.train().embed(ids)
+    kept = dropped != 0
+    assert 0 < kept.float().mean() < 1, "no dropout in training, or all is dropped"
+    near(dropped[kept], 2 * whole[kept], 1e-5, "dropout comes after the layer norm")
+
+
+class AddsTheMask(torch.nn.Module):
+    """A stand-in for BertLayer, so that encode() can be checked without it."""
+
+    def forward(self, x, attention_mask=None):
+        return x + attention_mask[:, :, None]
+
+
+def test_3_1_BertModel__encode_runs_all_layers_and_pools_the_first_token():
+    # Two layers that add the mask (1, 1, 0). The pooler doubles: tanh(2 · (0 + 2) · ⅛).
+    model = small_bert(hidden_size=4, num_attention_heads=1)
+    model.layers = torch.nn.ModuleList([AddsTheMask(), AddsTheMask()])
+    torch.nn.init.eye_(model.pooler.weight).data.mul_(.25)
+    x = torch.tensor([0.0, 1, 2])[None, :, None].expand(1, 3, 4)
+    hidden_states, pooled = model.encode(x, torch.tensor([[1.0, 1, 0]]))
+    near(hidden_states[0, :, 0], [2, 3, 2], 1e-6, mistakes={
+        "only one layer ran": [1, 2, 2], "no layer ran": [0, 1, 2]})
+    near(pooled[0, 0], math.tanh(.5), 1e-6, mistakes={
+        "tanh is missing": .5, "the mean over all tokens was pooled": math.tanh(7 / 12),
+        "the second token was pooled": math.tanh(.75),
+        "the embedding was pooled, not the last hidden state": 0.0})
 
 
 def test_3_1_BertModel__padding_changes_nothing():
@@ -286,14 +453,9 @@ def test_3_1_BertModel__padding_changes_nothing():
     alone = model(torch.tensor([[2, 9, 8, 3]]), torch.ones(1, 4))
     padded = model(torch.tensor([[2, 9, 8, 3, 0, 0], [2, 7, 7, 7, 7, 3]]),
                    torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]]))
-    near(padded["last_hidden_state"][:1, :4], alone["last_hidden_state"], 1e-6)
+    near(padded["last_hidden_state"][:1, :4], alone["last_hidden_state"], 1e-6,
+         "does encode() give the attention_mask to every layer?")
     near(padded["pooler_output"][:1], alone["pooler_output"], 1e-6)
-
-
-def test_3_1_BertModel__pooler_is_tanh_of_the_first_token():
-    model = small_bert()
-    out = model(torch.tensor([[2, 9, 8, 3]]))
-    near(out["pooler_output"], torch.tanh(model.pooler(out["last_hidden_state"][:, 0])))
 
 
 def test_3_1_BertModel__too_long_a_text_is_refused():
@@ -348,15 +510,29 @@ def test_3_1_AdamW__constant_gradient_by_hand():
     # A step is lr · sign(g) = .1; the decay then takes lr · wd = 1%: (1 - .1) · .99 = .891,
     # (.891 - .1) · .99 = .78309, (.78309 - .1) · .99 = .6762591.
     got = one_weight([1.0] * 3, lr=.1, weight_decay=.1, eps=1e-12)
-    hints = {0.89: "decay before the step, as torch does",
-             0.9: "decay added to the gradient", 0.67693: "no bias correction"}
-    near(got, [.891, .78309, .6762591], 1e-8,
-         next((hint for value, hint in hints.items() if abs(got[0] - value) < 1e-4), ""))
+    near(got, [.891, .78309, .6762591], 1e-8, mistakes={
+        "the decay comes before the step, as torch does": [.89, .7811, .673289],
+        "the decay was added to the gradient (L2 instead of decoupled)":
+            [.9, .80002485, .70009135],
+        "there is no weight decay": [.9, .8, .7],
+        "there is no bias correction": [.67693451, .24945559, -.24311227],
+        "only v's bias was corrected": [.9801, .951489, .91514511],
+        "only m's bias was corrected": [-2.14065488, -4.33350927, -6.09856273],
+        "β₁ and β₂ are exchanged in the bias correction":
+            [-98.01, -188.76729525, -272.00495046],
+        "t stays at 1": [.891, .74904995, .58658467],
+        "the decay was multiplied by the bias-corrected step size instead of lr":
+            [.89715395, .79527811, .69387358],
+        "the decay was not multiplied by lr": [.81, .639, .4851],
+        "the step goes up the gradient": [1.089, 1.17711, 1.2643389],
+        "m and v start anew in every step": [.891, .80842045, .7370937]})
 
 
 def test_3_1_AdamW__changing_gradients():
     near(one_weight([1, -2, 3], theta=0.0, lr=.1, eps=0.0),
-         [-.1, -.0633896473, -.0977137553], 1e-9)
+         [-.1, -.0633896473, -.0977137553], 1e-9, mistakes={
+        "β₁ and β₂ are exchanged": [-.1, -.0688182826, -.0988177547],
+        "m and v start anew in every step": [-.1, -.0255863228, -.0894676836]})
     near(one_weight([1, -2, 3], lr=.1, weight_decay=.1),
          [.89100313, .91833684, .87517289], 1e-8)
 
@@ -364,8 +540,9 @@ def test_3_1_AdamW__changing_gradients():
 def test_3_1_AdamW__eps_is_added_to_root_v():
     # lr 1, g = eps = 1e-6: m = 1e-7, √v = 3.162e-8, step size √.001/.1 = .316228:
     # .316228 · 1e-7 / (3.162e-8 + 1e-6) = .0306534. The usual form gives .5.
-    near(one_weight([1e-6], theta=0.0, lr=1.0), [-.0306534], 1e-7,
-         "eps not on the bare √v?")
+    near(one_weight([1e-6], theta=0.0, lr=1.0), [-.0306534], 1e-7, mistakes={
+        "eps is added to √v / √(1 - β₂ᵗ), as torch does": [-.5],
+        "eps stands inside the root": [-3.1623e-05]})
     near(one_weight([1e-6], theta=0.0, lr=1.0, correct_bias=False), [-.0969347], 1e-7)
 
 
@@ -375,6 +552,33 @@ def test_3_1_AdamW__zero_gradient_decays_and_none_does_not():
          "a parameter without gradient must be left alone")
     # and its t does not advance: the next step is a first step, exactly lr
     near(one_weight([None, 1.0], lr=.1, eps=0.0), [1.0, 0.9], 1e-12)
+    # nor does momentum move it on: after one step, rest
+    path = one_weight([1.0, None], lr=.1)
+    near(path[1], path[0], 0, "None was taken for zero: momentum moved an idle parameter")
+
+
+def test_3_1_AdamW__closure_is_called_and_its_loss_returned():
+    p = torch.nn.Parameter(torch.tensor([1.0]))
+    optimizer = optim.AdamW([p], lr=.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (3 * p).sum()
+        loss.backward()
+        return loss
+    near(optimizer.step(closure), 3.0, 1e-6, "step(closure) returns what closure() gives")
+    near(p, [.9], 1e-5)
+
+
+def test_3_1_AdamW__groups_and_parameters_keep_apart():
+    # Two groups with rates .1 and .2, whose parameters have gradients of their own.
+    a, b = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    optimizer = optim.AdamW([{"params": [a]}, {"params": [b], "lr": .2}], lr=.1)
+    for g in (1.0, 1.0):
+        a.grad, b.grad = torch.tensor([g]), torch.tensor([-g])
+        optimizer.step()
+    near(torch.cat([a, b]), [-.2, .4], 1e-4,
+         "each group has its own lr, each parameter its own m, v and t")
 
 
 def test_3_1_AdamW__scale_of_the_gradient_does_not_matter():
@@ -427,9 +631,28 @@ def test_3_1_AdamW__settings_out_of_range_are_refused():
 def test_3_1_tasks__losses_by_hand():
     sst, para, sts = heads.tasks()
     # 5 equal logits: ln 5. One logit 0: ln 2. Predicted 2 for 3.5: 1.5² = 2.25.
-    near(sst.loss(torch.zeros(2, 5), torch.tensor([0.0, 4.0])), math.log(5), 1e-6)
-    near(para.loss(torch.zeros(3), torch.tensor([0.0, 1.0, 1.0])), math.log(2), 1e-6)
-    near(sts.loss(torch.tensor([2.0]), torch.tensor([3.5])), 2.25, 1e-6)
+    near(sst.loss(torch.zeros(2, 5), torch.tensor([0.0, 4.0])), math.log(5), 1e-6,
+         mistakes={"the losses are summed, not averaged": 2 * math.log(5)})
+    near(para.loss(torch.zeros(3), torch.tensor([0.0, 1.0, 1.0])), math.log(2), 1e-6,
+         mistakes={"the losses are summed, not averaged": 3 * math.log(2)})
+    near(sts.loss(torch.tensor([2.0, 3.0]), torch.tensor([3.5, 3.0])), 1.125, 1e-6,
+         mistakes={"the losses are summed, not averaged": 2.25,
+                   "the error is not squared": .75, "the label was rounded": 2.0,
+                   "half of the square was taken": .5625})
+
+
+def test_3_1_tasks__losses_take_logits_not_probabilities():
+    # e^logits = (1, 1, 2), label 2: ln 2; then three equal ones: ln 3. Mean .895880.
+    sst, para, _ = heads.tasks()
+    near(sst.loss(torch.tensor([[0, 0, math.log(2)], [0, 0, 0]]), torch.tensor([2.0, 0])),
+         .895880, 1e-5, mistakes={"softmax is taken twice": 1.018841})
+    # σ(ln 3) = ¾, a paraphrase: -ln ¾ = .287682; σ(0) = ½, none: .693147. Mean .4904.
+    near(para.loss(torch.tensor([math.log(3), 0.0]), torch.tensor([1.0, 0.0])),
+         .490415, 1e-5, mistakes={"the sigmoid is taken twice": .680474,
+                                  "the labels are exchanged": 1.039721})
+    # log σ(-200) is -200, but σ(-200) is 0 in float32.
+    near(para.loss(torch.tensor([-200.0]), torch.tensor([1.0])), 200, 1e-3,
+         "take the logarithm of the sigmoid in one step: log σ(z) = -log(1 + e^-z)")
 
 
 def test_3_1_tasks__predictions():
@@ -477,14 +700,51 @@ def test_3_1_MultitaskBert__logits_have_their_shapes():
             assert model(task, batch).shape == shape, f"{task.name}, con {con}"
 
 
+def stand_in(con, pool="cls"):
+    """A model whose encoder returns x and x[:, 0], and whose heads return what they get."""
+    model = heads.MultitaskBert(small_bert(), con=con, pool=pool).eval()
+    model.bert.encode = lambda x, attention_mask=None: (x, x[:, 0])
+    model.heads = torch.nn.ModuleDict({name: torch.nn.Identity() for name in model.tasks})
+    return model, model.tasks["sts"]
+
+
+def test_3_1_MultitaskBert__first_sentences_then_second_ones_side_by_side():
+    # Rows 1, 2 are the first sentences of two pairs, rows 3, 4 their second ones.
+    model, task = stand_in(con=False)
+    x = torch.tensor([1.0, 2, 3, 4]).view(4, 1, 1)
+    batch = data.Batch(None, None, None, None)
+    near(model.logits(task, x, batch), [[1, 3], [2, 4]], 0, mistakes={
+        "neighbouring rows were taken for a pair": [[1, 2], [3, 4]],
+        "the second sentence stands first": [[3, 1], [4, 2]],
+        "the two vectors were added": [[4], [6]],
+        "the two vectors were not joined": [[1], [2], [3], [4]]})
+    model, task = stand_in(con=True)
+    near(model.logits(task, x, batch), [[1], [2], [3], [4]], 0,
+         "with CON every row is a pair already")
+
+
+def test_3_1_MultitaskBert__mean_pooling_by_hand():
+    # Tokens 1, 2, 6, of which the last is padding: 1.5.
+    model, task = stand_in(con=True, pool="mean")
+    x = torch.tensor([1.0, 2, 6]).view(1, 3, 1)
+    near(model.logits(task, x, data.Batch(None, None, torch.tensor([[1, 1, 0]]), None)),
+         [[1.5]], 1e-6, mistakes={"padding was counted, above and below the line": [[3.0]],
+                                  "padding was counted below the line": [[1.0]],
+                                  "the first token was taken": [[1.0]]})
+    near(model.logits(task, x, data.Batch(None, None, None, None)), [[3.0]], 1e-6,
+         "attention_mask None means that nothing is padded")
+
+
 def test_3_1_MultitaskBert__separate_encoding_is_two_passes_side_by_side():
     model = heads.MultitaskBert(small_bert()).eval()
     task = model.tasks["sts"]
     dataset, batch = tiny_batch(False)
+    model.heads["sts"] = torch.nn.Identity()
     got = model(task, batch)
     for i, (a, b) in enumerate(dataset.tokens):
-        u, v = (model.bert(torch.tensor([[2, *s, 3]]))["pooler_output"] for s in (a, b))
-        near(got[i:i + 1], model.heads["sts"](torch.cat([u, v], -1)), 1e-5)
+        u, v = (model.bert(torch.tensor([[2, *s, 3]]))["pooler_output"][0] for s in (a, b))
+        near(got[i, :16], u, 1e-5)
+        near(got[i, 16:], v, 1e-5)
 
 
 def test_3_1_MultitaskBert__mean_pooling_ignores_padding():
@@ -524,13 +784,22 @@ def test_3_1_MultitaskBert__saved_and_loaded_is_the_same():
 # --- 3.2, 3.3 Orders and parameters as vectors ---
 
 def test_3_2_sequential__one_task_after_the_other():
-    assert multitask.sequential({"sst": 2, "sts": 1, "para": 3}) == [
-        ("sst",), ("sst",), ("sts",), ("para",), ("para",), ("para",)]
+    same(multitask.sequential({"sst": 2, "sts": 1, "para": 3}),
+         [("sst",), ("sst",), ("sts",), ("para",), ("para",), ("para",)], mistakes={
+        "the tasks take turns; Algorithm 1 finishes one before the next":
+            [("sst",), ("sts",), ("para",), ("sst",), ("para",), ("para",)],
+        "a step is a name; it must be a tuple of one":
+            ["sst", "sst", "sts", "para", "para", "para"],
+        "each task has one step": [("sst",), ("sts",), ("para",)]})
 
 
 def test_3_3_round_robin__all_tasks_in_every_step():
-    assert multitask.round_robin({"sst": 5, "para": 9, "sts": 2}, "sts") == [
-        ("sst", "para", "sts")] * 2
+    every = ("sst", "para", "sts")
+    same(multitask.round_robin({"sst": 5, "para": 9, "sts": 2}, "sts"), [every] * 2,
+         mistakes={"the epoch is as long as the largest set": [every] * 9,
+                   "the epoch is as long as the first set": [every] * 5,
+                   "the tasks have steps of their own": [("sst",), ("para",), ("sts",)] * 2,
+                   "the tasks were sorted": [("para", "sst", "sts")] * 2})
 
 
 def flat_model(rows=3, con=True, **changes):
@@ -627,7 +896,15 @@ def test_3_3_1_pcgrad__two_tasks_by_hand():
     # g1' = g1 + ½ g2 = (½, ½), g2' = g2 + g1 = (0, 1).
     g = np.array([[1.0, 0], [-1, 1]])
     C = multitask.pcgrad(gram_of(g), orders=[[1], [0]])
-    near(C, [[1, .5], [1, 1]])
+    near(C, [[1, .5], [1, 1]], mistakes={
+        "divided by ‖g_i‖² instead of ‖g_j‖², or C is transposed":
+            [[1, 1], [.5, 1]],
+        "the projection has the wrong sign": [[1, -.5], [-1, 1]],
+        "g_2 was projected on g_1' instead of the ORIGINAL g_1": [[1, .5], [0, 1]],
+        "nothing was projected: it must be if g_i' · g_j < 0": [[1, 0], [0, 1]],
+        "the dot product was not divided by ‖g_j‖²": [[1, 1], [1, 1]],
+        "the dot product was divided by ‖g_j‖ instead of its square": [
+            [1, .5 ** .5], [1, 1]]})
     near(C @ g, [[.5, .5], [0, 1]])
     near(C.sum(-2) @ g, [.5, 1.5])
 
@@ -640,7 +917,7 @@ def test_3_3_1_pcgrad__another_known_example():
 
 
 def test_3_3_1_pcgrad__equals_the_naive_vector_form():
-    for gradients, orders, _ in random_problems(300):
+    for gradients, orders, _ in random_problems(100):
         C = multitask.pcgrad(gram_of(gradients), orders)
         near(C @ gradients, naive_pcgrad(gradients, orders), 1e-9,
              "running g_i' against ORIGINAL g_j?", relative=1e-9)
@@ -649,8 +926,12 @@ def test_3_3_1_pcgrad__equals_the_naive_vector_form():
 
 def test_3_3_1_pcgrad__order_of_visits_matters():
     g = [[1.0, 0], [-1, 1], [-1, -2]]
-    near((multitask.pcgrad(gram_of(g), [[1, 2], [0, 2], [0, 1]]) @ g)[0], [.2, -.1])
-    near((multitask.pcgrad(gram_of(g), [[2, 1], [0, 2], [0, 1]]) @ g)[0], [.2, .2])
+    near((multitask.pcgrad(gram_of(g), [[1, 2], [0, 2], [0, 1]]) @ g)[0], [.2, -.1],
+         mistakes={"orders are not followed": [.2, .2],
+                   "all dot products are those of the original g_i, not of the running "
+                   "g_i'": [.3, .1]})
+    near((multitask.pcgrad(gram_of(g), [[2, 1], [0, 2], [0, 1]]) @ g)[0], [.2, .2],
+         mistakes={"orders are not followed": [.2, -.1]})
     C = multitask.pcgrad(gram_of(g), [[1, 2], [0, 2], [0, 1]])
     near(C.sum(-2), [3, 2.5, 1.7])
     near(C.sum(-2) @ g, [-1.2, -.9])
@@ -659,7 +940,7 @@ def test_3_3_1_pcgrad__order_of_visits_matters():
 def test_3_3_1_pcgrad__D3_acts_only_on_conflict():
     # Printed without the condition, (1, 0) and (.6, .8) would lose their common part.
     near(multitask.pcgrad(gram_of([[1, 0], [.6, .8]]), [[1], [0]]), np.eye(2), 0,
-         "projected although g_i · g_j > 0")
+         "projected although g_i · g_j > 0")     # not a conflict
     near(multitask.pcgrad(gram_of([[1, 0], [0, 1]]), [[1], [0]]), np.eye(2), 0)
 
 
@@ -670,7 +951,8 @@ def test_3_3_1_pcgrad__D3_projects_on_the_other_gradient_not_on_the_sum():
 
 
 def test_3_3_1_pcgrad__zero_gradient_changes_nothing():
-    near(multitask.pcgrad(gram_of([[1, 0], [0, 0]]), [[1], [0]]), np.eye(2), 0)
+    near(multitask.pcgrad(gram_of([[1, 0], [0, 0]]), [[1], [0]]), np.eye(2), 0,
+         "divided by the length of a zero gradient?")
 
 
 def test_3_3_1_pcgrad__opposite_gradients_cancel():
@@ -691,6 +973,10 @@ def test_3_3_1_pcgrad__never_projects_a_task_on_itself():
     # After (1,-1) and (1,0), g_0' · g_0 is negative; a loop over all j would project again.
     g = [[-3.0, 1], [1, -1], [1, 0]]
     near((multitask.pcgrad(gram_of(g), [[1, 2], [0, 2], [0, 1]]) @ g)[0], [0, -1])
+    # The drawn orders leave the task itself out too.
+    for seed in range(20):
+        drawn = multitask.pcgrad(gram_of(g), rng=np.random.default_rng(seed))
+        near(np.diagonal(drawn), [1, 1, 1], 0, "a task was projected on itself")
 
 
 def test_3_3_1_pcgrad__scale_of_all_gradients_passes_through():
@@ -721,8 +1007,8 @@ def test_3_3_1_pcgrad__order_is_drawn_from_the_runs_generator():
 # --- 3.3.2 Gradient vaccine ---
 
 def naive_gradvac(gradients, target, orders, beta):
-    """Wang et al.'s update rule on vectors; changes target.   [K, P] -> [K, P]"""
-    treated = [g.copy() for g in gradients]
+    """Wang et al.'s update rule on vectors.   -> (treated [K, P], new target [K, K])"""
+    treated, target = [g.copy() for g in gradients], np.array(target)
     for i, order in enumerate(orders):
         for j in order:
             a, b = np.linalg.norm(treated[i]), np.linalg.norm(gradients[j])
@@ -732,7 +1018,7 @@ def naive_gradvac(gradients, target, orders, beta):
                 w = a * (t * math.sqrt(1 - phi * phi) - phi * s) / (b * s)
                 treated[i] = treated[i] + w * gradients[j]
             target[i, j] = (1 - beta) * t + beta * phi
-    return np.array(treated)
+    return np.array(treated), target
 
 
 def vaccine(target, beta=0.01):
@@ -750,10 +1036,17 @@ def test_3_3_2_GradVac__D4_the_cosine_becomes_the_target():
     g = np.array([[3.0, 4], [-2, 0]])
     gv = vaccine([[0, .5], [-1, 0]])
     C = gv(gram_of(g), [[1], [0]])
-    near(C[0], [1, 2.65470054], 1e-7,
-         "the report's printed formula" if abs(C[0, 1] - 1.649) < .01 else "")
+    near(C[0], [1, 2.65470054], 1e-7, mistakes={
+        "w is the report's printed formula, not the source's": [1, 1.64903811],
+        "w lacks ‖g_i'‖ / ‖g_j‖": [1, 1.06188022],
+        "w has ‖g_j‖ / ‖g_i'‖ upside down": [1, .42475209],
+        "w lacks its denominator √(1 - φᵀ²)": [1, 2.29903811],
+        "the target is not used: that is surgery": [1, 1.5],
+        "nothing was tilted: it must be if φ < φᵀ": [1, 0]})
     near(cosine((C @ g)[0], g[1]), 0.5, 1e-9)
-    near(gv.target[0, 1], .489, 1e-12, "φᵀ ← .99 · .5 + .01 · (-.6)")
+    near(gv.target[0, 1], .489, 1e-12, "φᵀ ← .99 · .5 + .01 · (-.6)", mistakes={
+        "φᵀ was not updated, or with the φ after the tilt": .5,
+        "β and 1 - β are exchanged in φᵀ's update": -.589})
 
 
 def test_3_3_2_GradVac__similar_gradients_are_tilted_too():
@@ -761,7 +1054,8 @@ def test_3_3_2_GradVac__similar_gradients_are_tilted_too():
     g = np.array([[1.0, 0], [.6, .8]])
     gv = vaccine(np.full((2, 2), .8))
     treated = gv(gram_of(g), [[1], [0]]) @ g
-    near(treated, [[1.28, .373333], [1.066667, .8]], 1e-6)
+    near(treated, [[1.28, .373333], [1.066667, .8]], 1e-6, mistakes={
+        "it acts on conflict (φ < 0) alone, as surgery does; it must where φ < φᵀ": g})
     near(gv.target[[0, 1], [1, 0]], [.798, .798], 1e-12)
 
 
@@ -786,8 +1080,8 @@ def test_3_3_2_GradVac__equals_the_naive_vector_form_over_steps():
         for _ in range(25):
             g = rng.normal(size=(K, 6)) + rng.normal(size=6)
             orders = [[j for j in rng.permutation(K).tolist() if j != i] for i in range(K)]
-            near(gv(gram_of(g), orders) @ g, naive_gradvac(g, target, orders, beta), 1e-8,
-                 relative=1e-7)
+            want, target = naive_gradvac(g, target, orders, beta)
+            near(gv(gram_of(g), orders) @ g, want, 1e-8, relative=1e-7)
             near(gv.target, target, 1e-9)
 
 
@@ -816,7 +1110,7 @@ def test_3_3_2_GradVac__target_follows_also_when_it_is_exceeded():
         phi = np.clip(rng.normal(.3, .1), -1, 1)
         C = gv(np.array([[1, phi], [phi, 1]]), [[1], [0]])
         fired += C[0, 1] > 0
-    near(gv.target[0, 1], .3, .06, "the target is only updated when it acts")
+    near(gv.target[0, 1], .3, .06, "φᵀ must follow φ always, not only where φ < φᵀ")
     assert 100 < fired < 300, f"got {fired} of 400 times, expected about half"
 
 
@@ -829,8 +1123,9 @@ def test_3_3_2_GradVac__opposite_gradients_cancel():
 
 def test_3_3_2_GradVac__zero_gradient_leaves_all_alone():
     gv = vaccine(np.full((2, 2), .5))
-    near(gv(gram_of([[1, 2], [0, 0]]), [[1], [0]]), np.eye(2), 0)
-    near(gv.target, np.full((2, 2), .5), 0)
+    near(gv(gram_of([[1, 2], [0, 0]]), [[1], [0]]), np.eye(2), 0,
+         "a zero gradient has no angle: nothing is tilted")
+    near(gv.target, np.full((2, 2), .5), 0, "a zero gradient has no angle: φᵀ stays")
 
 
 def test_3_3_2_GradVac__rounding_never_makes_a_nan():
@@ -840,6 +1135,12 @@ def test_3_3_2_GradVac__rounding_never_makes_a_nan():
         for _ in range(10):
             assert np.isfinite(gv(gram_of(g), rng=np.random.default_rng(0))).all()
     assert np.isfinite(gv.target).all()
+
+
+def test_3_3_2_GradVac__target_near_1_is_clamped():
+    # φᵀ = 1 would tilt for ever. Clamped: w = .999 / √(1 - .999²) = 22.343906.
+    near(vaccine(np.ones((2, 2)))(np.eye(2), [[1], [0]]), [[1, 22.343906], [22.343906, 1]],
+         1e-5, "|φᵀ| is clamped to CLAMP where it is used")
 
 
 def test_3_3_2_GradVac__size_of_the_other_gradient_does_not_matter():
@@ -922,8 +1223,34 @@ def test_3_3_update__D2_treatment_needs_each_gradient_for_itself():
 def test_3_3_update__D5_accumulated_gradients_are_averaged():
     # Batches of size 1 and 3 on task 0, then their mean, 2: not the printed sum, 4.
     flat, _ = toy_step(multitask.plain_sum, [{0: 1.0, 1: 1.0}, {0: 3.0, 1: 1.0}])
-    near(flat.G[0], [2 - 1, 1, 6, 5], 1e-6, "summed instead of averaged?"
-         if abs(flat.G[0, 2] - 12) < 1e-5 else "")
+    near(flat.G[0], [2 - 1, 1, 6, 5], 1e-6, mistakes={
+        "accumulated gradients are summed, not averaged": [2, 2, 12, 10],
+        "only the last batch counts": [2, 1, 9, 5],
+        "only the first batch counts": [0, 1, 3, 5]})
+
+
+def test_3_3_update__rows_are_emptied_first_and_losses_are_averaged():
+    # Losses at w = h = 1: task 0 has 1 + 3 = 4, task 1 has 0 + 5.
+    flat, loss_fn = toy()
+    flat.theta.fill_(1.0)
+    for _ in range(2):
+        logs = multitask.backward(flat, [{0: 1.0, 1: 1.0}, {0: 3.0, 1: 1.0}], loss_fn,
+                                  {0: 0, 1: 1})
+    near(flat.G, [[2, 0, 6, 0], [-1, 1, 0, 5]], 1e-6, mistakes={
+        "the last step's gradients are still in G": [[4, 0, 12, 0], [-2, 2, 0, 10]],
+        "all tasks were added up in one row": [[1, 1, 6, 5], [0, 0, 0, 0]]})
+    near([logs["loss_0"], logs["loss_1"]], [8, 5], 1e-5, mistakes={
+        "the logged losses are summed over the micro-batches": [16, 10],
+        "only the last micro-batch's loss is logged": [12, 5],
+        "the logged losses were divided twice": [4, 2.5]})
+
+
+def test_3_3_update__tasks_that_share_a_row_are_added_up_there():
+    # Without treatment one row collects the sum of the tasks' gradients.
+    flat, loss_fn = toy(rows=1)
+    multitask.backward(flat, [{0: 1.0, 1: 1.0}], loss_fn, {0: 0, 1: 0})
+    near(flat.G[0], [0, 1, 3, 5], 1e-6, mistakes={
+        "the row was emptied between two tasks": [-1, 1, 0, 5]})
 
 
 def test_3_3_update__treatment_comes_after_the_last_batch():
@@ -1054,17 +1381,57 @@ def test_3_3_Stream__position_is_all_its_state():
 
 # --- 3.4 Comparison contextual embeddings ---
 
+def naive_truncate_pair(a, b, budget):
+    """One token at a time from the longer side, from b on a tie."""
+    while a + b > budget:
+        a, b = (a - 1, b) if a > b else (a, b - 1)
+    return a, b
+
+
+def test_3_4_truncate_pair__by_hand():
+    same(data.truncate_pair(5, 5, 9), (5, 4), mistakes={
+        "on a tie a was cut; b must be": (4, 5)})
+    same(data.truncate_pair(10, 3, 9), (6, 3), mistakes={
+        "only b was cut": (9, 0), "both were cut to a half": (4, 3),
+        "both were cut by the same number": (8, 1), "a half each, the rest to a": (5, 3)})
+
+
 def test_3_4_truncate_pair__equals_dropping_one_token_at_a_time():
     for a, b, n, want in ((10, 3, 9, (6, 3)), (5, 5, 9, (5, 4)), (5, 5, 7, (4, 3)),
                           (3, 10, 9, (3, 6)), (7, 6, 4, (2, 2)), (0, 5, 3, (0, 3))):
-        assert data.truncate_pair(a, b, n) == want, (a, b, n)
-    for a in range(12):
-        for b in range(12):
-            for n in range(20):
-                x, y = a, b
-                while x + y > n:
-                    x, y = (x - 1, y) if x > y else (x, y - 1)
-                assert data.truncate_pair(a, b, n) == (x, y), (a, b, n)
+        same(data.truncate_pair(a, b, n), want, f"lengths {a} and {b}, budget {n}")
+    for a in range(8):
+        for b in range(8):
+            for n in range(14):
+                same(data.truncate_pair(a, b, n), tuple(naive_truncate_pair(a, b, n)),
+                     f"lengths {a} and {b}, budget {n}")
+
+
+def test_3_4_join_pair__by_hand():
+    row, segments = data.join_pair([7, 8], [9], 2, 3, 40)
+    same(list(row), [2, 7, 8, 3, 9, 3], mistakes={
+        "the [SEP] between the sentences is missing": [2, 7, 8, 9, 3],
+        "the last [SEP] is missing": [2, 7, 8, 3, 9],
+        "a second [CLS] stands before b": [2, 7, 8, 3, 2, 9, 3],
+        "[CLS] is missing": [7, 8, 3, 9, 3]})
+    same(list(segments), [0, 0, 0, 0, 1, 1], mistakes={
+        "the first [SEP] was counted to b; its segment is 0": [0, 0, 0, 1, 1, 1],
+        "the last [SEP] was counted to a; its segment is 1": [0, 0, 0, 0, 1, 0],
+        "segments begin at 1": [1, 1, 1, 1, 2, 2],
+        "segments are all 0": [0, 0, 0, 0, 0, 0]})
+
+
+def test_3_4_join_pair__long_texts_are_cut_and_keep_their_separators():
+    # 12 in all, 9 of them words: 6 and 3 are left of 10 and 3.
+    row, segments = data.join_pair(list(range(10, 20)), [20, 21, 22], 2, 3, 12)
+    same(list(row), [2, 10, 11, 12, 13, 14, 15, 3, 20, 21, 22, 3],
+         "max_length counts [CLS] and both [SEP]s", mistakes={
+        "the whole row was cut at its end": [2, *range(10, 20), 3],
+        "only two special tokens were counted":
+            [2, 10, 11, 12, 13, 14, 15, 16, 3, 20, 21, 22, 3],
+        "special tokens were not counted": [2, *range(10, 19), 3, 20, 21, 22, 3],
+        "the words' beginnings were cut off": [2, *range(14, 20), 3, 20, 21, 22, 3]})
+    same(list(segments), [0] * 8 + [1] * 4)
 
 
 def test_3_4_collate__pair_as_one_sequence():
@@ -1100,10 +1467,19 @@ def test_3_4_collate__long_texts_are_cut_and_keep_their_separators():
 
 def test_3_5_divergence__by_hand():
     # P = (.75, .25), Q = (.5, .5): ¼ ln 1.5 - ¼ ln .5 = ¼ ln 3; as coins the same.
-    a, b = torch.tensor([[math.log(3), 0.0]]), torch.zeros(1, 2)
-    near(smart.symmetric_kl(a, b), .25 * math.log(3), 1e-6)
-    near(smart.binary_symmetric_kl(a[0, :1], b[0, :1]), .25 * math.log(3), 1e-6)
-    near(smart.squared_difference(torch.tensor([1.0, 3]), torch.tensor([1.0, 1])), 2.0)
+    a, b = torch.tensor([[math.log(3), 0.0]] * 2), torch.zeros(2, 2)
+    quarter = .25 * math.log(3)
+    mistakes = {"it is KL(P‖Q) alone, not symmetric": .130812,
+                "it is KL(Q‖P) alone, not symmetric": .143841,
+                "half of the sum was taken": quarter / 2,
+                "it is summed over the batch, not averaged": 2 * quarter}
+    near(smart.symmetric_kl(a, b), quarter, 1e-5, mistakes={
+        **mistakes, "the sign is wrong": -quarter})
+    near(smart.binary_symmetric_kl(a[:, 0], b[:, 0]), quarter, 1e-5, mistakes={
+        **mistakes, "the probabilities were subtracted twice": .0625})
+    near(smart.squared_difference(torch.tensor([1.0, 3]), torch.tensor([1.0, 1])), 2.0,
+         mistakes={"it is summed over the batch, not averaged": 4.0,
+                   "the difference is not squared": 1.0})
 
 
 def test_3_5_divergence__symmetric_zero_at_equality_and_never_negative():
@@ -1118,11 +1494,15 @@ def test_3_5_divergence__symmetric_zero_at_equality_and_never_negative():
         assert torch.isfinite(huge), "not stable for large logits"
 
 
-def test_3_5_divergence__equals_the_two_kls():
-    a, b = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0))
+def naive_symmetric_kl(a, b):
     p, q = a.softmax(-1), b.softmax(-1)
-    want = ((p * (p / q).log()).sum(-1) + (q * (q / p).log()).sum(-1)).mean()
-    near(smart.symmetric_kl(a, b), want, 1e-6, "sum over classes, mean over the batch")
+    return ((p * (p / q).log()).sum(-1) + (q * (q / p).log()).sum(-1)).mean()
+
+
+def test_3_5_divergence__equals_the_two_kls():
+    a, b = (torch.arange(70) * 7 % 11 - 5).view(2, 7, 5) / 4
+    near(smart.symmetric_kl(a, b), naive_symmetric_kl(a, b), 1e-6,
+         "sum over classes, mean over the batch")
 
 
 def test_3_5_divergence__shapes_that_would_broadcast_are_refused():
@@ -1144,7 +1524,18 @@ def test_3_5_smoothness__one_step_by_hand():
     noise = torch.tensor([[[1e-5, 0.0]]], dtype=torch.float64)
     logits, R = smart.smoothness(coin, x, smart.binary_symmetric_kl, 1e-5, noise=noise)
     near(logits, [1.0])
-    near(R, 1.7695e-10, 1e-14)
+    near(R, 1.76949513e-10, 1e-17)
+
+
+def test_3_5_smoothness__a_wide_radius_by_hand():
+    # As above with ε = ½: δ = (½, -½), f goes from 1 to 2.5, (σ(2.5) - σ(1)) · 1.5.
+    x, noise = torch.ones(1, 1, 2), torch.tensor([[[.5, 0.0]]])
+    _, R = smart.smoothness(coin, x, smart.binary_symmetric_kl, .5, noise=noise)
+    near(R, .289625, 1e-5, mistakes={
+        "δ goes down the gradient; the worst change is wanted": .530277,
+        "there is no ascent: δ is still the noise": .149738,
+        "δ was not clamped to ±ε": 33.886619,
+        "x itself was not perturbed": 0.0})
 
 
 def test_3_5_smoothness__is_zero_at_radius_zero_even_under_dropout():
@@ -1152,7 +1543,15 @@ def test_3_5_smoothness__is_zero_at_radius_zero_even_under_dropout():
     task, batch = model.tasks["sst"], tiny_batch(True, pair=False)[1]
     logits, R = smart.smoothness(lambda x: model.logits(task, x, batch), model.embed(batch),
                                  task.divergence, 0.0)
-    near(R, 0, 1e-12, "the passes use different dropout masks")
+    near(R, 0, 1e-12, "the passes draw different dropout masks")
+
+
+def test_3_5_smoothness__all_passes_share_one_dropout_mask():
+    # Without change R is 0, however the mask falls.
+    torch.manual_seed(0)
+    _, R = smart.smoothness(lambda x: F.dropout(x, .5).sum((1, 2)), torch.ones(2, 3, 4),
+                            smart.squared_difference, 0.0)
+    near(R, 0, 1e-12, "the passes draw different dropout masks")
 
 
 def test_3_5_smoothness__the_random_generator_moves_as_for_one_pass():
@@ -1168,7 +1567,8 @@ def test_3_5_smoothness__the_random_generator_moves_as_for_one_pass():
     torch.manual_seed(0)
     torch.randn_like(x)
     f(x)
-    near(torch.rand(1), after, 0)
+    near(torch.rand(1), after, 0,
+         "draw the noise first, then set the generator back before every further pass")
 
 
 def test_3_5_smoothness__perturbation_stays_inside_the_radius_and_off_the_padding():
@@ -1181,7 +1581,9 @@ def test_3_5_smoothness__perturbation_stays_inside_the_radius_and_off_the_paddin
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]])
     smart.smoothness(f, x, smart.squared_difference, .05, steps=2, attention_mask=mask)
     change = (seen[-1] - x).abs()
-    assert len(seen) == 4, "a clean pass, one for each ascent step, a last one"
+    same(len(seen), 4, "a clean pass, one for each ascent step, a last one", mistakes={
+        "there is one ascent step, whatever `steps` says": 3,
+        "the clean pass is made twice": 5})
     assert change.max() <= .05 + 1e-6, f"got {change.max()}, radius is .05"
     assert change.max() > .049, "the ascent should reach the boundary"
     assert not change[mask == 0].any(), "padding was perturbed"
@@ -1214,6 +1616,20 @@ def test_3_5_smoothness__start_at_zero_would_find_no_direction():
     assert smart.smoothness(coin, x, smart.squared_difference, 1e-2)[1] > 1e-5
 
 
+def test_3_5_smoothness__rows_do_not_depend_on_their_batch_mates():
+    # f = s · x₁ with s = 1 and 1000, from δ = .01: a step must reach ε in both rows.
+    scale, seen = torch.tensor([1.0, 1000.0]), []
+
+    def f(x):
+        seen.append(x.detach() - 1)
+        return scale * x[:, 0, 0]
+    smart.smoothness(f, torch.ones(2, 1, 1), smart.squared_difference, .1,
+                     noise=torch.full((2, 1, 1), .01))
+    near(seen[-1].flatten(), [.1, .1], 1e-6, mistakes={
+        "‖g‖_∞ is taken over the whole batch; each row has its own": [.01001, .1]},
+        likely="‖g‖_∞ is each row's own")
+
+
 def test_3_5_smoothness__gradient_flows_through_both_sides():
     # R = (w δ)² with δ fixed at the corner; ∂R/∂w = 2 w δ² from both sides together. With
     # the clean side detached f(x) = w x would add 2 (w δ)(x + δ): another number.
@@ -1221,14 +1637,17 @@ def test_3_5_smoothness__gradient_flows_through_both_sides():
     _, R = smart.smoothness(lambda x: w * x[:, 0, 0], torch.ones(1, 1, 1),
                             smart.squared_difference, .1, noise=torch.full((1, 1, 1), .1))
     R.backward()
-    near(w.grad, 2 * 2 * .01, 1e-5, "one side is detached")
+    near(w.grad, 2 * 2 * .01, 1e-5, "one side is detached", mistakes={
+        "the clean side is detached: the gradient must flow through both": .44,
+        "the perturbed side is detached": -.4})
 
 
 def test_3_5_smoothness__task_gradients_are_untouched_by_the_ascent():
     w = torch.nn.Parameter(torch.tensor(2.0))
     smart.smoothness(lambda x: w * x[:, 0, 0], torch.ones(1, 1, 1),
                      smart.squared_difference, .1)
-    assert w.grad is None
+    assert w.grad is None, ("the ascent left gradients in .grad; torch.autograd.grad asks "
+                            "for ∂/∂δ alone")
 
 
 def test_3_5_Teacher__follows_by_hand():
@@ -1242,8 +1661,10 @@ def test_3_5_Teacher__follows_by_hand():
         flat.theta.fill_(value)
         teacher.follow(flat.theta, .99)
         path.append(teacher.model.weight.item())
-    near(path, [.01, .0299, .059601], 1e-6,
-         "θ̃ shares memory with θ" if path[0] == 1 else "β and 1 - β swapped?")
+    near(path, [.01, .0299, .059601], 1e-6, mistakes={
+        "θ̃ shares memory with θ": [1, 2, 3],
+        "β and 1 - β are exchanged": [.99, 1.9899, 2.989899],
+        "θ̃ is not what the teacher's model uses": [0, 0, 0]})
 
 
 def test_3_5_Teacher__is_a_copy_in_eval_mode_without_gradient():
@@ -1252,10 +1673,37 @@ def test_3_5_Teacher__is_a_copy_in_eval_mode_without_gradient():
     teacher = smart.Teacher(model, flat)
     batch = tiny_batch(True)[1]
     a, b = (teacher(model.tasks["para"], batch) for _ in range(2))
-    assert torch.equal(a, b) and not a.requires_grad
+    assert torch.equal(a, b), "the teacher is in training mode: dropout makes it random"
+    assert not a.requires_grad, "the teacher's output must carry no gradient"
     near(a, model.eval()(model.tasks["para"], batch), 1e-6)
     assert (model.bert.pooler.weight.data_ptr()
             != teacher.model.bert.pooler.weight.data_ptr())
+
+
+def test_3_5_Teacher__owns_its_parameters():
+    layer = torch.nn.Linear(2, 1)
+    flat = optim.FlatParameters({"w": list(layer.named_parameters())}, 1)
+    teacher = smart.Teacher(layer.train(), flat)
+    with torch.no_grad():
+        flat.theta.zero_()
+    assert teacher.theta.any(), "θ̃ shares memory with θ; clone it"
+    for name, p in teacher.model.named_parameters():
+        assert not p.requires_grad, f"{name} of the teacher would be trained"
+        near(p.flatten(), teacher.theta[flat.place[name]], 0, f"{name} is no view of θ̃")
+    assert layer.training and not teacher.model.training, (
+        "the teacher is in training mode, or the model no longer is")
+    assert layer.weight.requires_grad, "the model itself can no longer be trained"
+
+
+def test_3_5_bregman__by_hand():
+    # ℓ_s = mean (a - b)² is ((3 - 1)² + (2 - 2)²) / 2 = 2, ∂/∂a = (2, 0).
+    a = torch.tensor([3.0, 2.0], requires_grad=True)
+    b = torch.tensor([1.0, 2.0], requires_grad=True)
+    D = smart.bregman(a, b, lambda a, b: (a - b).square().mean())
+    near(D, 2.0, 1e-6)
+    D.backward()
+    near(a.grad, [2, 0], 1e-6, "the gradient goes to the model's own logits")
+    assert b.grad is None, "the teacher's logits got a gradient; detach them"
 
 
 def test_3_5_bregman__D7_at_theta_itself_value_and_gradient_are_zero():
@@ -1325,8 +1773,24 @@ def test_3_6_Head__relu_between_but_not_after():
         head.layers[0].weight.copy_(torch.tensor([[1.0, 0], [-1, 0], [0, 1]]))
         head.layers[1].weight.copy_(torch.tensor([[-1.0, -10, -1]]))
     # h = (2, 3): hidden (2, -2 -> 0, 3): -2 - 3 = -5
-    near(head(torch.tensor([[2.0, 3.0]])), [-5.0], 1e-6,
-         "ReLU missing, or after the last layer?")
+    near(head(torch.tensor([[2.0, 3.0]])), [-5.0], 1e-6, mistakes={
+        "ReLU is missing": [15.0], "ReLU stands after the last layer too": [0.0],
+        "one output keeps its dimension: squeeze [B, 1] to [B]": [[-5.0]]})
+
+
+def test_3_6_Head__dropout_stands_before_every_linear_layer():
+    # Two layers x + 1 with p = ½: h is 0 or 2, so the hidden number 1 or 3, of which
+    # dropout makes 0, 2 or 6; plus 1.
+    torch.manual_seed(0)
+    head = heads.Head([1, 1, 1], 0.5).train()
+    for layer in head.layers:
+        torch.nn.init.ones_(layer.weight)
+        torch.nn.init.ones_(layer.bias)
+    same(sorted(set(head(torch.ones(200, 1)).tolist())), [1, 3, 7], mistakes={
+        "there is no dropout": [3],
+        "dropout stands after the linear layers": [0, 2, 4, 6, 10],
+        "only the last layer has dropout": [1, 5],
+        "only the first layer has dropout": [2, 4]})
 
 
 # --- 4.1 Text ---
@@ -1575,33 +2039,51 @@ def test_4_1_BertConfig__nonsense_is_refused_by_name():
 # --- 4.2 Evaluation ---
 
 def test_4_2_accuracy__by_hand():
-    near(heads.accuracy([1, 2, 3, 4], [1, 0, 3, 0]), .5, 0)
+    near(heads.accuracy([1, 2, 3, 4], [1, 0, 3, 3]), .5, 0, mistakes={
+        "the right ones are counted, not their share": 2.0,
+        "it is a percentage": 50.0})
+    near(heads.accuracy([1, 2, 3], [1, 0, 0]), 1 / 3, 1e-9, mistakes={
+        "it is the share of wrong ones": 2 / 3})
+
+
+def numpys_pearson(x, y):
+    return np.corrcoef(x, y)[0, 1]
 
 
 def test_4_2_pearson__by_hand():
     # (1,2,3) and (1,2,4): deviations (-1,0,1), (-4/3,-1/3,5/3): 3 / √(2 · 14/3) = .981981.
-    near(heads.pearson([1, 2, 3], [1, 2, 4]), 3 / math.sqrt(28 / 3), 1e-12)
-    near(heads.pearson([1, 2, 3], [30, 20, 10]), -1, 1e-12)
+    near(heads.pearson([1, 2, 3], [1, 2, 4]), 3 / math.sqrt(28 / 3), 1e-9, mistakes={
+        "the means are not subtracted: that is the cosine": .991460134,
+        "it is r², the square": 27 / 28, "it is the covariance": 1.0,
+        "it is the covariance, not divided": 3.0, "the root is missing": 9 / 28,
+        "a sum was divided by n, the other by n - 1": 2 / math.sqrt(28 / 3),
+        "it is Spearman's, on ranks": 1.0})
+    near(heads.pearson([1, 2, 3], [30, 20, 10]), -1, 1e-12,
+         "r has a sign: below 0 where one falls as the other rises")
     x, y = np.random.default_rng(0).normal(size=(2, 50))
-    near(heads.pearson(x, y), np.corrcoef(x, y)[0, 1], 1e-12)
+    near(heads.pearson(x, y), numpys_pearson(x, y), 1e-12)
     near(heads.pearson(2 * x + 100, y), heads.pearson(x, y), 1e-10)
 
 
 def test_4_2_pearson__constant_prediction_is_zero_and_says_so():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert heads.pearson([0.1] * 7, range(7)) == 0.0
+        near(heads.pearson([0.1] * 7, range(7)), 0.0, 0, "0/0 is reported as 0")
+    assert caught, "got no warning that r is undefined"
     assert "undefined" in str(caught[0].message)
 
 
 def test_4_2_overall_score__D12_recomputes_the_reports_column():
     def overall(*scores):
         return heads.overall_score(dict(zip(heads.tasks(), scores)))
-    near(overall(.517, .871, .891), .778, 5e-4, "r must be moved to (r + 1) / 2")
+    near(overall(.517, .871, .891), .778, 5e-4, mistakes={
+        "r was not moved to (r + 1) / 2": .759667,
+        "the scores were added up, not averaged": 2.3335})
     near(overall(.52, .43, .057), .493, 5e-4)           # printed 0.0493
     near(overall(.521, .854, .887), .773, 5e-4)         # printed 0.772
     sts = heads.tasks()[2]
-    near(heads.overall_score({sts: 0.5}), .75, 0)
+    near(heads.overall_score({sts: 0.5}), .75, 1e-9, mistakes={
+        "the sum was divided by 3; it must be by the number of tasks": .25})
 
 
 def test_4_2_evaluate__order_of_the_file_and_mode_of_the_model():
@@ -1613,7 +2095,7 @@ def test_4_2_evaluate__order_of_the_file_and_mode_of_the_model():
     alone = [model(task, data.collate(dataset, [i], FakeTokenizer, True, 40))
              for i in range(4)]
     near(got, torch.cat(alone), 1e-5, "predictions must come back in the file's order")
-    near(score, np.corrcoef(got, dataset.labels)[0, 1], 1e-6)
+    near(score, heads.pearson(got, dataset.labels), 1e-6)
 
 
 def test_4_2_write_predictions__format_of_the_courses_grader():
@@ -2525,58 +3007,172 @@ def all_tests():
         yield part, claim.replace("_", " "), f
 
 
-def run_one(f):
-    """-> ("done" | "todo" | "skip" | "FAIL", message)"""
+class TooLong(BaseException):
+    """No Exception, or the `except Exception:` of a student's loop would end it."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds):
+    """Raise TooLong in the body after so many seconds, where the system has SIGALRM."""
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def ring(*_):
+        raise TooLong
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)      # and again, if it was caught
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def run_one(f, limit=60.0):
+    """-> ("done" | "todo" | "skip" | "FAIL", message, the open hole's part or "")"""
+    def place(error):
+        """The last line of ours that is not in a comparing function."""
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__)
+                  if os.path.dirname(os.path.abspath(frame.filename)) == ROOT
+                  and frame.name not in ("near", "same", "refused", "ring", "__exit__")]
+        return frames[-1], os.path.basename(frames[-1].filename)
+    try:
+        with (contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(),
+              time_limit(limit)):
             warnings.simplefilter("ignore")
             f()
-    except NotImplementedError as hole:
-        frame = traceback.extract_tb(hole.__traceback__)[-1]
-        return "todo", f"{hole} in {os.path.basename(frame.filename)}"
     except unittest.SkipTest as reason:
-        return "skip", str(reason)
-    except Exception as error:
-        frame = [frame for frame in traceback.extract_tb(error.__traceback__)
-                 if os.path.dirname(os.path.abspath(frame.filename)) == ROOT][-1]
-        where = f"{os.path.basename(frame.filename)}, line {frame.lineno}"
-        kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
-        return "FAIL", f"{kind}{error} ({where})"
-    return "done", ""
+        return "skip", str(reason), ""
+    except (Exception, SystemExit, TooLong) as error:
+        frame, file = place(error)
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        # torch raises NotImplementedError for reasons of its own, which are no holes.
+        if isinstance(error, NotImplementedError) and last.filename == frame.filename:
+            return "todo", f"{error}: {last.name}() in {file}", str(error)
+        message = str(error) or f"not so: {frame.line}"
+        if isinstance(error, TooLong):
+            message = f"no result after {limit:g} s; an endless loop?"
+        elif not isinstance(error, AssertionError):
+            message = f"{type(error).__name__}: {message}"
+            if "NoneType" in message:
+                message += "; does one of your functions lack its return?"
+        return "FAIL", f"{message} ({file}, line {frame.lineno})", ""
+    return "done", "", ""
+
+
+def course_parts():
+    """The parts of the course assignment: tools/assignment.json, or [] without that file.
+
+    label: "3.1 attention", what a hole raises; tests: parts of the ladder, or single tests
+    (make_assignment.py lists those that need the hole), which share the points evenly.
+    """
+    path = os.path.join(ROOT, "tools", "assignment.json")
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8") as file:
+        return [{**part, "label": f"{part['section']} {part['name']}"}
+                for part in json.load(file)]
+
+
+def ladder(words=(), limit=60.0, show=print):
+    """Run the tests whose part has one of `words` in its name, or all.   -> [result, …]
+
+    A result: {"part", "name", "state", "message", "points", "of"}. show() gets each line of
+    the ladder. A test that meets another part's hole is "todo": it waits for that part.
+    """
+    parts, lines, results, following = course_parts(), {}, [], None
+    for line, claim, f in all_tests():
+        owner = next((part for part in parts if line in part["lines"]), None)
+        label = owner["label"] if owner else line
+        if not words or any(word in name for word in words for name in (line, label)):
+            lines.setdefault((line, label, owner is not None), []).append((claim, f))
+    counted = {part["label"]: [f.__name__ for line, _, f in all_tests()
+                               if line in part["lines"]
+                               and f.__name__ in part.get("tests", [f.__name__])]
+               for part in parts}
+    for (line, label, owned), tests in lines.items():
+        states, failures, waits = [], [], []
+        for claim, f in tests:
+            state, message, hole = run_one(f, limit)
+            if state == "todo" and hole == label and following is None:
+                following = message
+            if hole and hole != label:
+                waits += [] if hole in waits else [hole]
+                state, message = "waits", f"waits for {hole}"
+            states.append(state)
+            if state in ("FAIL", "skip"):
+                failures.append(f"{state}: {claim}: {message}")
+            of = 0.0
+            if f.__name__ in counted.get(label, []):
+                part = next(part for part in parts if part["label"] == label)
+                of = part["points"] / len(counted[label])
+            results.append({"part": label, "name": f.__name__,
+                            "state": "todo" if state == "waits" else state,
+                            "message": message, "of": of,
+                            "points": of if state == "done" else 0.0})
+        # What is written of the part itself can be done while its other tests wait.
+        worst = next((s for s in ("FAIL", "todo", "done", "waits") if s in states), "skip")
+        if "waits" in states and (worst == "waits" or worst == "done" and not owned):
+            worst = "todo"
+        show(f"{worst}  {line}  ({states.count('done')} of {len(states)}"
+             + (f"; {states.count('waits')} wait for {', '.join(waits)}" if waits else "")
+             + ")")
+        for failure in failures:
+            show(f"      {failure}")
+    if following:
+        show(f"next: {following}")
+    return results
+
+
+def points_of(results):
+    """Points by part, and in all.   -> lines"""
+    table = []
+    for part in course_parts():
+        own = [result for result in results if result["part"] == part["label"]]
+        if own:
+            table.append((sum(r["points"] for r in own), sum(r["of"] for r in own),
+                          part["label"]))
+    if len(table) > 1:
+        table.append((sum(row[0] for row in table), sum(row[1] for row in table), "in all"))
+    return [f"{got:6.4g} of {of:4.4g}  {label}" for got, of, label in table]
 
 
 def main(argv):
     global DATA
-    if "--data" in argv:
-        at = argv.index("--data")
-        if at + 1 == len(argv) or not os.path.isdir(argv[at + 1]):
-            print("--data needs a folder with the course's nine CSV files", file=sys.stderr)
-            return 2
-        DATA = argv[at + 1]
-        argv = argv[:at] + argv[at + 2:]
-    start, counts, following = time.monotonic(), {}, None
-    parts = {}
-    for part, claim, f in all_tests():
-        if not argv or any(word in part for word in argv):
-            parts.setdefault(part, []).append((claim, f))
-    for part, tests in parts.items():
-        results = [(claim, *run_one(f)) for claim, f in tests]
-        states = [state for _, state, _ in results]
-        for state in states:
-            counts[state] = counts.get(state, 0) + 1
-        worst = next((s for s in ("FAIL", "todo", "done") if s in states), "skip")
-        print(f"{worst}  {part}  ({states.count('done')} of {len(states)})", flush=True)
-        for claim, state, message in results:
-            if state in ("FAIL", "skip"):
-                print(f"      {state}: {claim}: {message}")
-            if state == "todo" and following is None:
-                following = message
-    if following:
-        print(f"next: {following}")
-    print(f"{time.monotonic() - start:.1f} s; {counts.get('todo', 0)} to do")
-    print(f"{counts.get('done', 0)} passed, {counts.get('FAIL', 0)} failed"
-          + (f", {counts['skip']} skipped" if "skip" in counts else ""))
-    return 1 if counts.get("FAIL") else 0
+    p = argparse.ArgumentParser(description="Check every claim, in the report's order.")
+    p.add_argument("words", nargs="*", help="only parts whose name contains one of these")
+    p.add_argument("--data", metavar="DIR", help="the course's nine CSV files")
+    p.add_argument("--points", action="store_true", help="points by part")
+    p.add_argument("--json", metavar="FILE", help="write a result for each test")
+    p.add_argument("--limit", type=float, default=60.0, metavar="SECONDS",
+                   help="a test that takes longer is a FAIL (60)")
+    args = p.parse_intermixed_args(argv)
+    if args.data and not os.path.isdir(args.data):
+        p.error("--data needs a folder with the course's nine CSV files")
+    if not 0 < args.limit < 1e6:
+        p.error(f"--limit must be above 0 seconds, got {args.limit:g}")
+    if args.points and not course_parts():
+        p.error("--points needs the list of parts, tools/assignment.json")
+    DATA, start = args.data, time.monotonic()
+    try:        # before the tests have run, so that nobody waits for nothing
+        report = open(args.json, "w", encoding="utf-8") if args.json else None
+    except OSError as error:
+        p.error(f"--json {args.json} cannot be written: {error.strerror}")
+    results = ladder(args.words, args.limit, lambda line: print(line, flush=True))
+    if report:
+        with report:
+            json.dump([{**r, "points": round(r["points"], 4), "of": round(r["of"], 4)}
+                       for r in results], report, indent=1, ensure_ascii=False)
+            report.write("\n")
+    if args.points:
+        print("\n".join(points_of(results)))
+    counts = {state: sum(r["state"] == state for r in results)
+              for state in ("done", "FAIL", "todo", "skip")}
+    print(f"{time.monotonic() - start:.1f} s; {counts['todo']} to do")
+    print(f"{counts['done']} passed, {counts['FAIL']} failed"
+          + (f", {counts['skip']} skipped" if counts["skip"] else ""))
+    return 1 if counts["FAIL"] else 0
 
 
 if __name__ == "__main__":
