@@ -94,7 +94,7 @@ class Folder:
     """A run's folder. state: what its newest whole checkpoint holds, a dict or None."""
 
     def __init__(self, path):
-        self.path, self.state, self.metrics = path, None, None
+        self.path, self.state, self.metrics, self.new = path, None, None, False
         self.saving = 0.0       # seconds spent on checkpoints
 
     def __truediv__(self, name):
@@ -132,6 +132,7 @@ class Folder:
         check_free(path)
         os.makedirs(path, exist_ok=True)
         folder = cls(path)
+        folder.new = True
         write_json(folder / "args.json", settings)
         folder.metrics = open(folder / "metrics.jsonl", "wb")
         return folder
@@ -210,7 +211,11 @@ class Folder:
         shutil.rmtree(old, ignore_errors=True)
 
     def close(self):
+        """A new folder without a single step goes away again: its run failed at once."""
+        nothing = self.metrics.tell() == 0 and not os.path.exists(self / "last.pt")
         self.metrics.close()
+        if nothing and self.new:
+            shutil.rmtree(self.path)
 
 
 def check_free(path):
