@@ -278,6 +278,20 @@ def test_3_1_BertLayer__head_a_reads_features_aD_to_aD_plus_D():
                    [[[0, 1], [2, 3], [4, 5]], [[6, 7], [8, 9], [10, 11]]]})
 
 
+def test_3_1_BertLayer__heads_are_put_side_by_side_again():
+    # If attention returns the values, and these are x, W_o must get x, in its old order.
+    layer, seen = small_bert(hidden_size=4, num_attention_heads=2).layers[0], []
+    torch.nn.init.eye_(layer.value.weight)
+    layer.attention_dense.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0]))
+    x = torch.arange(12.0).view(1, 3, 4)
+    with unittest.mock.patch.object(bert, "attention", lambda q, k, v, *more: v):
+        layer(x)
+    near(seen[0], x, 1e-6, mistakes={
+        "the heads were joined without a transpose, which mixes tokens":
+            [[[0, 1, 4, 5], [8, 9, 2, 3], [6, 7, 10, 11]]]})
+
+
 def test_3_1_BertLayer__one_token_by_hand():
     # A single token attends to itself, so attention returns its value, here x = (1, 2, 3,
     # 6); W_o reverses it. x + (6, 3, 2, 1) = (7, 5, 5, 7), and the first norm, of gain 2,
@@ -355,7 +369,8 @@ def test_3_1_BertLayer__equals_torchs_post_norm_layer():
                              (layer.output, other.linear2)):
             theirs.load_state_dict(mine.state_dict())
     x = torch.randn(2, 5, H)
-    near(layer(x), other(x), 1e-5, "post-norm: LN(x + Dropout(...)), exact GELU?")
+    near(layer(x), other(x), 1e-5, "query, key and value each by its own matrix, in that "
+         "order? LN(x + Dropout(...))?")
 
 
 def test_3_1_BertLayer__gelu_is_the_exact_one():
@@ -422,29 +437,31 @@ def test_3_1_BertModel__embedding_is_dropped_out_after_the_norm():
     model, ids = small_bert(hidden_dropout_prob=.5), torch.tensor([[5, 6, 7]])
     whole, dropped = model.embed(ids), model.train().embed(ids)
     kept = dropped != 0
-    assert 0 < kept.float().mean() < 1, "no dropout in training, or all is dropped"
-    near(dropped[kept], 2 * whole[kept], 1e-5, "dropout comes after the layer norm")
+    assert 0 < kept.float().mean() < 1, (
+        "no number is 0: is there dropout in training, and after the layer norm?")
+    near(dropped[kept], 2 * whole[kept], 1e-5)
 
 
 class AddsTheMask(torch.nn.Module):
     """A stand-in for BertLayer, so that encode() can be checked without it."""
 
     def forward(self, x, attention_mask=None):
+        assert attention_mask is not None, "encode() gave no attention_mask to a layer"
         return x + attention_mask[:, :, None]
 
 
 def test_3_1_BertModel__encode_runs_all_layers_and_pools_the_first_token():
-    # Two layers that add the mask (1, 1, 0). The pooler doubles: tanh(2 · (0 + 2) · ⅛).
+    # Two layers that add the mask (1, 1, 0) to (0, 1, 5). The pooler takes a quarter.
     model = small_bert(hidden_size=4, num_attention_heads=1)
     model.layers = torch.nn.ModuleList([AddsTheMask(), AddsTheMask()])
     torch.nn.init.eye_(model.pooler.weight).data.mul_(.25)
-    x = torch.tensor([0.0, 1, 2])[None, :, None].expand(1, 3, 4)
+    x = torch.tensor([0.0, 1, 5])[None, :, None].expand(1, 3, 4)
     hidden_states, pooled = model.encode(x, torch.tensor([[1.0, 1, 0]]))
-    near(hidden_states[0, :, 0], [2, 3, 2], 1e-6, mistakes={
-        "only one layer ran": [1, 2, 2], "no layer ran": [0, 1, 2]})
+    near(hidden_states[0, :, 0], [2, 3, 5], 1e-6, mistakes={
+        "only one layer ran": [1, 2, 5], "no layer ran": [0, 1, 5]})
     near(pooled[0, 0], math.tanh(.5), 1e-6, mistakes={
-        "tanh is missing": .5, "the mean over all tokens was pooled": math.tanh(7 / 12),
-        "the second token was pooled": math.tanh(.75),
+        "tanh is missing": .5, "the mean over all tokens was pooled": math.tanh(10 / 12),
+        "the last token was pooled": math.tanh(1.25),
         "the embedding was pooled, not the last hidden state": 0.0})
 
 
@@ -525,14 +542,17 @@ def test_3_1_AdamW__constant_gradient_by_hand():
             [.89715395, .79527811, .69387358],
         "the decay was not multiplied by lr": [.81, .639, .4851],
         "the step goes up the gradient": [1.089, 1.17711, 1.2643389],
+        "m lacks the factor 1 - β₁ before g": [0, -.99, -1.9701],
         "m and v start anew in every step": [.891, .80842045, .7370937]})
 
 
 def test_3_1_AdamW__changing_gradients():
     near(one_weight([1, -2, 3], theta=0.0, lr=.1, eps=0.0),
          [-.1, -.0633896473, -.0977137553], 1e-9, mistakes={
-        "β₁ and β₂ are exchanged": [-.1, -.0688182826, -.0988177547],
-        "m and v start anew in every step": [-.1, -.0255863228, -.0894676836]})
+        "β₁ and β₂ are exchanged": [-.1, -.0688182817, -.0988177516],
+        "v is a mean of |g|, not of g²": [-.1, -.0527330860, -.1051702702],
+        "m and v start anew in every step": [-.1, -.0255863176, -.0894676776],
+        "m, v and t start anew in every step": [-.1, 0, -.1]})
     near(one_weight([1, -2, 3], lr=.1, weight_decay=.1),
          [.89100313, .91833684, .87517289], 1e-8)
 
@@ -543,7 +563,8 @@ def test_3_1_AdamW__eps_is_added_to_root_v():
     near(one_weight([1e-6], theta=0.0, lr=1.0), [-.0306534], 1e-7, mistakes={
         "eps is added to √v / √(1 - β₂ᵗ), as torch does": [-.5],
         "eps stands inside the root": [-3.1623e-05]})
-    near(one_weight([1e-6], theta=0.0, lr=1.0, correct_bias=False), [-.0969347], 1e-7)
+    near(one_weight([1e-6], theta=0.0, lr=1.0, correct_bias=False), [-.0969347], 1e-7,
+         mistakes={"correct_bias=False is not obeyed": [-.0306534]})
 
 
 def test_3_1_AdamW__zero_gradient_decays_and_none_does_not():
@@ -657,8 +678,9 @@ def test_3_1_tasks__losses_take_logits_not_probabilities():
 
 def test_3_1_tasks__predictions():
     sst, para, sts = heads.tasks()
-    assert sst.predict(torch.tensor([[0, 3, 1, 0, 0.0]])).tolist() == [1]
-    assert para.predict(torch.tensor([-.1, .1])).tolist() == [0.0, 1.0]
+    same(sst.predict(torch.tensor([[0, 3, 1, 0, 0.0]])).tolist(), [1])
+    same(para.predict(torch.tensor([-.1, .1])).tolist(), [0.0, 1.0],
+         "a logit above 0 is a probability above ½")
     near(sts.predict(torch.tensor([2.75])), [2.75], 0)
 
 
@@ -667,7 +689,7 @@ def test_3_1_tasks__D1_printed_losses_lose_what_the_labels_say():
     printed, ours = heads.tasks(sts_loss="ce")[2], heads.tasks()[2]
     logits = torch.randn(1, 6)
     near(printed.loss(logits, torch.tensor([2.4])),
-         printed.loss(logits, torch.tensor([1.6])), 0)
+         printed.loss(logits, torch.tensor([1.6])), 0, "labels are rounded, not cut off")
     assert ours.loss(torch.tensor([2.0]), torch.tensor([2.5])) != ours.loss(
         torch.tensor([2.0]), torch.tensor([1.6]))
     assert printed.num_outputs == 6 and printed.predict(logits).item() == logits.argmax()
@@ -724,14 +746,14 @@ def test_3_1_MultitaskBert__first_sentences_then_second_ones_side_by_side():
 
 
 def test_3_1_MultitaskBert__mean_pooling_by_hand():
-    # Tokens 1, 2, 6, of which the last is padding: 1.5.
+    # Tokens 1, 3, 8, of which the last is padding: 2.
     model, task = stand_in(con=True, pool="mean")
-    x = torch.tensor([1.0, 2, 6]).view(1, 3, 1)
+    x = torch.tensor([1.0, 3, 8]).view(1, 3, 1)
     near(model.logits(task, x, data.Batch(None, None, torch.tensor([[1, 1, 0]]), None)),
-         [[1.5]], 1e-6, mistakes={"padding was counted, above and below the line": [[3.0]],
-                                  "padding was counted below the line": [[1.0]],
+         [[2.0]], 1e-6, mistakes={"padding was counted, above and below the line": [[4.0]],
+                                  "padding was counted below the line": [[4 / 3]],
                                   "the first token was taken": [[1.0]]})
-    near(model.logits(task, x, data.Batch(None, None, None, None)), [[3.0]], 1e-6,
+    near(model.logits(task, x, data.Batch(None, None, None, None)), [[4.0]], 1e-6,
          "attention_mask None means that nothing is padded")
 
 
@@ -1098,7 +1120,8 @@ def test_3_3_2_GradVac__two_steps_of_a_known_example():
 def test_3_3_2_GradVac__three_tasks():
     g = np.array([[1.0, 0, 0], [-1, 1, 0], [0, -1, 1]])
     C = vaccine(np.full((3, 3), .2), .1)(gram_of(g), [[1, 2], [0, 2], [0, 1]])
-    near(C, [[1, .602062, .385143], [1.204124, 1, .606230], [.288675, .805905, 1]], 1e-6)
+    near(C, [[1, .602062, .385143], [1.204124, 1, .606230], [.288675, .805905, 1]], 1e-6,
+         "the running g_i', its dot products and its norm, against the ORIGINAL g_j?")
     near(C.sum(-2) @ g, [.084832, .416594, 1.991373], 1e-6)
 
 
@@ -1133,7 +1156,13 @@ def test_3_3_2_GradVac__rounding_never_makes_a_nan():
     for scale in (1.0, 1e-12, 1e12):
         g = np.array([[1.0, 1e-9], [-1, 1e-9], [1, 1e-9]]) * scale / 3
         for _ in range(10):
-            assert np.isfinite(gv(gram_of(g), rng=np.random.default_rng(0))).all()
+            assert np.isfinite(gv(gram_of(g), rng=np.random.default_rng(0))).all(), (
+                "a root of a number that rounding has made negative?")
+    rng = np.random.default_rng(1)
+    for _ in range(50):     # ‖g_i‖² - (g_i · g_j)² / ‖g_j‖² is 0, or a bit less
+        g = np.outer(rng.normal(size=3), rng.normal(size=7))
+        assert np.isfinite(gv(gram_of(g), rng=rng)).all(), (
+            "a root of a number that rounding has made negative?")
     assert np.isfinite(gv.target).all()
 
 
@@ -1226,6 +1255,7 @@ def test_3_3_update__D5_accumulated_gradients_are_averaged():
     near(flat.G[0], [2 - 1, 1, 6, 5], 1e-6, mistakes={
         "accumulated gradients are summed, not averaged": [2, 2, 12, 10],
         "only the last batch counts": [2, 1, 9, 5],
+        "only the last batch counts, and only in part": [1, .5, 4.5, 2.5],
         "only the first batch counts": [0, 1, 3, 5]})
 
 
@@ -1374,6 +1404,10 @@ def test_3_3_Stream__position_is_all_its_state():
     b = data.Stream(lengths, 4, (7, 1))
     b.position = list(a.position)
     assert all((a.next() == b.next()).all() for _ in range(100))
+    first, again = (data.Stream(lengths, 4, (7, 1)) for _ in range(2))
+    again.restart()
+    assert ({i for _ in range(64) for i in first.next()}
+            != {i for _ in range(64) for i in again.next()}), "restart() draws a new order"
     a.restart()
     assert a.position == [1, 0] and not (
         a.next() == data.Stream(lengths, 4, (7, 1)).next()).all()
@@ -1476,7 +1510,7 @@ def test_3_5_divergence__by_hand():
     near(smart.symmetric_kl(a, b), quarter, 1e-5, mistakes={
         **mistakes, "the sign is wrong": -quarter})
     near(smart.binary_symmetric_kl(a[:, 0], b[:, 0]), quarter, 1e-5, mistakes={
-        **mistakes, "the probabilities were subtracted twice": .0625})
+        **mistakes, "the difference of probabilities was squared": .0625})
     near(smart.squared_difference(torch.tensor([1.0, 3]), torch.tensor([1.0, 1])), 2.0,
          mistakes={"it is summed over the batch, not averaged": 4.0,
                    "the difference is not squared": 1.0})
@@ -1613,7 +1647,8 @@ def test_3_5_smoothness__start_at_zero_would_find_no_direction():
                             noise=torch.zeros(1, 1, 2))
     near(R, 0, 0)
     torch.manual_seed(0)
-    assert smart.smoothness(coin, x, smart.squared_difference, 1e-2)[1] > 1e-5
+    assert smart.smoothness(coin, x, smart.squared_difference, 1e-2)[1] > 1e-5, (
+        "δ started at 0, where there is no direction; it starts as noise")
 
 
 def test_3_5_smoothness__rows_do_not_depend_on_their_batch_mates():
@@ -1640,6 +1675,18 @@ def test_3_5_smoothness__gradient_flows_through_both_sides():
     near(w.grad, 2 * 2 * .01, 1e-5, "one side is detached", mistakes={
         "the clean side is detached: the gradient must flow through both": .44,
         "the perturbed side is detached": -.4})
+
+
+def test_3_5_smoothness__gradient_reaches_the_embeddings():
+    # f = x², x = 1, δ = .1: R = (1.21 - 1)², and ∂R/∂x = 2 · .21 · (2.2 - 2) = .084.
+    x = torch.ones(1, 1, 1, requires_grad=True)
+    _, R = smart.smoothness(lambda x: x[:, 0, 0] ** 2, x, smart.squared_difference, .1,
+                            noise=torch.full((1, 1, 1), .1))
+    R.backward()
+    assert x.grad is not None, "R_s has no gradient with respect to x; was x detached?"
+    near(x.grad, [[[.084]]], 1e-5, mistakes={
+        "the penalty is on a detached copy of x": [[[-.84]]],
+        "the clean side is detached": [[[.924]]]})
 
 
 def test_3_5_smoothness__task_gradients_are_untouched_by_the_ascent():
@@ -1818,6 +1865,7 @@ def test_4_1_WordPiece__greedy_longest_match_first():
     def words(text):
         return [tokenizer.tokens[i] for i in tokenizer(text)]
     assert words("unaffable") == ["un", "##aff", "##able"]
+    same(words("cat"), ["cat"], "the longest match, though c is a piece too")
     assert words("unaffableX") == ["[UNK]"], "an unmatched rest makes the whole word [UNK]"
     assert words("Plays, playing") == ["play", "##s", ",", "play", "##ing"]
     assert words("it's $5.00/a_b") == ["it", "'", "[UNK]", "$", "5", ".", "00", "/", "a",

@@ -8,16 +8,16 @@ tools/assignment.json lists the parts: section, name, points, functions ("bert.a
 "optim.AdamW.step"), lines of test_all.py's ladder that check them, and perhaps a note for
 the handout. --list FILE takes another such list.
 
-A function of the list keeps its head and docstring, which holds the equation; its body, with
-the comments in it, becomes `raise NotImplementedError("3.1 attention")`. Functions are found
-in the syntax tree, so the source needs no marks.
+A function of the list keeps its head and docstring, which holds the equation; its body,
+with the comments in it, becomes `raise NotImplementedError("3.1 attention")`. Functions are
+found in the syntax tree, so the source needs no marks.
 
 The tests go with the copy, but a test may itself hold an answer: a naive form beside the
-fast one. By their names (naive_…, torchs_…, numpys_…) these are found in test_all.py, every
-call of theirs is recorded here, and in the copy they look the numbers up. So the student's
-tests check as much as ours. Tests of this tool and of mutants.py are left out, and so is all
-that is not in COPIED, such as .git.
-Leaves out: helper functions of a part; list them too, or they stay as they are.
+fast one. These are known by their names (naive_, torchs_, numpys_). Every call of theirs is
+recorded here, and in the copy they look the numbers up, so the student's tests check as
+much as ours. Tests of this tool and of mutants.py are left out, and so is all that is not
+in COPIED, such as .git.
+Leaves out: helper functions of a part. List them too, or they stay as they are.
 """
 
 import argparse
@@ -46,12 +46,13 @@ ORACLES = ("naive_", "torchs_", "numpys_")
 # --- The list of parts ---
 
 def load_parts(path, names=None):
-    """The parts of a list, or those called `names`.   Raises ValueError naming the entry."""
+    """The parts of a list, or those called `names`.   Raises ValueError naming one."""
     try:
         with open(path, encoding="utf-8") as file:
             parts = json.load(file)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a JSON list of parts: {error}") from None
+        raise ValueError(f"{path} cannot be read as a JSON list of parts: "
+                         f"{error}") from None
     kinds = dict(section=str, name=str, points=(int, float), functions=list, lines=list)
     for number, part in enumerate(parts if isinstance(parts, list) else [None], 1):
         for key, kind in kinds.items():
@@ -69,10 +70,10 @@ def load_parts(path, names=None):
     return [part for part in parts if names is None or part["name"] in names]
 
 
-def find(source, qualified):
-    """The def of "AdamW.step" in a module's source.   -> (its class or None, its node)"""
+def find(source, names):
+    """The def of ["AdamW", "step"] in a module's source.   -> (its class or None, node)"""
     node, outer = ast.parse(source), None
-    for name in qualified.split("."):
+    for name in names:
         outer, node = node, next(
             (child for child in node.body if getattr(child, "name", None) == name
              and isinstance(child, (ast.ClassDef, ast.FunctionDef))), None)
@@ -93,14 +94,16 @@ def write(text, *path):
 
 def original(function, root=ROOT):
     """"optim.AdamW.step" -> (file, its source, class or None, node).   Raises ValueError"""
-    module, _, qualified = function.partition(".")
-    path = os.path.join(root, f"{module}.py")
-    source = read(path) if module in MODULES and qualified else ""
-    outer, node = find(source, qualified)
+    names = function.split(".")
+    depth = 2 if names[0] == "plumbing" else 1
+    file, node = os.path.join(*names[:depth]) + ".py", None
+    if os.path.exists(os.path.join(root, file)) and names[depth:]:
+        source = read(root, file)
+        outer, node = find(source, names[depth:])
     if not isinstance(node, ast.FunctionDef):
-        raise ValueError(f"there is no function {function}; needed one of a module at the "
-                         f"top level, such as bert.attention or optim.AdamW.step")
-    return f"{module}.py", source, outer, node
+        raise ValueError(f"there is no function {function}; needed one of a module, such "
+                         f"as bert.attention or optim.AdamW.step")
+    return file, source, outer, node
 
 
 # --- Holes ---
@@ -134,8 +137,8 @@ def dig(folder, parts):
     for part in parts:
         for function in part["functions"]:
             file, source, _, node = original(function, folder)
-            write(with_body(source, node, [f'raise NotImplementedError("{part["label"]}")']),
-                  folder, file)
+            hole = f'raise NotImplementedError("{part["label"]}")'
+            write(with_body(source, node, [hole]), folder, file)
 
 
 def fill(folder, part):
@@ -293,13 +296,13 @@ complete but for {number} parts, which you write. `README.md` says where everyth
     python train.py                     # names what it still needs, in one line
 
 A hole is a function whose body is `raise NotImplementedError("{label}")`. Replace that
-line; leave the function's name, arguments and docstring as they are. The docstring says what
-comes in and what goes out, with shapes, and holds the equation; numbers to check by hand
-stand there too. Write helper functions if you like. Other files need no change.
+line; leave the function's name, arguments and docstring as they are. The docstring says
+what comes in and what goes out, with shapes, and holds the equation; numbers to check by
+hand stand there too. Write helper functions if you like. Other files need no change.
 
 The parts can be written in any order. A test that needs two parts *waits* for the one that
-is still open, and says so; it is no failure. A `FAIL` says what came, what was expected, and
-often the likely mistake. A test that takes longer than a minute fails.
+is still open, and says so; it is no failure. A `FAIL` says what came, what was expected,
+and often the likely mistake. A test that takes longer than a minute fails.
 
 Some tests compare with numbers from `tools/numbers.json`, which were computed by a slow and
 simple form of the same algorithm.
@@ -400,8 +403,8 @@ def make(out, parts):
 def round_trip(parts, orders, show=print):
     """Make a copy for each order, and fill its holes one by one from our source.
 
-    After each step the ladder must show exactly the filled parts done, nothing that was done
-    may break, and the last step must give all points. Raises AssertionError.
+    After each step the ladder must show exactly the filled parts done, nothing that was
+    done may break, and the last step must give all points. Raises AssertionError.
     """
     for order in orders:
         with tempfile.TemporaryDirectory(prefix="minbert-copy-") as folder:
@@ -416,7 +419,7 @@ def round_trip(parts, orders, show=print):
                 assert sorted(done) == sorted(filled), (
                     f"filled {filled}, but the ladder shows {done} done: {states}")
                 now = {r["name"] for r in results if r["state"] == "done"}
-                assert passed <= now, f"{passed - now} broke when {part['label']} was filled"
+                assert passed <= now, f"{passed - now} broke with {part['label']}"
                 passed = now
                 points = sum(r["points"] for r in results)
                 show(f"{points:6.2f} points  with {part['label']}")
