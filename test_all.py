@@ -15,6 +15,7 @@ No network, no downloads, no GPU.
 """
 
 import argparse
+import ast
 import contextlib
 import functools
 import hashlib
@@ -2951,6 +2952,113 @@ def test_tools_make_sample__same_bytes_and_files_that_load_without_a_word():
         assert len(set(texts)) == 64, "a text occurs twice"
 
 
+def test_tools_make_assignment__holes_filled_in_any_order_turn_done_one_by_one():
+    # round_trip() asserts it after each hole; make_assignment.py --check tries all parts.
+    module, lines = tool("make_assignment"), []
+    parts = module.load_parts(os.path.join(ROOT, "tools", "assignment.json"),
+                              ["attention", "PCGrad", "Gradient Vaccine"])
+    module.round_trip(parts, [parts, parts[::-1]], lines.append)
+    same([line.split()[0] for line in lines][2::3], ["30.00", "30.00"])
+
+
+def test_tools_make_assignment__no_solution_is_left_in_the_students_tree():
+    module, out = tool("make_assignment"), os.path.join(tempfile.mkdtemp(), "student")
+    parts = module.make(out, module.load_parts(os.path.join(ROOT, "tools",
+                                                            "assignment.json")))
+
+    def expressions(tree):
+        """What is computed anywhere in it, but for what is too short to be telling."""
+        values = (getattr(node, "value", None) for node in ast.walk(tree)
+                  if isinstance(node, (ast.Assign, ast.AugAssign, ast.Return, ast.Expr)))
+        return {text for text in (ast.unparse(v) for v in values if isinstance(v, ast.AST))
+                if len(text) > 45}
+    answers, theirs, everything = set(), set(), ""
+    for part in parts:
+        for function in part["functions"]:
+            answers |= expressions(ast.Module(module.original(function)[3].body[1:], []))
+    for folder, _, names in os.walk(out):
+        assert not folder.endswith(("__pycache__", ".git")), folder
+        for name in names:
+            text = module.read(folder, name)
+            everything += text
+            if name.endswith(".py"):
+                theirs |= expressions(ast.parse(text))
+    assert len(answers) > 30 and not answers & theirs, answers & theirs
+    assert "mutants.py" not in os.listdir(os.path.join(out, "tools"))
+    for call in ("scaled_dot_product_attention(", "corrcoef(", "treated[i]", "while a + b"):
+        assert call not in everything, f"{call} would be an answer"
+
+
+def test_tools_make_assignment__handout_ladder_and_train_name_what_is_open():
+    module, out = tool("make_assignment"), os.path.join(tempfile.mkdtemp(), "student")
+    parts = module.make(out, module.load_parts(
+        os.path.join(ROOT, "tools", "assignment.json"), ["AdamW", "Gradient Vaccine"]))
+    text = module.read(out, "ASSIGNMENT.md")
+    for words in ("## 3.1 AdamW (10 points)", "m = β₁ m + (1 - β₁) g", "Write `AdamW",
+                  '`python test_all.py "3.3.2 Gradient Vaccine"`', "- three tasks"):
+        assert words in text, f"{words!r} is not in the handout"
+    states, results = module.climb(out, parts)
+    assert states == {"3.1 AdamW": "todo", "3.3.2 GradVac": "todo"}
+    assert sum(r["points"] for r in results) == 0, "points for nothing"
+
+    def work(test_all):         # vaccine needs both; the folder of the run goes away again
+        errors, before = io.StringIO(), set(os.listdir(tempfile.tempdir))
+        try:
+            test_all.run_train("--option", "gvac")
+        except NotImplementedError as hole:
+            with contextlib.redirect_stderr(errors):
+                sys.excepthook(type(hole), hole, None)
+        left = [os.listdir(os.path.join(tempfile.tempdir, name))
+                for name in set(os.listdir(tempfile.tempdir)) - before
+                if name.startswith("minbert-run-")]
+        waits = [r["message"] for r in test_all.ladder(["3.3 "], show=lambda line: None)]
+        return errors.getvalue(), left, waits
+    message, left, waits = module.in_child(out, work)
+    same(message.count("\n"), 1, message)
+    assert "3.1 AdamW is still to be written" in message
+    assert "3.3.2 Gradient Vaccine, which is needed here" in message
+    same(left, [[]], "nothing was computed, so no folder must be left")
+    same(set(waits), {"", "waits for 3.1 AdamW"})
+
+
+def test_tools_make_assignment__bad_lists_and_full_folders_are_refused():
+    module = tool("make_assignment")
+    good = dict(section="1", name="x", points=1, functions=["bert.attention"], lines=["a"])
+    for content, word in (("{", "JSON"), ("{}", "section"),
+                          ([{**good, "points": "1"}], "points"),
+                          ([{**good, "functions": ["bert.nothing"]}], "bert.nothing"),
+                          ([{**good, "functions": ["os.remove"]}], "os.remove"),
+                          ([{**good, "functions": ["bert.BertLayer"]}], "no function")):
+        text = content if isinstance(content, str) else json.dumps(content)
+        with refused(word):
+            module.load_parts(os.path.join(write_file(text, "parts.json"), "parts.json"))
+    path = os.path.join(write_file(json.dumps([good]), "parts.json"), "parts.json")
+    with refused("'y'", "x"):
+        module.load_parts(path, ["y"])
+    with refused("new folder"):
+        module.make(os.path.dirname(path), module.load_parts(path))
+
+
+def test_tools_mutants__every_fragment_is_in_the_source():
+    module = tool("mutants")
+    assert sum(map(len, module.MUTANTS.values())) >= 50
+    for mutants in [*module.MUTANTS.values(), *module.EQUIVALENT.values()]:
+        for function, old, new, *_ in mutants:
+            assert module.mutated(ROOT, function, old, new)[1]
+    with refused("fragment not found", "bert.attention", "nowhere"):
+        module.mutated(ROOT, "bert.attention", "nowhere", "")
+
+
+def test_tools_mutants__a_mistake_is_noticed_and_a_harmless_edit_is_not():
+    module = tool("mutants")
+    folder = module.copy_tree()
+    for part, edit in (("4.2 accuracy", ("heads.accuracy", "==", "!=")),
+                       ("3.3.1 PCGrad", ("multitask.pcgrad", " & (norm2 > 0)", ""))):
+        failed = module.attempt(folder, part, *edit)
+        same(["wrong ones" in line for line in failed], [True] if "!=" in edit else [])
+    same(module.failures(folder, "4.2 accuracy"), [], "the file must be put back")
+
+
 # --- Against other software, where it is installed ---
 
 def needed(*modules):
@@ -3039,6 +3147,73 @@ def test_compare_transformers__token_ids_of_the_courses_files_are_the_same():
     assert compared > 0
 
 
+# --- The checks themselves ---
+
+def message_of(f, **more):
+    return run_one(f, **more)[:2]
+
+
+def test_checks_near__says_what_came_and_which_mistake_gives_that():
+    def check():
+        near([1.0, 3.0], [1.0, 2.0], mistakes={"it was halved": [.5, 1],
+                                               "one was added": [1, 3]})
+    state, message = message_of(check)
+    assert state == "FAIL" and "got [1. 3.], expected [1. 2.]" in message
+    assert "looks as if one was added" in message and "halved" not in message
+    assert "shapes [1] and [2]" in message_of(lambda: near([1.0], [1.0, 2.0]))[1]
+    assert "is there a return?" in message_of(lambda: near(None, 1.0))[1]
+    assert "looks as if b" in message_of(lambda: same([1], [2], mistakes={"b": [1]}))[1]
+
+
+def test_checks_run_one__holes_and_failures_are_told_apart():
+    def hole():
+        raise NotImplementedError("3.1 x")
+    same(run_one(hole), ("todo", "3.1 x: hole() in test_all.py", "3.1 x"))
+    # torch's own NotImplementedError is a failure: here, a module without forward().
+    same(message_of(lambda: torch.nn.Module()(1))[0], "FAIL")
+    same(message_of(lambda: sys.exit(3))[0], "FAIL")
+    assert "lack its return" in message_of(lambda: None + 1)[1]
+    assert "not so: " in message_of(lambda: refuse_all())[1]
+
+
+def refuse_all():
+    assert 1 + 1 == 3
+
+
+def test_checks_run_one__an_endless_loop_ends_as_a_failure():
+    def loop():
+        while True:
+            try:
+                time.sleep(.001)
+            except Exception:       # a student's own net must not catch the alarm
+                pass
+    state, message = message_of(loop, limit=.05)
+    assert state == "FAIL" and "no result after 0.05 s" in message
+
+
+def test_checks_main__points_and_json():
+    path, output = os.path.join(tempfile.mkdtemp(), "results.json"), io.StringIO()
+    part = {"label": "0 checks", "points": 5, "lines": ["checks_near"]}
+    with (contextlib.redirect_stdout(output),
+          unittest.mock.patch.dict(globals(), course_parts=lambda: [part])):
+        same(main(["0 checks", "--points", "--json", path]), 0)
+    with open(path, encoding="utf-8") as file:
+        results = json.load(file)
+    for result in results:
+        same(set(result), {"part", "name", "state", "message", "points", "of"})
+    same({result["part"] for result in results}, {"0 checks"})
+    near(sum(result["points"] for result in results), 5, 1e-3)
+    assert "     5 of    5  0 checks" in output.getvalue()
+    for flags in (["--limit", "0"], ["--json", os.path.join(path, "x")],
+                  ["--data", "nowhere"]):
+        with contextlib.redirect_stderr(io.StringIO()) as errors:
+            try:
+                main(flags)
+            except SystemExit as end:
+                same(end.code, 2)
+        assert flags[0] in errors.getvalue().splitlines()[-1]
+
+
 # --- The ladder ---
 
 def all_tests():
@@ -3069,11 +3244,11 @@ def time_limit(seconds):
     def ring(*_):
         raise TooLong
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)      # and again, if it was caught
+    outer = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again, if it was caught
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, *outer)
         signal.signal(signal.SIGALRM, before)
 
 

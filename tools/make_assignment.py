@@ -6,7 +6,7 @@
 
 tools/assignment.json lists the parts: section, name, points, functions ("bert.attention",
 "optim.AdamW.step"), lines of test_all.py's ladder that check them, and perhaps a note for
-the handout. --list FILE takes another such list.
+the handout, a list of its lines. --list FILE takes another such list.
 
 A function of the list keeps its head and docstring, which holds the equation; its body,
 with the comments in it, becomes `raise NotImplementedError("3.1 attention")`. Functions are
@@ -28,9 +28,11 @@ import inspect
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
+import textwrap
 import traceback
 
 import numpy as np
@@ -55,10 +57,11 @@ def load_parts(path, names=None):
                          f"{error}") from None
     kinds = dict(section=str, name=str, points=(int, float), functions=list, lines=list)
     for number, part in enumerate(parts if isinstance(parts, list) else [None], 1):
-        for key, kind in kinds.items():
-            if not isinstance(part, dict) or not isinstance(part.get(key), kind):
-                raise ValueError(f"{path}: part {number} needs {', '.join(kinds)}; its "
-                                 f"{key} is missing or of another kind")
+        for key, kind in {**kinds, "note": list}.items():
+            if not isinstance(part, dict) or not isinstance(
+                    part.get(key, [] if key == "note" else None), kind):
+                raise ValueError(f"{path}: part {number} needs {', '.join(kinds)}, perhaps "
+                                 f"note; its {key} is missing or of another kind")
         part["label"] = f"{part['section']} {part['name']}"
         for function in part["functions"]:
             original(function)
@@ -266,7 +269,7 @@ def in_child(folder, work):
 
 
 def climb(folder, parts):
-    """The ladder of a copy, the parts' lines alone.   -> ({line: state}, [result, …])"""
+    """The ladder of a copy, these parts' lines or all.   -> ({line: state}, [result, …])"""
     words = [line for part in parts for line in part["lines"]]
 
     def work(test_all):
@@ -291,7 +294,7 @@ complete but for {number} parts, which you write. `README.md` says where everyth
 
     pip install -r requirements.txt
     python test_all.py                  # the ladder: done, todo, FAIL; and what is next
-    python test_all.py {word}        # one part alone
+    python test_all.py {word:<16} # one part alone
     python test_all.py --points         # and the points
     python train.py                     # names what it still needs, in one line
 
@@ -345,17 +348,19 @@ def handout(parts):
         classes, code = set(), []
         for function in part["functions"]:
             code += excerpt(function, classes)
-        files = dict.fromkeys(f"`{function.split('.')[0]}.py`"
-                              for function in part["functions"])
+        files = ", ".join(dict.fromkeys(f"`{function.split('.')[0]}.py`"
+                                        for function in part["functions"]))
         names = ", ".join(f"`{function.split('.', 1)[1]}()`"
                           for function in part["functions"])
-        claims = [name.split("__", 1)[1].replace("_", " ") for name in part["tests"]]
+        claims = [name.removeprefix("test_").split("__") for name in part["tests"]]
+        several = len({line for line, _ in claims}) > 1
+        paragraphs = [f"Write {names} in {files}.", " ".join(part.get("note", []))]
         text += [f"## {part['label']} ({part['points']:g} points)\n",
-                 f"Write {names} in {', '.join(files)}.",
-                 *([part["note"]] if "note" in part else []),
-                 "\n```python", *code[:-1], "```\n",
+                 *(textwrap.fill(p, 88) + "\n" for p in paragraphs if p),
+                 "```python", *code[:-1], "```\n",
                  f"Check: `python test_all.py \"{part['label']}\"`\n",
-                 *(f"- {claim}" for claim in claims), ""]
+                 *(f"- {re.sub('^[0-9_]+', '', line) + ': ' if several else ''}"
+                   f"{claim.replace('_', ' ')}" for line, claim in claims), ""]
     return "\n".join(text)
 
 
@@ -414,6 +419,8 @@ def round_trip(parts, orders, show=print):
                 fill(folder, part)
                 filled.append(part["label"])
                 states, results = climb(folder, listed)
+                failed = [r["name"] for r in results if r["state"] == "FAIL"]
+                assert not failed, f"{failed} fail instead of waiting"
                 done = [p["label"] for p in listed
                         if all(states[line] == "done" for line in p["lines"])]
                 assert sorted(done) == sorted(filled), (
@@ -446,9 +453,17 @@ def main(argv=None):
                   f"{sum(len(part['tests']) for part in listed)} tests, "
                   f"{sum(part['points'] for part in listed):g} points; see ASSIGNMENT.md")
         if args.check:
+            with tempfile.TemporaryDirectory(prefix="minbert-copy-") as folder:
+                make(folder, parts)
+                failed = [r for r in climb(folder, [])[1] if r["state"] == "FAIL"]
+                assert not failed, f"a test of the copy fails instead of waiting: {failed}"
             round_trip(parts, [parts, random.Random(0).sample(parts, len(parts))])
+            print("done one by one, in both orders")
     except (ValueError, OSError) as error:
         p.error(str(error))
+    except (AssertionError, RuntimeError) as error:
+        print(f"FAIL: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -13,7 +13,6 @@ An edit names its function and a piece of its source, so that it breaks loudly, 
 """
 
 import argparse
-import ast
 import os
 import shutil
 import sys
@@ -517,24 +516,19 @@ EQUIVALENT = {
 }
 
 
-def mutate(folder, function, old, new):
-    """Edit one function in a copy.   -> its file; raises ValueError if old is not there"""
+def mutated(folder, function, old, new):
+    """-> (file, its source with the edit).   Raises ValueError if old is not there"""
     if isinstance(old, str):
         old, new = (old,), (new,)
     file, source, _, node = original(function, folder)
     lines = source.splitlines(keepends=True)
-    before, after = lines[:node.lineno - 1], lines[node.end_lineno:]
     body = "".join(lines[node.lineno - 1:node.end_lineno])
     for piece, other in zip(old, new):
         if piece not in body:
             raise ValueError(f"fragment not found in {function}: {piece!r}; the source has "
                              f"changed, write the same mistake into the new code")
         body = body.replace(piece, other)
-    text = "".join([*before, body, *after])
-    ast.parse(text)
-    with open(os.path.join(folder, file), "w", encoding="utf-8", newline="\n") as target:
-        target.write(text)
-    return file
+    return file, "".join([*lines[:node.lineno - 1], body, *lines[node.end_lineno:]])
 
 
 def failures(folder, part):
@@ -559,7 +553,9 @@ def copy_tree():
 
 def attempt(folder, part, function, old, new):
     """Mutate, run, put the file back.   -> failures"""
-    file = mutate(folder, function, old, new)
+    file, source = mutated(folder, function, old, new)
+    with open(os.path.join(folder, file), "w", encoding="utf-8", newline="\n") as target:
+        target.write(source)
     try:
         return failures(folder, part)
     finally:
