@@ -39,8 +39,8 @@ import numpy as np
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MODULES = ("bert", "data", "heads", "multitask", "optim", "smart", "train", "test_all")
-COPIED = (*(f"{name}.py" for name in MODULES), "plumbing", "tools", "sample", "README.md",
-          "LICENSE", "requirements.txt", "pyproject.toml")
+COPIED = (*(f"{name}.py" for name in MODULES), "plumbing", "tools", "sample", "results",
+          "README.md", "LICENSE", "requirements.txt", "pyproject.toml")
 OURS = ("make_assignment", "mutants")           # tools that are not for students
 ORACLES = ("naive_", "torchs_", "numpys_")
 
