@@ -3370,7 +3370,8 @@ def points_of(results):
 
 def main(argv):
     global DATA
-    p = argparse.ArgumentParser(description="Check every claim, in the report's order.")
+    p = argparse.ArgumentParser(description="Check every claim, in the report's order.",
+                                usage=argparse.SUPPRESS)
     p.add_argument("words", nargs="*", help="only parts whose name contains one of these")
     p.add_argument("--data", metavar="DIR", help="the course's nine CSV files")
     p.add_argument("--points", action="store_true", help="points by part")

@@ -269,7 +269,7 @@ def in_child(folder, work):
 
 
 def climb(folder, parts):
-    """The ladder of a copy, these parts' lines or all.   -> ({line: state}, [result, …])"""
+    """A copy's ladder, these parts' lines or all.   -> ({line: state}, [result, …])"""
     words = [line for part in parts for line in part["lines"]]
 
     def work(test_all):
@@ -435,7 +435,8 @@ def round_trip(parts, orders, show=print):
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description="Make a course assignment from this tree.")
+    p = argparse.ArgumentParser(description="Make a course assignment from this tree.",
+                                usage=argparse.SUPPRESS)
     p.add_argument("--out", metavar="FOLDER", help="new folder for the student's copy")
     p.add_argument("--parts", metavar="NAME,…", help="some of the list (all)")
     p.add_argument("--list", metavar="FILE", help="the list (tools/assignment.json)",

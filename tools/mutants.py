@@ -454,7 +454,7 @@ MUTANTS = {
          "encoder.layer.1"),
         ("bert.read_checkpoint", 'name.removeprefix("bert.")', "name", "prefix kept",
          "old names")],
-    "4.2 accuracy": [
+    "4.2 scores": [
         ("heads.accuracy", "np.mean(", "np.sum(", "a count", "counted, not their share"),
         ("heads.accuracy", "==", "!=", "share of wrong ones", "wrong ones"),
         ("heads.pearson", "x, y = x - x.mean(), y - y.mean()", "pass",
@@ -563,7 +563,8 @@ def attempt(folder, part, function, old, new):
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description="Try typical mistakes on copies of the source.")
+    p = argparse.ArgumentParser(description="Try typical mistakes on copies of the source.",
+                                usage=argparse.SUPPRESS)
     p.add_argument("words", nargs="*", help="only parts or mistakes that contain one")
     words = p.parse_args(argv).words
 
