@@ -2,7 +2,7 @@
 
     4.1    WordPiece: text -> ids, as BERT was pre-trained on it
     4.1    load(): the nine CSV files
-    3.4    collate(): a pair as one sequence (CON), or as two
+    3.4    join_pair(), collate(): a pair as one sequence (CON), or as two
     3.3    Stream: "saved state iterator that cycled once it reached the end of the dataset"
     4.2    write_predictions(), read_predictions(): what the course's grader reads
 
@@ -214,6 +214,23 @@ def truncate_pair(a, b, budget):
     return min(a, budget - keep_b), keep_b
 
 
+def join_pair(a, b, cls, sep, max_length):
+    """A pair as one row of at most max_length ids, and its segments.   [report 3.4]
+
+        [CLS] a [SEP] b [SEP]        0 … 0 1 … 1: the first [SEP] is 0, the last one 1
+
+    a, b: lists of ids, cut by truncate_pair(); cls, sep: ids -> (row, segments), two lists.
+    "Standalone sentences have less context than comparing them side by side": in one row
+    every word of a can attend to every word of b, in every layer. Apart, all that is known
+    of a sentence must fit the one vector that the head gets.
+    """
+    keep_a, keep_b = truncate_pair(len(a), len(b), max_length - 3)
+    # Trap: without the first [SEP] "good not" + "bad" and "good" + "not bad" are the same
+    # row but for their segment ids.
+    row = [cls, *a[:keep_a], sep, *b[:keep_b], sep]
+    return row, [0] * (keep_a + 2) + [1] * (keep_b + 1)
+
+
 @dataclasses.dataclass
 class Batch:
     """Tensors for one forward pass.
@@ -235,26 +252,16 @@ class Batch:
 def collate(dataset, indices, tokenizer, joint, max_length):
     """Examples -> Batch.   indices [B]; joint is CON; max_length in tokens, with specials.
 
-    joint:     [CLS] a [SEP] b [SEP], segments 0 … 0 1 … 1           [report 3.4]
+    joint:     a pair as one row, by join_pair()                     [report 3.4]
     otherwise: [CLS] a [SEP] and [CLS] b [SEP] as rows of their own
-
-    "Standalone sentences have less context than comparing them side by side": in one row
-    every word of a can attend to every word of b, in every layer. Apart, all that is known
-    of a sentence must fit the one vector that the head gets.
     """
-    cls, sep = [tokenizer.cls], [tokenizer.sep]
+    cls, sep = tokenizer.cls, tokenizer.sep
     examples = [dataset.tokens[i] for i in indices]
     segments = None
     if joint and len(examples[0]) == 2:
-        rows, segments = [], []
-        for a, b in examples:
-            keep_a, keep_b = truncate_pair(len(a), len(b), max_length - 3)
-            # Trap: without the first [SEP] "good not" + "bad" and "good" + "not bad" are
-            # the same row but for their segment ids.
-            rows.append(cls + a[:keep_a] + sep + b[:keep_b] + sep)
-            segments.append([0] * (keep_a + 2) + [1] * (keep_b + 1))
+        rows, segments = zip(*(join_pair(a, b, cls, sep, max_length) for a, b in examples))
     else:
-        rows = [cls + texts[k][:max_length - 2] + sep
+        rows = [[cls, *texts[k][:max_length - 2], sep]
                 for k in range(len(examples[0])) for texts in examples]
     T = max(map(len, rows))
     padded = any(len(row) < T for row in rows)

@@ -1,6 +1,7 @@
 """The three tasks as values, their heads on top of BERT, and how they are scored.
 
     3.1    Task, tasks(): columns, loss, prediction, metric and divergence of each task
+    3.1    cross_entropy(), binary_cross_entropy(), squared_error(): their losses
     3.1    MultitaskBert: the shared encoder with a linear head for each task
     3.4    pairs encoded together (CON) or apart
     3.6    hidden layers in the heads (HLH)
@@ -63,6 +64,29 @@ class Task:
         return [H, H // 4] if self.pair else [H]
 
 
+def cross_entropy(logits, labels):
+    """Of SST: -log softmax(logits)[label], mean over the batch.   [report 3.1, D1]
+
+    logits [B, C]; labels [B], floats as they come from the file -> scalar. Five equal
+    logits cost ln 5 = 1.609. A label that is not whole counts as the nearest class.
+    """
+    return F.cross_entropy(logits, labels.round().long())
+
+
+def binary_cross_entropy(logits, labels):
+    """Of paraphrases: -y log σ(z) - (1 - y) log(1 - σ(z)), batch mean.   [report 3.1]
+
+    logits z [B]; labels y [B], 0 or 1 -> scalar. A logit of 0 costs ln 2 = 0.693; one of
+    -200 for a paraphrase 200: the logarithm of σ(z) itself would be infinite there.
+    """
+    return F.binary_cross_entropy_with_logits(logits, labels)
+
+
+def squared_error(logits, labels):
+    """Of STS: (ŷ - y)², mean over the batch.   [report 3.1, D1]   [B], [B] -> scalar"""
+    return F.mse_loss(logits, labels)
+
+
 def accuracy(predictions, labels):
     """Share of examples that are right, 0 to 1.   [report 4.2]   [N], [N] -> float"""
     return float(np.mean(np.asarray(predictions) == np.asarray(labels)))
@@ -104,9 +128,6 @@ def tasks(sst_loss="ce", sts_loss="mse"):
     sst_loss "mse" predicts sentiment as a number, rounded to a class; sts_loss "ce" takes
     the similarity, rounded, as one of the six classes 0 to 5.
     """
-    def cross_entropy(logits, labels):
-        return F.cross_entropy(logits, labels.round().long())
-
     def argmax(logits):
         return logits.argmax(-1)
 
@@ -121,7 +142,7 @@ def tasks(sst_loss="ce", sts_loss="mse"):
 
     classes = dict(loss=cross_entropy, predict=argmax, probabilities=softmax,
                    divergence=smart.symmetric_kl)
-    number = dict(num_outputs=1, loss=F.mse_loss, probabilities=None,
+    number = dict(num_outputs=1, loss=squared_error, probabilities=None,
                   divergence=smart.squared_difference)
     sst = Task("sst", "ids-sst", ("sentence",), "sentiment", (0, 4, True),
                "Predicted_Sentiment", metric=accuracy,
@@ -129,7 +150,7 @@ def tasks(sst_loss="ce", sts_loss="mse"):
                   dict(number, predict=nearest_class)))
     para = Task("para", "quora", ("sentence1", "sentence2"), "is_duplicate", (0, 1, True),
                 "Predicted_Is_Paraphrase", num_outputs=1, metric=accuracy,
-                loss=F.binary_cross_entropy_with_logits,
+                loss=binary_cross_entropy,
                 predict=lambda logits: (logits > 0).float(), probabilities=torch.sigmoid,
                 divergence=smart.binary_symmetric_kl)
     sts = Task("sts", "sts", ("sentence1", "sentence2"), "similarity", (0, 5, False),

@@ -2,16 +2,21 @@
 
     python test_all.py                  a ladder of parts: done, todo, FAIL; then the next
     python test_all.py attention 3.3    only parts whose name contains one of these words
+    python test_all.py --points         points by part of the course assignment
+    python test_all.py --json FILE      a result for each test, for autograders
     python test_all.py --data DIR       the course's files too, where `transformers` and a
                                         package with MiniLM's weights are installed
     pytest test_all.py                  the same tests
 
 A test's name is its claim: test_3_3_1_pcgrad__zero_gradient_changes_nothing belongs to part
 "3.3.1 pcgrad". Where a number is expected, the comment is the calculation by hand. Where a
-formula has a fast form in a module, its naive form stands here and must give the same.
+formula has a fast form in a module, its naive form stands here and must give the same. It
+is called naive_… (torchs_…, numpys_…): in a student's copy its numbers take its place.
 No network, no downloads, no GPU.
 """
 
+import argparse
+import ast
 import contextlib
 import functools
 import hashlib
@@ -61,17 +66,35 @@ ROOT = os.path.dirname(os.path.abspath(__file__))
 
 # --- Tools ---
 
-def near(got, expected, tolerance=1e-6, likely="", relative=0.0):
-    """Compare numbers, lists, arrays or tensors; say what came and what may be wrong."""
+def near(got, expected, tolerance=1e-6, likely="", relative=0.0, mistakes=None):
+    """Compare numbers, lists, arrays or tensors; say what came and what may be wrong.
+
+    mistakes: {what was done: what that would give}. If `got` is one of these, say so.
+    """
     def array(x):
         return np.asarray(x.detach().numpy() if torch.is_tensor(x) else x, np.float64)
+
+    def alike(a, b):
+        return a.shape == b.shape and bool(
+            (np.abs(a - b) <= tolerance + relative * np.abs(b)).all())
+    assert got is not None, f"got None, expected {expected}; is there a return?"
     a, b = array(got), array(expected)
-    same = a.shape == b.shape and bool(
-        (np.abs(a - b) <= tolerance + relative * np.abs(b)).all())
-    if not same:
+    if not alike(a, b):
+        likely = next((f"looks as if {what}" for what, value in (mistakes or {}).items()
+                       if alike(a, array(value))), likely)
+        shapes = f"shapes {list(a.shape)} and {list(b.shape)}" if a.shape != b.shape else ""
         with np.printoptions(precision=6, threshold=12):
-            raise AssertionError(f"got {a}, expected {b}"
-                                 + (f"; {likely}" if likely else ""))
+            raise AssertionError("; ".join(filter(None, [f"got {a}, expected {b}", shapes,
+                                                         likely])))
+
+
+def same(got, expected, likely="", mistakes=None):
+    """near() for what must be equal: whole numbers, words, True and False."""
+    if got != expected:
+        likely = next((f"looks as if {what}" for what, value in (mistakes or {}).items()
+                       if got == value), likely)
+        raise AssertionError(f"got {got}, expected {expected}"
+                             + (f"; {likely}" if likely else ""))
 
 
 @contextlib.contextmanager
@@ -79,11 +102,17 @@ def refused(*words, error=ValueError):
     """The body must raise `error` with a one-line message that contains all words."""
     try:
         yield
+    except NotImplementedError:         # an open hole
+        raise
     except error as raised:
         message = str(raised)
         for word in words:
             assert word in message, f"got the message {message!r}, expected {word!r} in it"
         assert "\n" not in message, f"got {message!r}, expected one line"
+    except Exception as other:
+        raise AssertionError(f"got {type(other).__name__}: {other}, expected "
+                             f"{error.__name__} about {words}; look at the arguments "
+                             f"before anything else") from None
     else:
         raise AssertionError(f"got no error, expected {error.__name__} about {words}")
 
@@ -177,7 +206,9 @@ def test_3_1_attention__two_tokens_by_hand():
     # scores 0 and (ln 2)² = .480453: e^.480453 / (1 + e^.480453) = .617855.
     q = torch.tensor([0.0, math.log(2)]).view(1, 1, 2, 1)
     v = torch.tensor([0.0, 1.0]).view(1, 1, 2, 1)
-    near(bert.attention(q, q, v).flatten(), [0.5, 0.617855], 1e-6, "softmax over the keys?")
+    near(bert.attention(q, q, v).flatten(), [0.5, 0.617855], 1e-6, mistakes={
+        "softmax runs over the queries, not the keys": [.382145, .617855],
+        "there is no softmax": [0, .480453]})
 
 
 def test_3_1_attention__scores_are_divided_by_root_D():
@@ -185,9 +216,25 @@ def test_3_1_attention__scores_are_divided_by_root_D():
     q = torch.tensor([[0.0] * 4, [2.0] * 4]).view(1, 1, 2, 4)
     v = torch.tensor([[0.0] * 4, [1.0] * 4]).view(1, 1, 2, 4)
     got = bert.attention(q, q, v)[0, 0, 1, 0]
-    mistake = 1 / (1 + math.exp(-16))
-    near(got, 1 / (1 + math.exp(-8)), 1e-6, "√D is missing" if abs(got - mistake) < 1e-7
-         else "divided by D or by √H?")
+    near(got, 1 / (1 + math.exp(-8)), 1e-7, mistakes={
+        "√D is missing": 1 / (1 + math.exp(-16)),
+        "the scores are divided by D instead of √D": 1 / (1 + math.exp(-4))})
+
+
+def test_3_1_attention__padded_key_by_hand():
+    # As above, and a third token that is padding, with q = k = 5 and v = 100.
+    q = torch.tensor([0.0, math.log(2), 5.0]).view(1, 1, 3, 1)
+    v = torch.tensor([0.0, 1.0, 100.0]).view(1, 1, 3, 1)
+    got = bert.attention(q, q, v, torch.tensor([[1, 1, 0]]))[0, 0, :2, 0]
+    near(got, [0.5, 0.617855], 1e-4, mistakes={
+        "the mask has no effect: unused, or added to the queries (rows) instead of the "
+        "keys (last dimension)": [33.666667, 92.487353],
+        "the mask was multiplied in after the softmax": [.333333, .046706],
+        "the mask was added after the softmax": [-999966.333, -999907.512],
+        "the mask itself, 0 or 1, was added": [15.958559, 81.926139],
+        "the scores were multiplied by the mask; a score of 0 is not hidden":
+            [33.666667, 28.095725],
+        "the mask has the wrong sign: padding is seen, tokens are hidden": [100, 100]})
 
 
 def test_3_1_attention__hidden_keys_get_no_weight():
@@ -202,13 +249,16 @@ def test_3_1_attention__hidden_keys_get_no_weight():
          "the mask leaks into other rows")
 
 
+def torchs_attention(q, k, v, mask):
+    return F.scaled_dot_product_attention(q, k, v, mask.bool()[:, None, None])
+
+
 def test_3_1_attention__equals_torchs_own():
-    torch.manual_seed(1)
-    q, k, v = torch.randn(3, 2, 4, 7, 8)
+    # Whole numbers over 4, so that they are the same on every machine.
+    q, k, v = (torch.arange(3 * 2 * 4 * 7 * 8) * 7 % 11 - 5).view(3, 2, 4, 7, 8) / 4
     mask = torch.ones(2, 7)
     mask[1, 4:] = 0
-    near(bert.attention(q, k, v, mask), F.scaled_dot_product_attention(
-        q, k, v, mask.bool()[:, None, None]), 1e-5)
+    near(bert.attention(q, k, v, mask), torchs_attention(q, k, v, mask), 1e-5)
 
 
 def test_3_1_attention__misshapen_mask_is_refused():
@@ -228,6 +278,89 @@ def test_3_1_attention__dropout_falls_on_the_weights():
         "dropout must fall on weights, not outputs")
 
 
+def test_3_1_BertLayer__head_a_reads_features_aD_to_aD_plus_D():
+    layer = small_bert(hidden_size=4, num_attention_heads=2).layers[0]
+    x = torch.arange(12.0).view(1, 3, 4)        # token t is (4t, 4t + 1, 4t + 2, 4t + 3)
+    near(layer.split_heads(x)[0], [[[0, 1], [4, 5], [8, 9]], [[2, 3], [6, 7], [10, 11]]], 0,
+         mistakes={"x was viewed as [B, A, T, D] without a transpose, which mixes tokens":
+                   [[[0, 1], [2, 3], [4, 5]], [[6, 7], [8, 9], [10, 11]]]})
+
+
+def test_3_1_BertLayer__heads_are_put_side_by_side_again():
+    # If attention returns the values, and these are x, W_o must get x, in its old order.
+    layer, seen = small_bert(hidden_size=4, num_attention_heads=2).layers[0], []
+    torch.nn.init.eye_(layer.value.weight)
+    layer.attention_dense.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0]))
+    x = torch.arange(12.0).view(1, 3, 4)
+    with unittest.mock.patch.object(bert, "attention", lambda q, k, v, *more: v):
+        layer(x)
+    near(seen[0], x, 1e-6, mistakes={
+        "the heads were joined without a transpose, which mixes tokens":
+            [[[0, 1, 4, 5], [8, 9, 2, 3], [6, 7, 10, 11]]]})
+
+
+def test_3_1_BertLayer__one_token_by_hand():
+    # A single token attends to itself, so attention returns its value, here x = (1, 2, 3,
+    # 6); W_o reverses it. x + (6, 3, 2, 1) = (7, 5, 5, 7), and the first norm, of gain 2,
+    # gives (2, -2, -2, 2). W_1 halves: GELU(±1) = .841345, -.158655. W_2 is diagonal,
+    # (3, 0, -4, 0): the sum is (4.524034, -2, -1.365379, 2), which the last norm
+    # standardises.
+    layer = small_bert(hidden_size=4, num_attention_heads=1,
+                       intermediate_size=4).layers[0]
+    with torch.no_grad():
+        for part, matrix in ((layer.value, torch.eye(4)),
+                             (layer.attention_dense, torch.eye(4).flip(0)),
+                             (layer.intermediate, torch.eye(4) / 2),
+                             (layer.output, torch.diag(torch.tensor([3.0, 0, -4, 0])))):
+            part.weight.copy_(matrix)
+        layer.attention_norm.weight.fill_(2.0)
+    x = torch.tensor([[[1.0, 2, 3, 6]]])
+    # The part "attention" may still be open.
+    with unittest.mock.patch.object(bert, "attention", lambda q, k, v, *more: v):
+        got = layer(x)
+    near(got, [[[1.415589, -1.057479, -.816913, .458803]]], 1e-5, mistakes={
+        name + what: [[value]] for name, what, value in (
+            ("the norms stand in front", " (pre-norm)",
+             [5.456207, 2, 2.554706, 3.86191]),
+            ("x is not added", " to attention's output",
+             [1.693628, -.339682, -.453752, -.900194]),
+            ("x is not added", " to the second network's output",
+             [1.676833, -.763467, -.149899, -.763467]),
+            ("the layer's input", " is added to the second network's output",
+             [-.185715, -1.251247, -.108398, 1.545361]),
+            ("x is not added", " in either place", [1.71584, -.683395, -.34905, -.683395]),
+            ("ReLU", " stands in the place of GELU",
+             [1.441921, -.933008, -.933008, .424094]),
+            ("there is nothing between W_1 and W_2", "",
+             [1.306549, -1.507557, .100504, .100504]),
+            ("GELU is its tanh form", "", [1.415555, -1.057608, -.816784, .458838]),
+            ("the first norm is missing", "", [1.425977, -.143119, -1.390844, .107986]),
+            ("the last norm is missing", "", [4.524034, -2, -1.365379, 2]),
+            ("the two norms are swapped", "", [2.741338, -2.386673, -1.344801, .990136]),
+            ("attention_dense", " was left out",
+             [-1.165913, -.448698, .053703, 1.560908]))})
+
+
+def test_3_1_BertLayer__dropout_before_both_sums_and_the_mask_go_in():
+    # p = 0.99 leaves next to nothing of both branches: LN(x) in the end.
+    layer = small_bert(hidden_dropout_prob=0.99).layers[0].train()
+    x, seen = torch.tensor([1.0, -1] * 8).expand(1, 200, 16), []
+
+    def attention(q, k, v, attention_mask=None, dropout=0.0):
+        seen.append((attention_mask, dropout))
+        return v
+    with unittest.mock.patch.object(bert, "attention", attention):
+        got = layer(x, torch.ones(1, 200))
+        layer.eval()(x)
+    untouched = ((got - x).abs() < 1e-5).all(-1).float().mean()
+    assert untouched > .6, ("got many changed tokens; dropout falls on what is added to x, "
+                            "before both sums")
+    assert seen[0][0] is not None, "the attention_mask is not passed on to attention()"
+    same([dropout for _, dropout in seen], [0.1, 0.0],
+         "attention's dropout is on in training and off in eval mode")
+
+
 def test_3_1_BertLayer__equals_torchs_post_norm_layer():
     layer = small_bert().layers[0]
     H = SMALL.hidden_size
@@ -244,7 +377,8 @@ def test_3_1_BertLayer__equals_torchs_post_norm_layer():
                              (layer.output, other.linear2)):
             theirs.load_state_dict(mine.state_dict())
     x = torch.randn(2, 5, H)
-    near(layer(x), other(x), 1e-5, "post-norm: LN(x + Dropout(...)), exact GELU?")
+    near(layer(x), other(x), 1e-5, "query, key and value each by its own matrix, in that "
+         "order? LN(x + Dropout(...))?")
 
 
 def test_3_1_BertLayer__gelu_is_the_exact_one():
@@ -270,15 +404,73 @@ def test_3_1_BertModel__layer_norm_eps_is_1e_12():
 
 
 def test_3_1_BertModel__embedding_adds_word_position_and_segment():
-    model = small_bert()
-    ids, segments = torch.tensor([[5, 6, 7]]), torch.tensor([[0, 0, 1]])
-    want = (model.word_embeddings.weight[[5, 6, 7]] + model.position_embeddings.weight[:3]
-            + model.token_type_embeddings.weight[[0, 0, 1]])
-    want = (want - want.mean(-1, keepdim=True)) / want.var(
-        -1, unbiased=False, keepdim=True).sqrt()
-    near(model.embed(ids, segments)[0], want, 1e-5, "a table is missing, or the layer norm")
-    assert torch.equal(model.embed(ids),
-                       model.embed(ids, torch.zeros(1, 3, dtype=torch.long)))
+    # Word (1,0,0,0) + position (0,-1,0,-2) + segment (0,0,2,0) = (1,-1,2,-2), of variance
+    # 2.5: divided by 1.5811. The second token: (0,0,2,0) + (3,0,0,1) + (0,4,0,0).
+    model = small_bert(hidden_size=4, num_attention_heads=1)
+    with torch.no_grad():
+        for table, rows in (
+                (model.word_embeddings, {5: [1.0, 0, 0, 0], 6: [0.0, 0, 2, 0]}),
+                (model.position_embeddings, {0: [0.0, -1, 0, -2], 1: [3.0, 0, 0, 1],
+                                             2: [0.0, 0, 5, 0]}),
+                (model.token_type_embeddings, {0: [0.0, 0, 2, 0], 1: [0.0, 4, 0, 0]})):
+            for i, row in rows.items():
+                table.weight[i] = torch.tensor(row)
+    near(model.embed(torch.tensor([[5, 6]]), torch.tensor([[0, 1]]))[0],
+         [[.632456, -.632456, 1.264911, -1.264911],
+          [.447214, 1.341641, -.447214, -1.341641]], 1e-5, mistakes={
+        "positions are missing": [[.301511, -.904534, 1.507557, -.904534],
+                                  [-.904534, 1.507557, .301511, -.904534]],
+        "segments (token_type_ids) are missing": [
+            [1.341641, -.447214, .447214, -1.341641],
+            [1.341641, -1.341641, .447214, -.447214]],
+        "all tokens are in segment 0": [[.632456, -.632456, 1.264911, -1.264911],
+                                        [.632456, -1.264911, 1.264911, -.632456]],
+        "the layer norm is missing": [[1, -1, 2, -2], [3, 4, 2, 1]],
+        "positions count from 1": [[1.521278, -1.183216, .169031, -.507093],
+                                   [-.933008, .424094, 1.441921, -.933008]],
+        "every token has position 0": [[.632456, -.632456, 1.264911, -1.264911],
+                                       [-.390567, 1.1717, .650945, -1.432078]],
+        "each table was normalised by itself": [
+            [2.059235, -1.456212, 2.059235, -2.662257],
+            [.478293, .338204, .338204, -1.154701]]})
+
+
+def test_3_1_BertModel__no_segments_means_segment_0():
+    model, ids = small_bert(), torch.tensor([[5, 6, 7]])
+    near(model.embed(ids), model.embed(ids, torch.zeros_like(ids)), 0)
+
+
+def test_3_1_BertModel__embedding_is_dropped_out_after_the_norm():
+    # With p = .5 half of the numbers are 0, the others doubled.
+    model, ids = small_bert(hidden_dropout_prob=.5), torch.tensor([[5, 6, 7]])
+    whole, dropped = model.embed(ids), model.train().embed(ids)
+    kept = dropped != 0
+    assert 0 < kept.float().mean() < 1, (
+        "no number is 0: is there dropout in training, and after the layer norm?")
+    near(dropped[kept], 2 * whole[kept], 1e-5)
+
+
+class AddsTheMask(torch.nn.Module):
+    """A stand-in for BertLayer, so that encode() can be checked without it."""
+
+    def forward(self, x, attention_mask=None):
+        assert attention_mask is not None, "encode() gave no attention_mask to a layer"
+        return x + attention_mask[:, :, None]
+
+
+def test_3_1_BertModel__encode_runs_all_layers_and_pools_the_first_token():
+    # Two layers that add the mask (1, 1, 0) to (0, 1, 5). The pooler takes a quarter.
+    model = small_bert(hidden_size=4, num_attention_heads=1)
+    model.layers = torch.nn.ModuleList([AddsTheMask(), AddsTheMask()])
+    torch.nn.init.eye_(model.pooler.weight).data.mul_(.25)
+    x = torch.tensor([0.0, 1, 5])[None, :, None].expand(1, 3, 4)
+    hidden_states, pooled = model.encode(x, torch.tensor([[1.0, 1, 0]]))
+    near(hidden_states[0, :, 0], [2, 3, 5], 1e-6, mistakes={
+        "only one layer ran": [1, 2, 5], "no layer ran": [0, 1, 5]})
+    near(pooled[0, 0], math.tanh(.5), 1e-6, mistakes={
+        "tanh is missing": .5, "the mean over all tokens was pooled": math.tanh(10 / 12),
+        "the last token was pooled": math.tanh(1.25),
+        "the embedding was pooled, not the last hidden state": 0.0})
 
 
 def test_3_1_BertModel__padding_changes_nothing():
@@ -286,14 +478,9 @@ def test_3_1_BertModel__padding_changes_nothing():
     alone = model(torch.tensor([[2, 9, 8, 3]]), torch.ones(1, 4))
     padded = model(torch.tensor([[2, 9, 8, 3, 0, 0], [2, 7, 7, 7, 7, 3]]),
                    torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]]))
-    near(padded["last_hidden_state"][:1, :4], alone["last_hidden_state"], 1e-6)
+    near(padded["last_hidden_state"][:1, :4], alone["last_hidden_state"], 1e-6,
+         "does encode() give the attention_mask to every layer?")
     near(padded["pooler_output"][:1], alone["pooler_output"], 1e-6)
-
-
-def test_3_1_BertModel__pooler_is_tanh_of_the_first_token():
-    model = small_bert()
-    out = model(torch.tensor([[2, 9, 8, 3]]))
-    near(out["pooler_output"], torch.tanh(model.pooler(out["last_hidden_state"][:, 0])))
 
 
 def test_3_1_BertModel__too_long_a_text_is_refused():
@@ -348,15 +535,32 @@ def test_3_1_AdamW__constant_gradient_by_hand():
     # A step is lr · sign(g) = .1; the decay then takes lr · wd = 1%: (1 - .1) · .99 = .891,
     # (.891 - .1) · .99 = .78309, (.78309 - .1) · .99 = .6762591.
     got = one_weight([1.0] * 3, lr=.1, weight_decay=.1, eps=1e-12)
-    hints = {0.89: "decay before the step, as torch does",
-             0.9: "decay added to the gradient", 0.67693: "no bias correction"}
-    near(got, [.891, .78309, .6762591], 1e-8,
-         next((hint for value, hint in hints.items() if abs(got[0] - value) < 1e-4), ""))
+    near(got, [.891, .78309, .6762591], 1e-8, mistakes={
+        "the decay comes before the step, as torch does": [.89, .7811, .673289],
+        "the decay was added to the gradient (L2 instead of decoupled)":
+            [.9, .80002485, .70009135],
+        "there is no weight decay": [.9, .8, .7],
+        "there is no bias correction": [.67693451, .24945559, -.24311227],
+        "only v's bias was corrected": [.9801, .951489, .91514511],
+        "only m's bias was corrected": [-2.14065488, -4.33350927, -6.09856273],
+        "β₁ and β₂ are exchanged in the bias correction":
+            [-98.01, -188.76729525, -272.00495046],
+        "t stays at 1": [.891, .74904995, .58658467],
+        "the decay was multiplied by the bias-corrected step size instead of lr":
+            [.89715395, .79527811, .69387358],
+        "the decay was not multiplied by lr": [.81, .639, .4851],
+        "the step goes up the gradient": [1.089, 1.17711, 1.2643389],
+        "m lacks the factor 1 - β₁ before g": [0, -.99, -1.9701],
+        "m and v start anew in every step": [.891, .80842045, .7370937]})
 
 
 def test_3_1_AdamW__changing_gradients():
     near(one_weight([1, -2, 3], theta=0.0, lr=.1, eps=0.0),
-         [-.1, -.0633896473, -.0977137553], 1e-9)
+         [-.1, -.0633896473, -.0977137553], 1e-9, mistakes={
+        "β₁ and β₂ are exchanged": [-.1, -.0688182817, -.0988177516],
+        "v is a mean of |g|, not of g²": [-.1, -.0527330860, -.1051702702],
+        "m and v start anew in every step": [-.1, -.0255863176, -.0894676776],
+        "m, v and t start anew in every step": [-.1, 0, -.1]})
     near(one_weight([1, -2, 3], lr=.1, weight_decay=.1),
          [.89100313, .91833684, .87517289], 1e-8)
 
@@ -364,9 +568,11 @@ def test_3_1_AdamW__changing_gradients():
 def test_3_1_AdamW__eps_is_added_to_root_v():
     # lr 1, g = eps = 1e-6: m = 1e-7, √v = 3.162e-8, step size √.001/.1 = .316228:
     # .316228 · 1e-7 / (3.162e-8 + 1e-6) = .0306534. The usual form gives .5.
-    near(one_weight([1e-6], theta=0.0, lr=1.0), [-.0306534], 1e-7,
-         "eps not on the bare √v?")
-    near(one_weight([1e-6], theta=0.0, lr=1.0, correct_bias=False), [-.0969347], 1e-7)
+    near(one_weight([1e-6], theta=0.0, lr=1.0), [-.0306534], 1e-7, mistakes={
+        "eps is added to √v / √(1 - β₂ᵗ), as torch does": [-.5],
+        "eps stands inside the root": [-3.1623e-05]})
+    near(one_weight([1e-6], theta=0.0, lr=1.0, correct_bias=False), [-.0969347], 1e-7,
+         mistakes={"correct_bias=False is not obeyed": [-.0306534]})
 
 
 def test_3_1_AdamW__zero_gradient_decays_and_none_does_not():
@@ -375,6 +581,33 @@ def test_3_1_AdamW__zero_gradient_decays_and_none_does_not():
          "a parameter without gradient must be left alone")
     # and its t does not advance: the next step is a first step, exactly lr
     near(one_weight([None, 1.0], lr=.1, eps=0.0), [1.0, 0.9], 1e-12)
+    # nor does momentum move it on: after one step, rest
+    path = one_weight([1.0, None], lr=.1)
+    near(path[1], path[0], 0, "None was taken for zero: momentum moved an idle parameter")
+
+
+def test_3_1_AdamW__closure_is_called_and_its_loss_returned():
+    p = torch.nn.Parameter(torch.tensor([1.0]))
+    optimizer = optim.AdamW([p], lr=.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (3 * p).sum()
+        loss.backward()
+        return loss
+    near(optimizer.step(closure), 3.0, 1e-6, "step(closure) returns what closure() gives")
+    near(p, [.9], 1e-5)
+
+
+def test_3_1_AdamW__groups_and_parameters_keep_apart():
+    # Two groups with rates .1 and .2, whose parameters have gradients of their own.
+    a, b = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    optimizer = optim.AdamW([{"params": [a]}, {"params": [b], "lr": .2}], lr=.1)
+    for g in (1.0, 1.0):
+        a.grad, b.grad = torch.tensor([g]), torch.tensor([-g])
+        optimizer.step()
+    near(torch.cat([a, b]), [-.2, .4], 1e-4,
+         "each group has its own lr, each parameter its own m, v and t")
 
 
 def test_3_1_AdamW__scale_of_the_gradient_does_not_matter():
@@ -427,15 +660,35 @@ def test_3_1_AdamW__settings_out_of_range_are_refused():
 def test_3_1_tasks__losses_by_hand():
     sst, para, sts = heads.tasks()
     # 5 equal logits: ln 5. One logit 0: ln 2. Predicted 2 for 3.5: 1.5² = 2.25.
-    near(sst.loss(torch.zeros(2, 5), torch.tensor([0.0, 4.0])), math.log(5), 1e-6)
-    near(para.loss(torch.zeros(3), torch.tensor([0.0, 1.0, 1.0])), math.log(2), 1e-6)
-    near(sts.loss(torch.tensor([2.0]), torch.tensor([3.5])), 2.25, 1e-6)
+    near(sst.loss(torch.zeros(2, 5), torch.tensor([0.0, 4.0])), math.log(5), 1e-6,
+         mistakes={"the losses are summed, not averaged": 2 * math.log(5)})
+    near(para.loss(torch.zeros(3), torch.tensor([0.0, 1.0, 1.0])), math.log(2), 1e-6,
+         mistakes={"the losses are summed, not averaged": 3 * math.log(2)})
+    near(sts.loss(torch.tensor([2.0, 3.0]), torch.tensor([3.5, 3.0])), 1.125, 1e-6,
+         mistakes={"the losses are summed, not averaged": 2.25,
+                   "the error is not squared": .75, "the label was rounded": 2.0,
+                   "half of the square was taken": .5625})
+
+
+def test_3_1_tasks__losses_take_logits_not_probabilities():
+    # e^logits = (1, 1, 2), label 2: ln 2; then three equal ones: ln 3. Mean .895880.
+    sst, para, _ = heads.tasks()
+    near(sst.loss(torch.tensor([[0, 0, math.log(2)], [0, 0, 0]]), torch.tensor([2.0, 0])),
+         .895880, 1e-5, mistakes={"softmax is taken twice": 1.018841})
+    # σ(ln 3) = ¾, a paraphrase: -ln ¾ = .287682; σ(0) = ½, none: .693147. Mean .4904.
+    near(para.loss(torch.tensor([math.log(3), 0.0]), torch.tensor([1.0, 0.0])),
+         .490415, 1e-5, mistakes={"the sigmoid is taken twice": .680474,
+                                  "the labels are exchanged": 1.039721})
+    # log σ(-200) is -200, but σ(-200) is 0 in float32.
+    near(para.loss(torch.tensor([-200.0]), torch.tensor([1.0])), 200, 1e-3,
+         "take the logarithm of the sigmoid in one step: log σ(z) = -log(1 + e^-z)")
 
 
 def test_3_1_tasks__predictions():
     sst, para, sts = heads.tasks()
-    assert sst.predict(torch.tensor([[0, 3, 1, 0, 0.0]])).tolist() == [1]
-    assert para.predict(torch.tensor([-.1, .1])).tolist() == [0.0, 1.0]
+    same(sst.predict(torch.tensor([[0, 3, 1, 0, 0.0]])).tolist(), [1])
+    same(para.predict(torch.tensor([-.1, .1])).tolist(), [0.0, 1.0],
+         "a logit above 0 is a probability above ½")
     near(sts.predict(torch.tensor([2.75])), [2.75], 0)
 
 
@@ -444,7 +697,7 @@ def test_3_1_tasks__D1_printed_losses_lose_what_the_labels_say():
     printed, ours = heads.tasks(sts_loss="ce")[2], heads.tasks()[2]
     logits = torch.randn(1, 6)
     near(printed.loss(logits, torch.tensor([2.4])),
-         printed.loss(logits, torch.tensor([1.6])), 0)
+         printed.loss(logits, torch.tensor([1.6])), 0, "labels are rounded, not cut off")
     assert ours.loss(torch.tensor([2.0]), torch.tensor([2.5])) != ours.loss(
         torch.tensor([2.0]), torch.tensor([1.6]))
     assert printed.num_outputs == 6 and printed.predict(logits).item() == logits.argmax()
@@ -477,14 +730,51 @@ def test_3_1_MultitaskBert__logits_have_their_shapes():
             assert model(task, batch).shape == shape, f"{task.name}, con {con}"
 
 
+def stand_in(con, pool="cls"):
+    """A model whose encoder returns x and x[:, 0], and whose heads return what they get."""
+    model = heads.MultitaskBert(small_bert(), con=con, pool=pool).eval()
+    model.bert.encode = lambda x, attention_mask=None: (x, x[:, 0])
+    model.heads = torch.nn.ModuleDict({name: torch.nn.Identity() for name in model.tasks})
+    return model, model.tasks["sts"]
+
+
+def test_3_1_MultitaskBert__first_sentences_then_second_ones_side_by_side():
+    # Rows 1, 2 are the first sentences of two pairs, rows 3, 4 their second ones.
+    model, task = stand_in(con=False)
+    x = torch.tensor([1.0, 2, 3, 4]).view(4, 1, 1)
+    batch = data.Batch(None, None, None, None)
+    near(model.logits(task, x, batch), [[1, 3], [2, 4]], 0, mistakes={
+        "neighbouring rows were taken for a pair": [[1, 2], [3, 4]],
+        "the second sentence stands first": [[3, 1], [4, 2]],
+        "the two vectors were added": [[4], [6]],
+        "the two vectors were not joined": [[1], [2], [3], [4]]})
+    model, task = stand_in(con=True)
+    near(model.logits(task, x, batch), [[1], [2], [3], [4]], 0,
+         "with CON every row is a pair already")
+
+
+def test_3_1_MultitaskBert__mean_pooling_by_hand():
+    # Tokens 1, 3, 8, of which the last is padding: 2.
+    model, task = stand_in(con=True, pool="mean")
+    x = torch.tensor([1.0, 3, 8]).view(1, 3, 1)
+    near(model.logits(task, x, data.Batch(None, None, torch.tensor([[1, 1, 0]]), None)),
+         [[2.0]], 1e-6, mistakes={"padding was counted, above and below the line": [[4.0]],
+                                  "padding was counted below the line": [[4 / 3]],
+                                  "the first token was taken": [[1.0]]})
+    near(model.logits(task, x, data.Batch(None, None, None, None)), [[4.0]], 1e-6,
+         "attention_mask None means that nothing is padded")
+
+
 def test_3_1_MultitaskBert__separate_encoding_is_two_passes_side_by_side():
     model = heads.MultitaskBert(small_bert()).eval()
     task = model.tasks["sts"]
     dataset, batch = tiny_batch(False)
+    model.heads["sts"] = torch.nn.Identity()
     got = model(task, batch)
     for i, (a, b) in enumerate(dataset.tokens):
-        u, v = (model.bert(torch.tensor([[2, *s, 3]]))["pooler_output"] for s in (a, b))
-        near(got[i:i + 1], model.heads["sts"](torch.cat([u, v], -1)), 1e-5)
+        u, v = (model.bert(torch.tensor([[2, *s, 3]]))["pooler_output"][0] for s in (a, b))
+        near(got[i, :16], u, 1e-5)
+        near(got[i, 16:], v, 1e-5)
 
 
 def test_3_1_MultitaskBert__mean_pooling_ignores_padding():
@@ -524,13 +814,22 @@ def test_3_1_MultitaskBert__saved_and_loaded_is_the_same():
 # --- 3.2, 3.3 Orders and parameters as vectors ---
 
 def test_3_2_sequential__one_task_after_the_other():
-    assert multitask.sequential({"sst": 2, "sts": 1, "para": 3}) == [
-        ("sst",), ("sst",), ("sts",), ("para",), ("para",), ("para",)]
+    same(multitask.sequential({"sst": 2, "sts": 1, "para": 3}),
+         [("sst",), ("sst",), ("sts",), ("para",), ("para",), ("para",)], mistakes={
+        "the tasks take turns; Algorithm 1 finishes one before the next":
+            [("sst",), ("sts",), ("para",), ("sst",), ("para",), ("para",)],
+        "a step is a name; it must be a tuple of one":
+            ["sst", "sst", "sts", "para", "para", "para"],
+        "each task has one step": [("sst",), ("sts",), ("para",)]})
 
 
 def test_3_3_round_robin__all_tasks_in_every_step():
-    assert multitask.round_robin({"sst": 5, "para": 9, "sts": 2}, "sts") == [
-        ("sst", "para", "sts")] * 2
+    every = ("sst", "para", "sts")
+    same(multitask.round_robin({"sst": 5, "para": 9, "sts": 2}, "sts"), [every] * 2,
+         mistakes={"the epoch is as long as the largest set": [every] * 9,
+                   "the epoch is as long as the first set": [every] * 5,
+                   "the tasks have steps of their own": [("sst",), ("para",), ("sts",)] * 2,
+                   "the tasks were sorted": [("para", "sst", "sts")] * 2})
 
 
 def flat_model(rows=3, con=True, **changes):
@@ -627,7 +926,15 @@ def test_3_3_1_pcgrad__two_tasks_by_hand():
     # g1' = g1 + ½ g2 = (½, ½), g2' = g2 + g1 = (0, 1).
     g = np.array([[1.0, 0], [-1, 1]])
     C = multitask.pcgrad(gram_of(g), orders=[[1], [0]])
-    near(C, [[1, .5], [1, 1]])
+    near(C, [[1, .5], [1, 1]], mistakes={
+        "divided by ‖g_i‖² instead of ‖g_j‖², or C is transposed":
+            [[1, 1], [.5, 1]],
+        "the projection has the wrong sign": [[1, -.5], [-1, 1]],
+        "g_2 was projected on g_1' instead of the ORIGINAL g_1": [[1, .5], [0, 1]],
+        "nothing was projected: it must be if g_i' · g_j < 0": [[1, 0], [0, 1]],
+        "the dot product was not divided by ‖g_j‖²": [[1, 1], [1, 1]],
+        "the dot product was divided by ‖g_j‖ instead of its square": [
+            [1, .5 ** .5], [1, 1]]})
     near(C @ g, [[.5, .5], [0, 1]])
     near(C.sum(-2) @ g, [.5, 1.5])
 
@@ -640,7 +947,7 @@ def test_3_3_1_pcgrad__another_known_example():
 
 
 def test_3_3_1_pcgrad__equals_the_naive_vector_form():
-    for gradients, orders, _ in random_problems(300):
+    for gradients, orders, _ in random_problems(100):
         C = multitask.pcgrad(gram_of(gradients), orders)
         near(C @ gradients, naive_pcgrad(gradients, orders), 1e-9,
              "running g_i' against ORIGINAL g_j?", relative=1e-9)
@@ -649,8 +956,12 @@ def test_3_3_1_pcgrad__equals_the_naive_vector_form():
 
 def test_3_3_1_pcgrad__order_of_visits_matters():
     g = [[1.0, 0], [-1, 1], [-1, -2]]
-    near((multitask.pcgrad(gram_of(g), [[1, 2], [0, 2], [0, 1]]) @ g)[0], [.2, -.1])
-    near((multitask.pcgrad(gram_of(g), [[2, 1], [0, 2], [0, 1]]) @ g)[0], [.2, .2])
+    near((multitask.pcgrad(gram_of(g), [[1, 2], [0, 2], [0, 1]]) @ g)[0], [.2, -.1],
+         mistakes={"orders are not followed": [.2, .2],
+                   "all dot products are those of the original g_i, not of the running "
+                   "g_i'": [.3, .1]})
+    near((multitask.pcgrad(gram_of(g), [[2, 1], [0, 2], [0, 1]]) @ g)[0], [.2, .2],
+         mistakes={"orders are not followed": [.2, -.1]})
     C = multitask.pcgrad(gram_of(g), [[1, 2], [0, 2], [0, 1]])
     near(C.sum(-2), [3, 2.5, 1.7])
     near(C.sum(-2) @ g, [-1.2, -.9])
@@ -659,7 +970,7 @@ def test_3_3_1_pcgrad__order_of_visits_matters():
 def test_3_3_1_pcgrad__D3_acts_only_on_conflict():
     # Printed without the condition, (1, 0) and (.6, .8) would lose their common part.
     near(multitask.pcgrad(gram_of([[1, 0], [.6, .8]]), [[1], [0]]), np.eye(2), 0,
-         "projected although g_i · g_j > 0")
+         "projected although g_i · g_j > 0")     # not a conflict
     near(multitask.pcgrad(gram_of([[1, 0], [0, 1]]), [[1], [0]]), np.eye(2), 0)
 
 
@@ -670,7 +981,8 @@ def test_3_3_1_pcgrad__D3_projects_on_the_other_gradient_not_on_the_sum():
 
 
 def test_3_3_1_pcgrad__zero_gradient_changes_nothing():
-    near(multitask.pcgrad(gram_of([[1, 0], [0, 0]]), [[1], [0]]), np.eye(2), 0)
+    near(multitask.pcgrad(gram_of([[1, 0], [0, 0]]), [[1], [0]]), np.eye(2), 0,
+         "divided by the length of a zero gradient?")
 
 
 def test_3_3_1_pcgrad__opposite_gradients_cancel():
@@ -691,6 +1003,10 @@ def test_3_3_1_pcgrad__never_projects_a_task_on_itself():
     # After (1,-1) and (1,0), g_0' · g_0 is negative; a loop over all j would project again.
     g = [[-3.0, 1], [1, -1], [1, 0]]
     near((multitask.pcgrad(gram_of(g), [[1, 2], [0, 2], [0, 1]]) @ g)[0], [0, -1])
+    # The drawn orders leave the task itself out too.
+    for seed in range(20):
+        drawn = multitask.pcgrad(gram_of(g), rng=np.random.default_rng(seed))
+        near(np.diagonal(drawn), [1, 1, 1], 0, "a task was projected on itself")
 
 
 def test_3_3_1_pcgrad__scale_of_all_gradients_passes_through():
@@ -721,8 +1037,8 @@ def test_3_3_1_pcgrad__order_is_drawn_from_the_runs_generator():
 # --- 3.3.2 Gradient vaccine ---
 
 def naive_gradvac(gradients, target, orders, beta):
-    """Wang et al.'s update rule on vectors; changes target.   [K, P] -> [K, P]"""
-    treated = [g.copy() for g in gradients]
+    """Wang et al.'s update rule on vectors.   -> (treated [K, P], new target [K, K])"""
+    treated, target = [g.copy() for g in gradients], np.array(target)
     for i, order in enumerate(orders):
         for j in order:
             a, b = np.linalg.norm(treated[i]), np.linalg.norm(gradients[j])
@@ -732,7 +1048,7 @@ def naive_gradvac(gradients, target, orders, beta):
                 w = a * (t * math.sqrt(1 - phi * phi) - phi * s) / (b * s)
                 treated[i] = treated[i] + w * gradients[j]
             target[i, j] = (1 - beta) * t + beta * phi
-    return np.array(treated)
+    return np.array(treated), target
 
 
 def vaccine(target, beta=0.01):
@@ -750,10 +1066,17 @@ def test_3_3_2_GradVac__D4_the_cosine_becomes_the_target():
     g = np.array([[3.0, 4], [-2, 0]])
     gv = vaccine([[0, .5], [-1, 0]])
     C = gv(gram_of(g), [[1], [0]])
-    near(C[0], [1, 2.65470054], 1e-7,
-         "the report's printed formula" if abs(C[0, 1] - 1.649) < .01 else "")
+    near(C[0], [1, 2.65470054], 1e-7, mistakes={
+        "w is the report's printed formula, not the source's": [1, 1.64903811],
+        "w lacks ‖g_i'‖ / ‖g_j‖": [1, 1.06188022],
+        "w has ‖g_j‖ / ‖g_i'‖ upside down": [1, .42475209],
+        "w lacks its denominator √(1 - φᵀ²)": [1, 2.29903811],
+        "the target is not used: that is surgery": [1, 1.5],
+        "nothing was tilted: it must be if φ < φᵀ": [1, 0]})
     near(cosine((C @ g)[0], g[1]), 0.5, 1e-9)
-    near(gv.target[0, 1], .489, 1e-12, "φᵀ ← .99 · .5 + .01 · (-.6)")
+    near(gv.target[0, 1], .489, 1e-12, "φᵀ ← .99 · .5 + .01 · (-.6)", mistakes={
+        "φᵀ was not updated, or with the φ after the tilt": .5,
+        "β and 1 - β are exchanged in φᵀ's update": -.589})
 
 
 def test_3_3_2_GradVac__similar_gradients_are_tilted_too():
@@ -761,7 +1084,8 @@ def test_3_3_2_GradVac__similar_gradients_are_tilted_too():
     g = np.array([[1.0, 0], [.6, .8]])
     gv = vaccine(np.full((2, 2), .8))
     treated = gv(gram_of(g), [[1], [0]]) @ g
-    near(treated, [[1.28, .373333], [1.066667, .8]], 1e-6)
+    near(treated, [[1.28, .373333], [1.066667, .8]], 1e-6, mistakes={
+        "it acts on conflict (φ < 0) alone, as surgery does; it must where φ < φᵀ": g})
     near(gv.target[[0, 1], [1, 0]], [.798, .798], 1e-12)
 
 
@@ -786,8 +1110,8 @@ def test_3_3_2_GradVac__equals_the_naive_vector_form_over_steps():
         for _ in range(25):
             g = rng.normal(size=(K, 6)) + rng.normal(size=6)
             orders = [[j for j in rng.permutation(K).tolist() if j != i] for i in range(K)]
-            near(gv(gram_of(g), orders) @ g, naive_gradvac(g, target, orders, beta), 1e-8,
-                 relative=1e-7)
+            want, target = naive_gradvac(g, target, orders, beta)
+            near(gv(gram_of(g), orders) @ g, want, 1e-8, relative=1e-7)
             near(gv.target, target, 1e-9)
 
 
@@ -804,7 +1128,8 @@ def test_3_3_2_GradVac__two_steps_of_a_known_example():
 def test_3_3_2_GradVac__three_tasks():
     g = np.array([[1.0, 0, 0], [-1, 1, 0], [0, -1, 1]])
     C = vaccine(np.full((3, 3), .2), .1)(gram_of(g), [[1, 2], [0, 2], [0, 1]])
-    near(C, [[1, .602062, .385143], [1.204124, 1, .606230], [.288675, .805905, 1]], 1e-6)
+    near(C, [[1, .602062, .385143], [1.204124, 1, .606230], [.288675, .805905, 1]], 1e-6,
+         "the running g_i', its dot products and its norm, against the ORIGINAL g_j?")
     near(C.sum(-2) @ g, [.084832, .416594, 1.991373], 1e-6)
 
 
@@ -816,7 +1141,7 @@ def test_3_3_2_GradVac__target_follows_also_when_it_is_exceeded():
         phi = np.clip(rng.normal(.3, .1), -1, 1)
         C = gv(np.array([[1, phi], [phi, 1]]), [[1], [0]])
         fired += C[0, 1] > 0
-    near(gv.target[0, 1], .3, .06, "the target is only updated when it acts")
+    near(gv.target[0, 1], .3, .06, "φᵀ must follow φ always, not only where φ < φᵀ")
     assert 100 < fired < 300, f"got {fired} of 400 times, expected about half"
 
 
@@ -829,8 +1154,9 @@ def test_3_3_2_GradVac__opposite_gradients_cancel():
 
 def test_3_3_2_GradVac__zero_gradient_leaves_all_alone():
     gv = vaccine(np.full((2, 2), .5))
-    near(gv(gram_of([[1, 2], [0, 0]]), [[1], [0]]), np.eye(2), 0)
-    near(gv.target, np.full((2, 2), .5), 0)
+    near(gv(gram_of([[1, 2], [0, 0]]), [[1], [0]]), np.eye(2), 0,
+         "a zero gradient has no angle: nothing is tilted")
+    near(gv.target, np.full((2, 2), .5), 0, "a zero gradient has no angle: φᵀ stays")
 
 
 def test_3_3_2_GradVac__rounding_never_makes_a_nan():
@@ -838,8 +1164,20 @@ def test_3_3_2_GradVac__rounding_never_makes_a_nan():
     for scale in (1.0, 1e-12, 1e12):
         g = np.array([[1.0, 1e-9], [-1, 1e-9], [1, 1e-9]]) * scale / 3
         for _ in range(10):
-            assert np.isfinite(gv(gram_of(g), rng=np.random.default_rng(0))).all()
+            assert np.isfinite(gv(gram_of(g), rng=np.random.default_rng(0))).all(), (
+                "a root of a number that rounding has made negative?")
+    rng = np.random.default_rng(1)
+    for _ in range(50):     # ‖g_i‖² - (g_i · g_j)² / ‖g_j‖² is 0, or a bit less
+        g = np.outer(rng.normal(size=3), rng.normal(size=7))
+        assert np.isfinite(gv(gram_of(g), rng=rng)).all(), (
+            "a root of a number that rounding has made negative?")
     assert np.isfinite(gv.target).all()
+
+
+def test_3_3_2_GradVac__target_near_1_is_clamped():
+    # φᵀ = 1 would tilt for ever. Clamped: w = .999 / √(1 - .999²) = 22.343906.
+    near(vaccine(np.ones((2, 2)))(np.eye(2), [[1], [0]]), [[1, 22.343906], [22.343906, 1]],
+         1e-5, "|φᵀ| is clamped to CLAMP where it is used")
 
 
 def test_3_3_2_GradVac__size_of_the_other_gradient_does_not_matter():
@@ -922,8 +1260,35 @@ def test_3_3_update__D2_treatment_needs_each_gradient_for_itself():
 def test_3_3_update__D5_accumulated_gradients_are_averaged():
     # Batches of size 1 and 3 on task 0, then their mean, 2: not the printed sum, 4.
     flat, _ = toy_step(multitask.plain_sum, [{0: 1.0, 1: 1.0}, {0: 3.0, 1: 1.0}])
-    near(flat.G[0], [2 - 1, 1, 6, 5], 1e-6, "summed instead of averaged?"
-         if abs(flat.G[0, 2] - 12) < 1e-5 else "")
+    near(flat.G[0], [2 - 1, 1, 6, 5], 1e-6, mistakes={
+        "accumulated gradients are summed, not averaged": [2, 2, 12, 10],
+        "only the last batch counts": [2, 1, 9, 5],
+        "only the last batch counts, and only in part": [1, .5, 4.5, 2.5],
+        "only the first batch counts": [0, 1, 3, 5]})
+
+
+def test_3_3_update__rows_are_emptied_first_and_losses_are_averaged():
+    # Losses at w = h = 1: task 0 has 1 + 3 = 4, task 1 has 0 + 5.
+    flat, loss_fn = toy()
+    flat.theta.fill_(1.0)
+    for _ in range(2):
+        logs = multitask.backward(flat, [{0: 1.0, 1: 1.0}, {0: 3.0, 1: 1.0}], loss_fn,
+                                  {0: 0, 1: 1})
+    near(flat.G, [[2, 0, 6, 0], [-1, 1, 0, 5]], 1e-6, mistakes={
+        "the last step's gradients are still in G": [[4, 0, 12, 0], [-2, 2, 0, 10]],
+        "all tasks were added up in one row": [[1, 1, 6, 5], [0, 0, 0, 0]]})
+    near([logs["loss_0"], logs["loss_1"]], [8, 5], 1e-5, mistakes={
+        "the logged losses are summed over the micro-batches": [16, 10],
+        "only the last micro-batch's loss is logged": [12, 5],
+        "the logged losses were divided twice": [4, 2.5]})
+
+
+def test_3_3_update__tasks_that_share_a_row_are_added_up_there():
+    # Without treatment one row collects the sum of the tasks' gradients.
+    flat, loss_fn = toy(rows=1)
+    multitask.backward(flat, [{0: 1.0, 1: 1.0}], loss_fn, {0: 0, 1: 0})
+    near(flat.G[0], [0, 1, 3, 5], 1e-6, mistakes={
+        "the row was emptied between two tasks": [-1, 1, 0, 5]})
 
 
 def test_3_3_update__treatment_comes_after_the_last_batch():
@@ -1100,6 +1465,10 @@ def test_3_3_Stream__position_is_all_its_state():
     b = data.Stream(lengths, 4, (7, 1))
     b.position = list(a.position)
     assert all((a.next() == b.next()).all() for _ in range(100))
+    first, again = (data.Stream(lengths, 4, (7, 1)) for _ in range(2))
+    again.restart()
+    assert ({i for _ in range(64) for i in first.next()}
+            != {i for _ in range(64) for i in again.next()}), "restart() draws a new order"
     a.restart()
     assert a.position == [1, 0] and not (
         a.next() == data.Stream(lengths, 4, (7, 1)).next()).all()
@@ -1107,17 +1476,57 @@ def test_3_3_Stream__position_is_all_its_state():
 
 # --- 3.4 Comparison contextual embeddings ---
 
+def naive_truncate_pair(a, b, budget):
+    """One token at a time from the longer side, from b on a tie."""
+    while a + b > budget:
+        a, b = (a - 1, b) if a > b else (a, b - 1)
+    return a, b
+
+
+def test_3_4_truncate_pair__by_hand():
+    same(data.truncate_pair(5, 5, 9), (5, 4), mistakes={
+        "on a tie a was cut; b must be": (4, 5)})
+    same(data.truncate_pair(10, 3, 9), (6, 3), mistakes={
+        "only b was cut": (9, 0), "both were cut to a half": (4, 3),
+        "both were cut by the same number": (8, 1), "a half each, the rest to a": (5, 3)})
+
+
 def test_3_4_truncate_pair__equals_dropping_one_token_at_a_time():
     for a, b, n, want in ((10, 3, 9, (6, 3)), (5, 5, 9, (5, 4)), (5, 5, 7, (4, 3)),
                           (3, 10, 9, (3, 6)), (7, 6, 4, (2, 2)), (0, 5, 3, (0, 3))):
-        assert data.truncate_pair(a, b, n) == want, (a, b, n)
-    for a in range(12):
-        for b in range(12):
-            for n in range(20):
-                x, y = a, b
-                while x + y > n:
-                    x, y = (x - 1, y) if x > y else (x, y - 1)
-                assert data.truncate_pair(a, b, n) == (x, y), (a, b, n)
+        same(data.truncate_pair(a, b, n), want, f"lengths {a} and {b}, budget {n}")
+    for a in range(8):
+        for b in range(8):
+            for n in range(14):
+                same(data.truncate_pair(a, b, n), tuple(naive_truncate_pair(a, b, n)),
+                     f"lengths {a} and {b}, budget {n}")
+
+
+def test_3_4_join_pair__by_hand():
+    row, segments = data.join_pair([7, 8], [9], 2, 3, 40)
+    same(list(row), [2, 7, 8, 3, 9, 3], mistakes={
+        "the [SEP] between the sentences is missing": [2, 7, 8, 9, 3],
+        "the last [SEP] is missing": [2, 7, 8, 3, 9],
+        "a second [CLS] stands before b": [2, 7, 8, 3, 2, 9, 3],
+        "[CLS] is missing": [7, 8, 3, 9, 3]})
+    same(list(segments), [0, 0, 0, 0, 1, 1], mistakes={
+        "the first [SEP] was counted to b; its segment is 0": [0, 0, 0, 1, 1, 1],
+        "the last [SEP] was counted to a; its segment is 1": [0, 0, 0, 0, 1, 0],
+        "segments begin at 1": [1, 1, 1, 1, 2, 2],
+        "segments are all 0": [0, 0, 0, 0, 0, 0]})
+
+
+def test_3_4_join_pair__long_texts_are_cut_and_keep_their_separators():
+    # 12 in all, 9 of them words: 6 and 3 are left of 10 and 3.
+    row, segments = data.join_pair(list(range(10, 20)), [20, 21, 22], 2, 3, 12)
+    same(list(row), [2, 10, 11, 12, 13, 14, 15, 3, 20, 21, 22, 3],
+         "max_length counts [CLS] and both [SEP]s", mistakes={
+        "the whole row was cut at its end": [2, *range(10, 20), 3],
+        "only two special tokens were counted":
+            [2, 10, 11, 12, 13, 14, 15, 16, 3, 20, 21, 22, 3],
+        "special tokens were not counted": [2, *range(10, 19), 3, 20, 21, 22, 3],
+        "the words' beginnings were cut off": [2, *range(14, 20), 3, 20, 21, 22, 3]})
+    same(list(segments), [0] * 8 + [1] * 4)
 
 
 def test_3_4_collate__pair_as_one_sequence():
@@ -1153,10 +1562,19 @@ def test_3_4_collate__long_texts_are_cut_and_keep_their_separators():
 
 def test_3_5_divergence__by_hand():
     # P = (.75, .25), Q = (.5, .5): ¼ ln 1.5 - ¼ ln .5 = ¼ ln 3; as coins the same.
-    a, b = torch.tensor([[math.log(3), 0.0]]), torch.zeros(1, 2)
-    near(smart.symmetric_kl(a, b), .25 * math.log(3), 1e-6)
-    near(smart.binary_symmetric_kl(a[0, :1], b[0, :1]), .25 * math.log(3), 1e-6)
-    near(smart.squared_difference(torch.tensor([1.0, 3]), torch.tensor([1.0, 1])), 2.0)
+    a, b = torch.tensor([[math.log(3), 0.0]] * 2), torch.zeros(2, 2)
+    quarter = .25 * math.log(3)
+    mistakes = {"it is KL(P‖Q) alone, not symmetric": .130812,
+                "it is KL(Q‖P) alone, not symmetric": .143841,
+                "half of the sum was taken": quarter / 2,
+                "it is summed over the batch, not averaged": 2 * quarter}
+    near(smart.symmetric_kl(a, b), quarter, 1e-5, mistakes={
+        **mistakes, "the sign is wrong": -quarter})
+    near(smart.binary_symmetric_kl(a[:, 0], b[:, 0]), quarter, 1e-5, mistakes={
+        **mistakes, "the difference of probabilities was squared": .0625})
+    near(smart.squared_difference(torch.tensor([1.0, 3]), torch.tensor([1.0, 1])), 2.0,
+         mistakes={"it is summed over the batch, not averaged": 4.0,
+                   "the difference is not squared": 1.0})
 
 
 def test_3_5_divergence__symmetric_zero_at_equality_and_never_negative():
@@ -1171,11 +1589,15 @@ def test_3_5_divergence__symmetric_zero_at_equality_and_never_negative():
         assert torch.isfinite(huge), "not stable for large logits"
 
 
-def test_3_5_divergence__equals_the_two_kls():
-    a, b = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0))
+def naive_symmetric_kl(a, b):
     p, q = a.softmax(-1), b.softmax(-1)
-    want = ((p * (p / q).log()).sum(-1) + (q * (q / p).log()).sum(-1)).mean()
-    near(smart.symmetric_kl(a, b), want, 1e-6, "sum over classes, mean over the batch")
+    return ((p * (p / q).log()).sum(-1) + (q * (q / p).log()).sum(-1)).mean()
+
+
+def test_3_5_divergence__equals_the_two_kls():
+    a, b = (torch.arange(70) * 7 % 11 - 5).view(2, 7, 5) / 4
+    near(smart.symmetric_kl(a, b), naive_symmetric_kl(a, b), 1e-6,
+         "sum over classes, mean over the batch")
 
 
 def test_3_5_divergence__shapes_that_would_broadcast_are_refused():
@@ -1197,7 +1619,18 @@ def test_3_5_smoothness__one_step_by_hand():
     noise = torch.tensor([[[1e-5, 0.0]]], dtype=torch.float64)
     logits, R = smart.smoothness(coin, x, smart.binary_symmetric_kl, 1e-5, noise=noise)
     near(logits, [1.0])
-    near(R, 1.7695e-10, 1e-14)
+    near(R, 1.76949513e-10, 1e-17)
+
+
+def test_3_5_smoothness__a_wide_radius_by_hand():
+    # As above with ε = ½: δ = (½, -½), f goes from 1 to 2.5, (σ(2.5) - σ(1)) · 1.5.
+    x, noise = torch.ones(1, 1, 2), torch.tensor([[[.5, 0.0]]])
+    _, R = smart.smoothness(coin, x, smart.binary_symmetric_kl, .5, noise=noise)
+    near(R, .289625, 1e-5, mistakes={
+        "δ goes down the gradient; the worst change is wanted": .530277,
+        "there is no ascent: δ is still the noise": .149738,
+        "δ was not clamped to ±ε": 33.886619,
+        "x itself was not perturbed": 0.0})
 
 
 def test_3_5_smoothness__is_zero_at_radius_zero_even_under_dropout():
@@ -1205,7 +1638,15 @@ def test_3_5_smoothness__is_zero_at_radius_zero_even_under_dropout():
     task, batch = model.tasks["sst"], tiny_batch(True, pair=False)[1]
     logits, R = smart.smoothness(lambda x: model.logits(task, x, batch), model.embed(batch),
                                  task.divergence, 0.0)
-    near(R, 0, 1e-12, "the passes use different dropout masks")
+    near(R, 0, 1e-12, "the passes draw different dropout masks")
+
+
+def test_3_5_smoothness__all_passes_share_one_dropout_mask():
+    # Without change R is 0, however the mask falls.
+    torch.manual_seed(0)
+    _, R = smart.smoothness(lambda x: F.dropout(x, .5).sum((1, 2)), torch.ones(2, 3, 4),
+                            smart.squared_difference, 0.0)
+    near(R, 0, 1e-12, "the passes draw different dropout masks")
 
 
 def test_3_5_smoothness__the_random_generator_moves_as_for_one_pass():
@@ -1221,7 +1662,8 @@ def test_3_5_smoothness__the_random_generator_moves_as_for_one_pass():
     torch.manual_seed(0)
     torch.randn_like(x)
     f(x)
-    near(torch.rand(1), after, 0)
+    near(torch.rand(1), after, 0,
+         "draw the noise first, then set the generator back before every further pass")
 
 
 def test_3_5_smoothness__perturbation_stays_inside_the_radius_and_off_the_padding():
@@ -1234,7 +1676,9 @@ def test_3_5_smoothness__perturbation_stays_inside_the_radius_and_off_the_paddin
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]])
     smart.smoothness(f, x, smart.squared_difference, .05, steps=2, attention_mask=mask)
     change = (seen[-1] - x).abs()
-    assert len(seen) == 4, "a clean pass, one for each ascent step, a last one"
+    same(len(seen), 4, "a clean pass, one for each ascent step, a last one", mistakes={
+        "there is one ascent step, whatever `steps` says": 3,
+        "the clean pass is made twice": 5})
     assert change.max() <= .05 + 1e-6, f"got {change.max()}, radius is .05"
     assert change.max() > .049, "the ascent should reach the boundary"
     assert not change[mask == 0].any(), "padding was perturbed"
@@ -1264,7 +1708,22 @@ def test_3_5_smoothness__start_at_zero_would_find_no_direction():
                             noise=torch.zeros(1, 1, 2))
     near(R, 0, 0)
     torch.manual_seed(0)
-    assert smart.smoothness(coin, x, smart.squared_difference, 1e-2)[1] > 1e-5
+    assert smart.smoothness(coin, x, smart.squared_difference, 1e-2)[1] > 1e-5, (
+        "δ started at 0, where there is no direction; it starts as noise")
+
+
+def test_3_5_smoothness__rows_do_not_depend_on_their_batch_mates():
+    # f = s · x₁ with s = 1 and 1000, from δ = .01: a step must reach ε in both rows.
+    scale, seen = torch.tensor([1.0, 1000.0]), []
+
+    def f(x):
+        seen.append(x.detach() - 1)
+        return scale * x[:, 0, 0]
+    smart.smoothness(f, torch.ones(2, 1, 1), smart.squared_difference, .1,
+                     noise=torch.full((2, 1, 1), .01))
+    near(seen[-1].flatten(), [.1, .1], 1e-6, mistakes={
+        "‖g‖_∞ is taken over the whole batch; each row has its own": [.01001, .1]},
+        likely="‖g‖_∞ is each row's own")
 
 
 def test_3_5_smoothness__gradient_flows_through_both_sides():
@@ -1274,14 +1733,29 @@ def test_3_5_smoothness__gradient_flows_through_both_sides():
     _, R = smart.smoothness(lambda x: w * x[:, 0, 0], torch.ones(1, 1, 1),
                             smart.squared_difference, .1, noise=torch.full((1, 1, 1), .1))
     R.backward()
-    near(w.grad, 2 * 2 * .01, 1e-5, "one side is detached")
+    near(w.grad, 2 * 2 * .01, 1e-5, "one side is detached", mistakes={
+        "the clean side is detached: the gradient must flow through both": .44,
+        "the perturbed side is detached": -.4})
+
+
+def test_3_5_smoothness__gradient_reaches_the_embeddings():
+    # f = x², x = 1, δ = .1: R = (1.21 - 1)², and ∂R/∂x = 2 · .21 · (2.2 - 2) = .084.
+    x = torch.ones(1, 1, 1, requires_grad=True)
+    _, R = smart.smoothness(lambda x: x[:, 0, 0] ** 2, x, smart.squared_difference, .1,
+                            noise=torch.full((1, 1, 1), .1))
+    R.backward()
+    assert x.grad is not None, "R_s has no gradient with respect to x; was x detached?"
+    near(x.grad, [[[.084]]], 1e-5, mistakes={
+        "the penalty is on a detached copy of x": [[[-.84]]],
+        "the clean side is detached": [[[.924]]]})
 
 
 def test_3_5_smoothness__task_gradients_are_untouched_by_the_ascent():
     w = torch.nn.Parameter(torch.tensor(2.0))
     smart.smoothness(lambda x: w * x[:, 0, 0], torch.ones(1, 1, 1),
                      smart.squared_difference, .1)
-    assert w.grad is None
+    assert w.grad is None, ("the ascent left gradients in .grad; torch.autograd.grad asks "
+                            "for ∂/∂δ alone")
 
 
 def test_3_5_Teacher__follows_by_hand():
@@ -1295,8 +1769,10 @@ def test_3_5_Teacher__follows_by_hand():
         flat.theta.fill_(value)
         teacher.follow(flat.theta, .99)
         path.append(teacher.model.weight.item())
-    near(path, [.01, .0299, .059601], 1e-6,
-         "θ̃ shares memory with θ" if path[0] == 1 else "β and 1 - β swapped?")
+    near(path, [.01, .0299, .059601], 1e-6, mistakes={
+        "θ̃ shares memory with θ": [1, 2, 3],
+        "β and 1 - β are exchanged": [.99, 1.9899, 2.989899],
+        "θ̃ is not what the teacher's model uses": [0, 0, 0]})
 
 
 def test_3_5_Teacher__is_a_copy_in_eval_mode_without_gradient():
@@ -1305,10 +1781,37 @@ def test_3_5_Teacher__is_a_copy_in_eval_mode_without_gradient():
     teacher = smart.Teacher(model, flat)
     batch = tiny_batch(True)[1]
     a, b = (teacher(model.tasks["para"], batch) for _ in range(2))
-    assert torch.equal(a, b) and not a.requires_grad
+    assert torch.equal(a, b), "the teacher is in training mode: dropout makes it random"
+    assert not a.requires_grad, "the teacher's output must carry no gradient"
     near(a, model.eval()(model.tasks["para"], batch), 1e-6)
     assert (model.bert.pooler.weight.data_ptr()
             != teacher.model.bert.pooler.weight.data_ptr())
+
+
+def test_3_5_Teacher__owns_its_parameters():
+    layer = torch.nn.Linear(2, 1)
+    flat = optim.FlatParameters({"w": list(layer.named_parameters())}, 1)
+    teacher = smart.Teacher(layer.train(), flat)
+    with torch.no_grad():
+        flat.theta.zero_()
+    assert teacher.theta.any(), "θ̃ shares memory with θ; clone it"
+    for name, p in teacher.model.named_parameters():
+        assert not p.requires_grad, f"{name} of the teacher would be trained"
+        near(p.flatten(), teacher.theta[flat.place[name]], 0, f"{name} is no view of θ̃")
+    assert layer.training and not teacher.model.training, (
+        "the teacher is in training mode, or the model no longer is")
+    assert layer.weight.requires_grad, "the model itself can no longer be trained"
+
+
+def test_3_5_bregman__by_hand():
+    # ℓ_s = mean (a - b)² is ((3 - 1)² + (2 - 2)²) / 2 = 2, ∂/∂a = (2, 0).
+    a = torch.tensor([3.0, 2.0], requires_grad=True)
+    b = torch.tensor([1.0, 2.0], requires_grad=True)
+    D = smart.bregman(a, b, lambda a, b: (a - b).square().mean())
+    near(D, 2.0, 1e-6)
+    D.backward()
+    near(a.grad, [2, 0], 1e-6, "the gradient goes to the model's own logits")
+    assert b.grad is None, "the teacher's logits got a gradient; detach them"
 
 
 def test_3_5_bregman__D7_at_theta_itself_value_and_gradient_are_zero():
@@ -1378,8 +1881,24 @@ def test_3_6_Head__relu_between_but_not_after():
         head.layers[0].weight.copy_(torch.tensor([[1.0, 0], [-1, 0], [0, 1]]))
         head.layers[1].weight.copy_(torch.tensor([[-1.0, -10, -1]]))
     # h = (2, 3): hidden (2, -2 -> 0, 3): -2 - 3 = -5
-    near(head(torch.tensor([[2.0, 3.0]])), [-5.0], 1e-6,
-         "ReLU missing, or after the last layer?")
+    near(head(torch.tensor([[2.0, 3.0]])), [-5.0], 1e-6, mistakes={
+        "ReLU is missing": [15.0], "ReLU stands after the last layer too": [0.0],
+        "one output keeps its dimension: squeeze [B, 1] to [B]": [[-5.0]]})
+
+
+def test_3_6_Head__dropout_stands_before_every_linear_layer():
+    # Two layers x + 1 with p = ½: h is 0 or 2, so the hidden number 1 or 3, of which
+    # dropout makes 0, 2 or 6; plus 1.
+    torch.manual_seed(0)
+    head = heads.Head([1, 1, 1], 0.5).train()
+    for layer in head.layers:
+        torch.nn.init.ones_(layer.weight)
+        torch.nn.init.ones_(layer.bias)
+    same(sorted(set(head(torch.ones(200, 1)).tolist())), [1, 3, 7], mistakes={
+        "there is no dropout": [3],
+        "dropout stands after the linear layers": [0, 2, 4, 6, 10],
+        "only the last layer has dropout": [1, 5],
+        "only the first layer has dropout": [2, 4]})
 
 
 # --- 4.1 Text ---
@@ -1407,6 +1926,7 @@ def test_4_1_WordPiece__greedy_longest_match_first():
     def words(text):
         return [tokenizer.tokens[i] for i in tokenizer(text)]
     assert words("unaffable") == ["un", "##aff", "##able"]
+    same(words("cat"), ["cat"], "the longest match, though c is a piece too")
     assert words("unaffableX") == ["[UNK]"], "an unmatched rest makes the whole word [UNK]"
     assert words("Plays, playing") == ["play", "##s", ",", "play", "##ing"]
     assert words("it's $5.00/a_b") == ["it", "'", "[UNK]", "$", "5", ".", "00", "/", "a",
@@ -1628,33 +2148,51 @@ def test_4_1_BertConfig__nonsense_is_refused_by_name():
 # --- 4.2 Evaluation ---
 
 def test_4_2_accuracy__by_hand():
-    near(heads.accuracy([1, 2, 3, 4], [1, 0, 3, 0]), .5, 0)
+    near(heads.accuracy([1, 2, 3, 4], [1, 0, 3, 3]), .5, 0, mistakes={
+        "the right ones are counted, not their share": 2.0,
+        "it is a percentage": 50.0})
+    near(heads.accuracy([1, 2, 3], [1, 0, 0]), 1 / 3, 1e-9, mistakes={
+        "it is the share of wrong ones": 2 / 3})
+
+
+def numpys_pearson(x, y):
+    return np.corrcoef(x, y)[0, 1]
 
 
 def test_4_2_pearson__by_hand():
     # (1,2,3) and (1,2,4): deviations (-1,0,1), (-4/3,-1/3,5/3): 3 / √(2 · 14/3) = .981981.
-    near(heads.pearson([1, 2, 3], [1, 2, 4]), 3 / math.sqrt(28 / 3), 1e-12)
-    near(heads.pearson([1, 2, 3], [30, 20, 10]), -1, 1e-12)
+    near(heads.pearson([1, 2, 3], [1, 2, 4]), 3 / math.sqrt(28 / 3), 1e-9, mistakes={
+        "the means are not subtracted: that is the cosine": .991460134,
+        "it is r², the square": 27 / 28, "it is the covariance": 1.0,
+        "it is the covariance, not divided": 3.0, "the root is missing": 9 / 28,
+        "a sum was divided by n, the other by n - 1": 2 / math.sqrt(28 / 3),
+        "it is Spearman's, on ranks": 1.0})
+    near(heads.pearson([1, 2, 3], [30, 20, 10]), -1, 1e-12,
+         "r has a sign: below 0 where one falls as the other rises")
     x, y = np.random.default_rng(0).normal(size=(2, 50))
-    near(heads.pearson(x, y), np.corrcoef(x, y)[0, 1], 1e-12)
+    near(heads.pearson(x, y), numpys_pearson(x, y), 1e-12)
     near(heads.pearson(2 * x + 100, y), heads.pearson(x, y), 1e-10)
 
 
 def test_4_2_pearson__constant_prediction_is_zero_and_says_so():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert heads.pearson([0.1] * 7, range(7)) == 0.0
+        near(heads.pearson([0.1] * 7, range(7)), 0.0, 0, "0/0 is reported as 0")
+    assert caught, "got no warning that r is undefined"
     assert "undefined" in str(caught[0].message)
 
 
 def test_4_2_overall_score__D12_recomputes_the_reports_column():
     def overall(*scores):
         return heads.overall_score(dict(zip(heads.tasks(), scores)))
-    near(overall(.517, .871, .891), .778, 5e-4, "r must be moved to (r + 1) / 2")
+    near(overall(.517, .871, .891), .778, 5e-4, mistakes={
+        "r was not moved to (r + 1) / 2": .759667,
+        "the scores were added up, not averaged": 2.3335})
     near(overall(.52, .43, .057), .493, 5e-4)           # printed 0.0493
     near(overall(.521, .854, .887), .773, 5e-4)         # printed 0.772
     sts = heads.tasks()[2]
-    near(heads.overall_score({sts: 0.5}), .75, 0)
+    near(heads.overall_score({sts: 0.5}), .75, 1e-9, mistakes={
+        "the sum was divided by 3; it must be by the number of tasks": .25})
 
 
 def test_4_2_outputs__probabilities_belong_to_the_predictions():
@@ -1686,7 +2224,7 @@ def test_4_2_evaluate__order_of_the_file_and_mode_of_the_model():
     alone = [model(task, data.collate(dataset, [i], FakeTokenizer, True, 40))
              for i in range(4)]
     near(got, torch.cat(alone), 1e-5, "predictions must come back in the file's order")
-    near(score, np.corrcoef(got, dataset.labels)[0, 1], 1e-6)
+    near(score, heads.pearson(got, dataset.labels), 1e-6)
 
 
 def test_4_2_read_predictions__gives_back_what_was_written():
@@ -2905,6 +3443,113 @@ def test_tools_predict__refusals_are_one_line():
     assert not output, "nothing is answered before all is read"
 
 
+def test_tools_make_assignment__holes_filled_in_any_order_turn_done_one_by_one():
+    # round_trip() asserts it after each hole; make_assignment.py --check tries all parts.
+    module, lines = tool("make_assignment"), []
+    parts = module.load_parts(os.path.join(ROOT, "tools", "assignment.json"),
+                              ["attention", "PCGrad", "Gradient Vaccine"])
+    module.round_trip(parts, [parts, parts[::-1]], lines.append)
+    same([line.split()[0] for line in lines][2::3], ["30.00", "30.00"])
+
+
+def test_tools_make_assignment__no_solution_is_left_in_the_students_tree():
+    module, out = tool("make_assignment"), os.path.join(tempfile.mkdtemp(), "student")
+    parts = module.make(out, module.load_parts(os.path.join(ROOT, "tools",
+                                                            "assignment.json")))
+
+    def expressions(tree):
+        """What is computed anywhere in it, but for what is too short to be telling."""
+        values = (getattr(node, "value", None) for node in ast.walk(tree)
+                  if isinstance(node, (ast.Assign, ast.AugAssign, ast.Return, ast.Expr)))
+        return {text for text in (ast.unparse(v) for v in values if isinstance(v, ast.AST))
+                if len(text) > 45}
+    answers, theirs, everything = set(), set(), ""
+    for part in parts:
+        for function in part["functions"]:
+            answers |= expressions(ast.Module(module.original(function)[3].body[1:], []))
+    for folder, _, names in os.walk(out):
+        assert not folder.endswith(("__pycache__", ".git")), folder
+        for name in names:
+            text = module.read(folder, name)
+            everything += text
+            if name.endswith(".py"):
+                theirs |= expressions(ast.parse(text))
+    assert len(answers) > 30 and not answers & theirs, answers & theirs
+    assert "mutants.py" not in os.listdir(os.path.join(out, "tools"))
+    for call in ("scaled_dot_product_attention(", "corrcoef(", "treated[i]", "while a + b"):
+        assert call not in everything, f"{call} would be an answer"
+
+
+def test_tools_make_assignment__handout_ladder_and_train_name_what_is_open():
+    module, out = tool("make_assignment"), os.path.join(tempfile.mkdtemp(), "student")
+    parts = module.make(out, module.load_parts(
+        os.path.join(ROOT, "tools", "assignment.json"), ["AdamW", "Gradient Vaccine"]))
+    text = module.read(out, "ASSIGNMENT.md")
+    for words in ("## 3.1 AdamW (10 points)", "m = β₁ m + (1 - β₁) g", "Write `AdamW",
+                  '`python test_all.py "3.3.2 Gradient Vaccine"`', "- three tasks"):
+        assert words in text, f"{words!r} is not in the handout"
+    states, results = module.climb(out, parts)
+    assert states == {"3.1 AdamW": "todo", "3.3.2 GradVac": "todo"}
+    assert sum(r["points"] for r in results) == 0, "points for nothing"
+
+    def work(test_all):         # vaccine needs both; the folder of the run goes away again
+        errors, before = io.StringIO(), set(os.listdir(tempfile.tempdir))
+        try:
+            test_all.run_train("--option", "gvac")
+        except NotImplementedError as hole:
+            with contextlib.redirect_stderr(errors):
+                sys.excepthook(type(hole), hole, None)
+        left = [os.listdir(os.path.join(tempfile.tempdir, name))
+                for name in set(os.listdir(tempfile.tempdir)) - before
+                if name.startswith("minbert-run-")]
+        waits = [r["message"] for r in test_all.ladder(["3.3 "], show=lambda line: None)]
+        return errors.getvalue(), left, waits
+    message, left, waits = module.in_child(out, work)
+    same(message.count("\n"), 1, message)
+    assert "3.1 AdamW is still to be written" in message
+    assert "3.3.2 Gradient Vaccine, which is needed here" in message
+    same(left, [[]], "nothing was computed, so no folder must be left")
+    same(set(waits), {"", "waits for 3.1 AdamW"})
+
+
+def test_tools_make_assignment__bad_lists_and_full_folders_are_refused():
+    module = tool("make_assignment")
+    good = dict(section="1", name="x", points=1, functions=["bert.attention"], lines=["a"])
+    for content, word in (("{", "JSON"), ("{}", "section"),
+                          ([{**good, "points": "1"}], "points"),
+                          ([{**good, "functions": ["bert.nothing"]}], "bert.nothing"),
+                          ([{**good, "functions": ["os.remove"]}], "os.remove"),
+                          ([{**good, "functions": ["bert.BertLayer"]}], "no function")):
+        text = content if isinstance(content, str) else json.dumps(content)
+        with refused(word):
+            module.load_parts(os.path.join(write_file(text, "parts.json"), "parts.json"))
+    path = os.path.join(write_file(json.dumps([good]), "parts.json"), "parts.json")
+    with refused("'y'", "x"):
+        module.load_parts(path, ["y"])
+    with refused("new folder"):
+        module.make(os.path.dirname(path), module.load_parts(path))
+
+
+def test_tools_mutants__every_fragment_is_in_the_source():
+    module = tool("mutants")
+    assert sum(map(len, module.MUTANTS.values())) >= 50
+    for mutants in [*module.MUTANTS.values(), *module.EQUIVALENT.values()]:
+        for function, old, new, *_ in mutants:
+            assert module.mutated(ROOT, function, old, new)[1]
+    with refused("fragment not found", "bert.attention", "nowhere"):
+        module.mutated(ROOT, "bert.attention", "nowhere", "")
+
+
+def test_tools_mutants__a_mistake_is_noticed_and_a_harmless_edit_is_not():
+    module = tool("mutants")
+    folder = module.copy_tree()
+    for part, edit in (("4.2 accuracy", ("heads.accuracy", "==", "!=")),
+                       ("3.3.1 PCGrad", ("multitask.pcgrad", " & (norm2 > 0)", ""))):
+        failed = module.attempt(folder, part, *edit)
+        same(["wrong ones" in line for line in failed], [True] if "!=" in edit else [])
+    same(module.failures(folder, "4.2 accuracy"), [], "the file must be put back")
+
+
 # --- Against other software, where it is installed ---
 
 def needed(*modules):
@@ -2993,6 +3638,73 @@ def test_compare_transformers__token_ids_of_the_courses_files_are_the_same():
     assert compared > 0
 
 
+# --- The checks themselves ---
+
+def message_of(f, **more):
+    return run_one(f, **more)[:2]
+
+
+def test_checks_near__says_what_came_and_which_mistake_gives_that():
+    def check():
+        near([1.0, 3.0], [1.0, 2.0], mistakes={"it was halved": [.5, 1],
+                                               "one was added": [1, 3]})
+    state, message = message_of(check)
+    assert state == "FAIL" and "got [1. 3.], expected [1. 2.]" in message
+    assert "looks as if one was added" in message and "halved" not in message
+    assert "shapes [1] and [2]" in message_of(lambda: near([1.0], [1.0, 2.0]))[1]
+    assert "is there a return?" in message_of(lambda: near(None, 1.0))[1]
+    assert "looks as if b" in message_of(lambda: same([1], [2], mistakes={"b": [1]}))[1]
+
+
+def test_checks_run_one__holes_and_failures_are_told_apart():
+    def hole():
+        raise NotImplementedError("3.1 x")
+    same(run_one(hole), ("todo", "3.1 x: hole() in test_all.py", "3.1 x"))
+    # torch's own NotImplementedError is a failure: here, a module without forward().
+    same(message_of(lambda: torch.nn.Module()(1))[0], "FAIL")
+    same(message_of(lambda: sys.exit(3))[0], "FAIL")
+    assert "lack its return" in message_of(lambda: None + 1)[1]
+    assert "not so: " in message_of(lambda: refuse_all())[1]
+
+
+def refuse_all():
+    raise AssertionError
+
+
+def test_checks_run_one__an_endless_loop_ends_as_a_failure():
+    def loop():
+        while True:
+            try:
+                time.sleep(.001)
+            except Exception:       # a student's own net must not catch the alarm
+                pass
+    state, message = message_of(loop, limit=.05)
+    assert state == "FAIL" and "no result after 0.05 s" in message
+
+
+def test_checks_main__points_and_json():
+    path, output = os.path.join(tempfile.mkdtemp(), "results.json"), io.StringIO()
+    part = {"label": "0 checks", "points": 5, "lines": ["checks_near"]}
+    with (contextlib.redirect_stdout(output),
+          unittest.mock.patch.dict(globals(), course_parts=lambda: [part])):
+        same(main(["0 checks", "--points", "--json", path]), 0)
+    with open(path, encoding="utf-8") as file:
+        results = json.load(file)
+    for result in results:
+        same(set(result), {"part", "name", "state", "message", "points", "of"})
+    same({result["part"] for result in results}, {"0 checks"})
+    near(sum(result["points"] for result in results), 5, 1e-3)
+    assert "     5 of    5  0 checks" in output.getvalue()
+    for flags in (["--limit", "0"], ["--json", os.path.join(path, "x")],
+                  ["--data", "nowhere"]):
+        with contextlib.redirect_stderr(io.StringIO()) as errors:
+            try:
+                main(flags)
+            except SystemExit as end:
+                same(end.code, 2)
+        assert flags[0] in errors.getvalue().splitlines()[-1]
+
+
 # --- The ladder ---
 
 def all_tests():
@@ -3009,58 +3721,173 @@ def all_tests():
         yield part, claim.replace("_", " "), f
 
 
-def run_one(f):
-    """-> ("done" | "todo" | "skip" | "FAIL", message)"""
+class TooLong(BaseException):
+    """No Exception, or the `except Exception:` of a student's loop would end it."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds):
+    """Raise TooLong in the body after so many seconds, where the system has SIGALRM."""
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def ring(*_):
+        raise TooLong
+    before = signal.signal(signal.SIGALRM, ring)
+    outer = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again, if it was caught
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *outer)
+        signal.signal(signal.SIGALRM, before)
+
+
+def run_one(f, limit=60.0):
+    """-> ("done" | "todo" | "skip" | "FAIL", message, the open hole's part or "")"""
+    def place(error):
+        """The last line of ours that is not in a comparing function."""
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__)
+                  if os.path.dirname(os.path.abspath(frame.filename)) == ROOT
+                  and frame.name not in ("near", "same", "refused", "ring", "__exit__")]
+        return frames[-1], os.path.basename(frames[-1].filename)
+    try:
+        with (contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(),
+              time_limit(limit)):
             warnings.simplefilter("ignore")
             f()
-    except NotImplementedError as hole:
-        frame = traceback.extract_tb(hole.__traceback__)[-1]
-        return "todo", f"{hole} in {os.path.basename(frame.filename)}"
     except unittest.SkipTest as reason:
-        return "skip", str(reason)
-    except Exception as error:
-        frame = [frame for frame in traceback.extract_tb(error.__traceback__)
-                 if os.path.dirname(os.path.abspath(frame.filename)) == ROOT][-1]
-        where = f"{os.path.basename(frame.filename)}, line {frame.lineno}"
-        kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
-        return "FAIL", f"{kind}{error} ({where})"
-    return "done", ""
+        return "skip", str(reason), ""
+    except (Exception, SystemExit, TooLong) as error:
+        frame, file = place(error)
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        # torch raises NotImplementedError for reasons of its own, which are no holes.
+        if isinstance(error, NotImplementedError) and last.filename == frame.filename:
+            return "todo", f"{error}: {last.name}() in {file}", str(error)
+        message = str(error) or f"not so: {frame.line}"
+        if isinstance(error, TooLong):
+            message = f"no result after {limit:g} s; an endless loop?"
+        elif not isinstance(error, AssertionError):
+            message = f"{type(error).__name__}: {message}"
+            if "NoneType" in message:
+                message += "; does one of your functions lack its return?"
+        return "FAIL", f"{message} ({file}, line {frame.lineno})", ""
+    return "done", "", ""
+
+
+def course_parts():
+    """The parts of the course assignment: tools/assignment.json, or [] without that file.
+
+    label: "3.1 attention", what a hole raises; tests: parts of the ladder, or single tests
+    (make_assignment.py lists those that need the hole), which share the points evenly.
+    """
+    path = os.path.join(ROOT, "tools", "assignment.json")
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8") as file:
+        return [{**part, "label": f"{part['section']} {part['name']}"}
+                for part in json.load(file)]
+
+
+def ladder(words=(), limit=60.0, show=print):
+    """Run the tests whose part has one of `words` in its name, or all.   -> [result, …]
+
+    A result: {"part", "name", "state", "message", "points", "of"}. show() gets each line of
+    the ladder. A test that meets another part's hole is "todo": it waits for that part.
+    """
+    parts, lines, results, following = course_parts(), {}, [], None
+    for line, claim, f in all_tests():
+        owner = next((part for part in parts if line in part["lines"]), None)
+        label = owner["label"] if owner else line
+        if not words or any(word in name for word in words for name in (line, label)):
+            lines.setdefault((line, label, owner is not None), []).append((claim, f))
+    counted = {part["label"]: [f.__name__ for line, _, f in all_tests()
+                               if line in part["lines"]
+                               and f.__name__ in part.get("tests", [f.__name__])]
+               for part in parts}
+    for (line, label, owned), tests in lines.items():
+        states, failures, waits = [], [], []
+        for claim, f in tests:
+            state, message, hole = run_one(f, limit)
+            if state == "todo" and hole == label and following is None:
+                following = message
+            if hole and hole != label:
+                waits += [] if hole in waits else [hole]
+                state, message = "waits", f"waits for {hole}"
+            states.append(state)
+            if state in ("FAIL", "skip"):
+                failures.append(f"{state}: {claim}: {message}")
+            of = 0.0
+            if f.__name__ in counted.get(label, []):
+                part = next(part for part in parts if part["label"] == label)
+                of = part["points"] / len(counted[label])
+            results.append({"part": label, "name": f.__name__,
+                            "state": "todo" if state == "waits" else state,
+                            "message": message, "of": of,
+                            "points": of if state == "done" else 0.0})
+        # What is written of the part itself can be done while its other tests wait.
+        worst = next((s for s in ("FAIL", "todo", "done", "waits") if s in states), "skip")
+        if "waits" in states and (worst == "waits" or worst == "done" and not owned):
+            worst = "todo"
+        show(f"{worst}  {line}  ({states.count('done')} of {len(states)}"
+             + (f"; {states.count('waits')} wait for {', '.join(waits)}" if waits else "")
+             + ")")
+        for failure in failures:
+            show(f"      {failure}")
+    if following:
+        show(f"next: {following}")
+    return results
+
+
+def points_of(results):
+    """Points by part, and in all.   -> lines"""
+    table = []
+    for part in course_parts():
+        own = [result for result in results if result["part"] == part["label"]]
+        if own:
+            table.append((sum(r["points"] for r in own), sum(r["of"] for r in own),
+                          part["label"]))
+    if len(table) > 1:
+        table.append((sum(row[0] for row in table), sum(row[1] for row in table), "in all"))
+    return [f"{got:6.4g} of {of:4.4g}  {label}" for got, of, label in table]
 
 
 def main(argv):
     global DATA
-    if "--data" in argv:
-        at = argv.index("--data")
-        if at + 1 == len(argv) or not os.path.isdir(argv[at + 1]):
-            print("--data needs a folder with the course's nine CSV files", file=sys.stderr)
-            return 2
-        DATA = argv[at + 1]
-        argv = argv[:at] + argv[at + 2:]
-    start, counts, following = time.monotonic(), {}, None
-    parts = {}
-    for part, claim, f in all_tests():
-        if not argv or any(word in part for word in argv):
-            parts.setdefault(part, []).append((claim, f))
-    for part, tests in parts.items():
-        results = [(claim, *run_one(f)) for claim, f in tests]
-        states = [state for _, state, _ in results]
-        for state in states:
-            counts[state] = counts.get(state, 0) + 1
-        worst = next((s for s in ("FAIL", "todo", "done") if s in states), "skip")
-        print(f"{worst}  {part}  ({states.count('done')} of {len(states)})", flush=True)
-        for claim, state, message in results:
-            if state in ("FAIL", "skip"):
-                print(f"      {state}: {claim}: {message}")
-            if state == "todo" and following is None:
-                following = message
-    if following:
-        print(f"next: {following}")
-    print(f"{time.monotonic() - start:.1f} s; {counts.get('todo', 0)} to do")
-    print(f"{counts.get('done', 0)} passed, {counts.get('FAIL', 0)} failed"
-          + (f", {counts['skip']} skipped" if "skip" in counts else ""))
-    return 1 if counts.get("FAIL") else 0
+    p = argparse.ArgumentParser(description="Check every claim, in the report's order.",
+                                usage=argparse.SUPPRESS)
+    p.add_argument("words", nargs="*", help="only parts whose name contains one of these")
+    p.add_argument("--data", metavar="DIR", help="the course's nine CSV files")
+    p.add_argument("--points", action="store_true", help="points by part")
+    p.add_argument("--json", metavar="FILE", help="write a result for each test")
+    p.add_argument("--limit", type=float, default=60.0, metavar="SECONDS",
+                   help="a test that takes longer is a FAIL (60)")
+    args = p.parse_intermixed_args(argv)
+    if args.data and not os.path.isdir(args.data):
+        p.error("--data needs a folder with the course's nine CSV files")
+    if not 0 < args.limit < 1e6:
+        p.error(f"--limit must be above 0 seconds, got {args.limit:g}")
+    if args.points and not course_parts():
+        p.error("--points needs the list of parts, tools/assignment.json")
+    DATA, start = args.data, time.monotonic()
+    try:        # before the tests have run, so that nobody waits for nothing
+        report = open(args.json, "w", encoding="utf-8") if args.json else None
+    except OSError as error:
+        p.error(f"--json {args.json} cannot be written: {error.strerror}")
+    results = ladder(args.words, args.limit, lambda line: print(line, flush=True))
+    if report:
+        with report:
+            json.dump([{**r, "points": round(r["points"], 4), "of": round(r["of"], 4)}
+                       for r in results], report, indent=1, ensure_ascii=False)
+            report.write("\n")
+    if args.points:
+        print("\n".join(points_of(results)))
+    counts = {state: sum(r["state"] == state for r in results)
+              for state in ("done", "FAIL", "todo", "skip")}
+    print(f"{time.monotonic() - start:.1f} s; {counts['todo']} to do")
+    print(f"{counts['done']} passed, {counts['FAIL']} failed"
+          + (f", {counts['skip']} skipped" if counts["skip"] else ""))
+    return 1 if counts["FAIL"] else 0
 
 
 if __name__ == "__main__":
