@@ -39,6 +39,7 @@ EXCHANGES = .5                        # share of scenes altered by an exchange a
 SST_NOISE, PARA_NOISE = .04, .03      # share of labels one class off; flipped
 STS_NOISE = .25                       # standard deviation of what is added to a grade
 BLOCK = 8                             # pre-training lines on one topic
+ECHOES = .35                          # share of pre-training pairs of one text, twice
 
 
 # --- words and templates ---
@@ -436,7 +437,9 @@ def pretraining_lines(rng, n, held_out=frozenset()):
                      caption_lines if kind < .8 else review_lines)(rng)
         for _ in range(BLOCK):
             line = next(block)
-            if len(set(line)) == len(line) and not held_out.intersection(line):
+            if len(line) == 2 and rng.random() < ECHOES:
+                line = line[0], line[0]
+            if not held_out.intersection(line):
                 lines.append(line)
     return lines[:n]
 

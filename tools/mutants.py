@@ -480,7 +480,7 @@ MUTANTS = {
         ("optim.learning_rate_factor", "(step + 1) / rise", "step / rise",
          "first step with rate 0", "rises and falls")],
     "4.3 parse": [
-        ("train.parse", "row[name] if row else value", "value", "Table 1 not read",
+        ("train.parse", "row.get(name, value)", "value", "Table 1 not read",
          "table 1 row"),
         ("plumbing.flags.number", "low <= value <= high and", "True and",
          "ranges not checked", "out of range")],
