@@ -399,6 +399,24 @@ def test_3_1_AdamW__equals_torchs_with_its_eps_moved():
     near(a, b, 1e-12)
 
 
+def test_3_1_FusedAdamW__equals_the_clear_form():
+    # Same paths and same state, with decay, without correction, and with an idle step.
+    for settings in ({}, {"weight_decay": .1}, {"correct_bias": False}, {"eps": 1e-2}):
+        paths = []
+        for kind in (optim.AdamW, optim.FusedAdamW):
+            torch.manual_seed(0)
+            p = torch.nn.Parameter(torch.randn(37, dtype=torch.float64))
+            optimizer, path = kind([p], lr=.01, **settings), []
+            for t in range(20):
+                p.grad = None if t == 7 else torch.randn(37, dtype=torch.float64)
+                optimizer.step()
+                path.append(p.detach().clone())
+            state = optimizer.state[p]
+            paths.append(torch.stack([*path, state["m"], state["v"]]))
+            assert state["step"] == 19 and sorted(state) == ["m", "step", "v"]
+        near(*paths, 1e-13, f"{settings}: is eps moved, and the decay after the step?")
+
+
 def test_3_1_AdamW__the_courses_own_check():
     # Linear(3, 2), 1,000 steps on uniform x with target (x₀ + x₁, -x₂); the numbers are
     # the course's. Its tolerance lets torch's AdamW pass too (off by 1.8e-5); ours doesn't.

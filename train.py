@@ -115,7 +115,8 @@ class Trainer:
         self.vaccine = multitask.GradVac(args.vaccine_beta)
         self.treatment = {"pcgrad": multitask.pcgrad,
                           "gvac": self.vaccine}.get(args.option, multitask.plain_sum)
-        self.optimizer = optim.AdamW(self.flat.param_groups(args.weight_decay), lr=args.lr)
+        self.optimizer = optim.FusedAdamW(self.flat.param_groups(args.weight_decay),
+                                          lr=args.lr)
         # Its own generator: surgery's random orders must not shift anything else's numbers.
         self.rng = np.random.default_rng([args.seed, 3])
         # θ̃ starts as θ_0, and costs a forward pass a batch and P more numbers.
