@@ -1794,6 +1794,21 @@ def plan_of(*flags):
     return train.Trainer(args, model, tokenizer, sets)
 
 
+def test_4_4_train__sparse_rows_of_the_word_table_add_up_to_its_dense_gradient():
+    # Two micro-batches with words in common; ratio on, which takes gradients by itself.
+    G = []
+    for sparse in (True, False):
+        trainer = plan_of("--dropout", "0", "--smart", "--accumulate", "2")
+        table = trainer.model.bert.word_embeddings
+        assert table.sparse, "train.py asks for it on CPUs"
+        table.sparse = sparse
+        assert "smooth_grad_ratio_sst" in trainer.step()
+        G.append(trainer.flat.G.clone())
+    near(*G, 1e-6)
+    place = trainer.flat.place["bert.word_embeddings.weight"]
+    assert G[0][0, place].any()
+
+
 def test_4_4_train__align_sets_the_length_of_an_epoch():
     assert [len(e) for e in plan_of().plan] == [10, 10]
     assert [len(e) for e in plan_of("--align", "sst").plan] == [6, 6]

@@ -94,8 +94,7 @@ class Trainer:
 
     def __init__(self, args, model, tokenizer, train_sets):
         self.args, self.model, self.tokenizer = args, model, tokenizer
-        self.tasks = model.tasks
-        self.train_sets = train_sets
+        self.tasks, self.train_sets = model.tasks, train_sets
         self.device = next(model.parameters()).device
         # What SMART adds to x must survive rounding, or R_s measures the rounding.
         smallest = args.smart_eps if args.smart and args.smart_weight else 1.0
@@ -111,6 +110,9 @@ class Trainer:
         self.rows = {name: k if treated else 0 for k, name in enumerate(args.tasks)}
         self.flat = optim.FlatParameters(model.blocks(), len(set(self.rows.values())))
         # From here on every parameter lies in θ: nothing may move the model any more.
+        # A batch names 500 of 30,000 words. Sparse, only their rows are added to G; else
+        # autograd fills a whole table with zeros first. (On a GPU that costs less.)
+        model.bert.word_embeddings.sparse = self.device.type == "cpu"
         self.regions = multitask.regions(self.flat, args.vaccine_granularity)
         self.vaccine = multitask.GradVac(args.vaccine_beta)
         self.treatment = {"pcgrad": multitask.pcgrad,
@@ -246,10 +248,7 @@ class Trainer:
                 "teacher": None if self.teacher is None else self.teacher.theta}
 
     def save(self, path):
-        """The model and its vocabulary, for best/.
-
-        With the vocabulary beside it the folder is complete: it can be given as --weights.
-        """
+        """The model, for best/; with its vocabulary the folder can be given as --weights."""
         self.model.save_pretrained(path)
         shutil.copyfile(self.tokenizer.path, os.path.join(path, "vocab.txt"))
 
