@@ -228,6 +228,21 @@ def test_3_1_attention__dropout_falls_on_the_weights():
         "dropout must fall on weights, not outputs")
 
 
+def test_3_1_sixteen_bit_dropout__keeps_its_share_and_rescales_it():
+    # 300,001 entries (no multiple of 4) at p = .1: the share dropped has an sd of .0005.
+    torch.manual_seed(0)
+    for p in (.1, .5, .9):
+        x = torch.ones(300001, requires_grad=True)
+        y = bert.sixteen_bit_dropout(x, p)
+        near((y == 0).double().mean(), p, .004, "a 16-bit number is -32768 to 32767")
+        near(y[y != 0], torch.full_like(y[y != 0], 1 / (1 - p)), 1e-3)
+        y.sum().backward()
+        assert torch.equal(x.grad, y), "what was dropped gets no gradient"
+        # neighbours, which share a random number, drop independently: p² of them both
+        near(((y[:-1] == 0) & (y[1:] == 0)).double().mean(), p * p, .004)
+    assert torch.equal(bert.sixteen_bit_dropout(x, 0.0), x)
+
+
 def test_3_1_BertLayer__equals_torchs_post_norm_layer():
     layer = small_bert().layers[0]
     H = SMALL.hidden_size
