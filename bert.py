@@ -109,7 +109,9 @@ def sixteen_bit_dropout(x, p):
     dropped = round(p * 65536)
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2 ** 63, None)
     bits = bits.view(torch.int16)[:x.numel()].view(x.shape)     # each -32768 … 32767
-    return x * ((bits >= dropped - 32768).to(x.dtype) * (65536 / (65536 - dropped)))
+    # out: the comparison writes 0 and 1 as x's own type, which saves a slow copy from bool.
+    keep = torch.ge(bits, dropped - 32768, out=torch.empty(x.shape, dtype=x.dtype))
+    return x * keep.mul_(65536 / (65536 - dropped))
 
 
 class Dropout(nn.Dropout):
