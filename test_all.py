@@ -2445,6 +2445,39 @@ def test_tools_pretrain__needs_texts_and_one_kind_of_start():
     one_line(status, errors, "empty.txt", "texts")
 
 
+def test_tools_bench__both_sides_of_surgery_and_vaccine_compute_the_same():
+    # Two tasks, so that no random order matters; three steps, so that φᵀ moves.
+    bench, torch_rng = tool("bench"), torch.Generator().manual_seed(0)
+    vaccine, target = multitask.GradVac(), [[0.0] * 2, [0.0] * 2]
+    for _ in range(3):
+        rows = torch.randn(2, 10, generator=torch_rng, dtype=torch.float64)
+        rows[1] -= rows[0]
+        copies = [[row[:6].view(2, 3), row[6:]] for row in rows]
+        for C, state in ((multitask.pcgrad(gram_of(rows.numpy()), [[1], [0]]), None),
+                         (vaccine(gram_of(rows.numpy()), [[1], [0]]), target)):
+            got = bench.project_copies(copies, state)
+            near(torch.cat([g.flatten() for g in got]), C.sum(0) @ rows.numpy(), 1e-9)
+
+
+def test_tools_bench__counts_operations_and_marks_misses():
+    # One layer, H = 16, wide 32: 4·16² + 2·16·32 = 2048 numbers. Two rows of three tokens:
+    # 2·6·(2048 + 2·3·16) = 25728 operations.
+    bench = tool("bench")
+    config = bert.BertConfig(**{**vars(SMALL), "hidden_size": 16, "num_hidden_layers": 1,
+                                "intermediate_size": 32})
+    batch = data.Batch(torch.zeros(2, 3), None, None, None)
+    assert bench.matrices(config) == 2048
+    assert bench.forward_operations(config, {"sst": batch}) == 25728
+    table = bench.markdown({"machine": "M", "repeats": 3, "lines": {
+        "a": [bench.row("a", "x", .5, 2.0, 5.0, 1.0), bench.row("b", "x", .3, 2.0, 5.0, 1.0)],
+        "c": [{"what": "c", "skipped": "no transformers"}]}})
+    assert "| 0.40 | ≤ 0.5 | 1 | 2.0 |" in table and "**0.40**" in table
+    assert "skipped: no transformers" in table
+    with contextlib.redirect_stderr(io.StringIO()) as errors, refused(error=SystemExit):
+        bench.main(["nonsense"])
+    assert "nonsense" in errors.getvalue() and "adamw" in errors.getvalue()
+
+
 def test_tools_make_sample__same_bytes_and_files_that_load_without_a_word():
     module = tool("make_sample")
     few = {task: (40, 12, 12) for task in module.SIZES}
