@@ -46,7 +46,7 @@ import multitask
 import optim
 import smart
 import train
-from plumbing import run, safetensors, sources
+from plumbing import machine, run, safetensors, sources
 
 # The tensors here are so small that several threads only get in each other's way.
 torch.set_num_threads(1)
@@ -2244,6 +2244,22 @@ def test_run_refusals__flags_and_devices():
                          (["--los"], ["--los"]), (["--accumulate", 50], ["50 batches"])):
         status, _, errors = run_train(*flags)
         one_line(status, errors, *words)
+
+
+def test_run_precision__the_choice_says_why_and_emulation_is_no_reason():
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    for native in (True, False):        # an A100 and a T4, which both "support" it
+        with unittest.mock.patch("torch.cuda.is_bf16_supported",
+                                 lambda including_emulation=True: native or
+                                 including_emulation):
+            context, why = machine.choose_precision("auto", gpu)
+        assert (context is contextlib.nullcontext) == (not native)
+        assert why == ("bfloat16 autocast (this cuda has it)" if native else
+                       "float32 (this cuda has no bfloat16)")
+    assert machine.choose_precision("off", cpu)[1] == "float32 (given)"
+    assert machine.choose_precision("bf16", cpu)[1] == "bfloat16 autocast (given)"
+    context, why = machine.choose_precision("auto", cpu, 1e-5)
+    assert context is contextlib.nullcontext and "--smart-eps 1e-05" in why
 
 
 def test_run_weights__names_of_folders_and_packages():
