@@ -1,6 +1,6 @@
 """The parameters and the task gradients as vectors, AdamW, and the learning rate's course.
 
-    3.1    AdamW: the optimizer, in the form of the course
+    3.1    AdamW: the optimizer, in the form of the course; FusedAdamW: faster
     3.3    FlatParameters: θ, the task gradients G, their inner products
     4.3    learning_rate_factor(): warm-up and linear decay
 
@@ -79,7 +79,7 @@ class AdamW(torch.optim.Optimizer):
         return loss
 
     def update(self, p, g, m, v, t, group):
-        """The first two lines of the equation, in place; t counts this parameter's steps."""
+        """The equation's first two lines, in place; t counts this parameter's steps."""
         beta1, beta2 = group["betas"]
         m.mul_(beta1).add_(g, alpha=1 - beta1)
         v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
@@ -94,9 +94,9 @@ class AdamW(torch.optim.Optimizer):
 class FusedAdamW(AdamW):
     """AdamW whose update is one kernel of torch's: the same function and state, faster.
 
-    One pass over θ, g, m and v instead of six: a quarter of the time, no temporary copy.
-    torch's form divides by √v / √(1 - β₂ᵗ) + eps. With eps / √(1 - β₂ᵗ) for eps that is
-    ours, to rounding: both sides of the fraction then have the factor 1 / √(1 - β₂ᵗ).
+    One pass over θ, g, m and v instead of six: a quarter of the time, no temporary
+    copy. torch divides by √v / √(1 - β₂ᵗ) + eps. Given eps / √(1 - β₂ᵗ) it is the
+    equation above to rounding, numerator and denominator over √(1 - β₂ᵗ).
     """
 
     def update(self, p, g, m, v, t, group):

@@ -2475,9 +2475,19 @@ def test_tools_bench__both_sides_of_surgery_and_vaccine_compute_the_same():
             near(torch.cat([g.flatten() for g in got]), C.sum(0) @ rows.numpy(), 1e-9)
 
 
+def test_tools_bench__the_readmes_table_is_a_results_file_word_for_word():
+    bench, tables = tool("bench"), sorted(pathlib.Path(ROOT, "results").glob("bench-*.md"))
+    readme = pathlib.Path(ROOT, "README.md").read_text(encoding="utf-8")
+    assert any(table.read_text(encoding="utf-8") in readme for table in tables), (
+        "copy results/bench-….md into the README, unchanged")
+    for table in tables:
+        result = json.loads(table.with_suffix(".json").read_text(encoding="utf-8"))
+        assert table.read_text(encoding="utf-8") == bench.markdown(result)
+
+
 def test_tools_bench__counts_operations_and_marks_misses():
-    # One layer, H = 16, wide 32: 4·16² + 2·16·32 = 2048 numbers. Two rows of three tokens:
-    # 2·6·(2048 + 2·3·16) = 25728 operations.
+    # One layer, H = 16, wide 32: 4·16² + 2·16·32 = 2048 numbers. Two rows of three
+    # tokens: 2·6·(2048 + 2·3·16) = 25728 operations.
     bench = tool("bench")
     config = bert.BertConfig(**{**vars(SMALL), "hidden_size": 16, "num_hidden_layers": 1,
                                 "intermediate_size": 32})
@@ -2485,7 +2495,8 @@ def test_tools_bench__counts_operations_and_marks_misses():
     assert bench.matrices(config) == 2048
     assert bench.forward_operations(config, {"sst": batch}) == 25728
     table = bench.markdown({"machine": "M", "repeats": 3, "lines": {
-        "a": [bench.row("a", "x", .5, 2.0, 5.0, 1.0), bench.row("b", "x", .3, 2.0, 5.0, 1.0)],
+        "a": [bench.row("a", "x", .5, 2.0, 5.0, 1.0),
+              bench.row("b", "x", .3, 2.0, 5.0, 1.0)],
         "c": [{"what": "c", "skipped": "no transformers"}]}})
     assert "| 0.40 | ≤ 0.5 | 1 | 2.0 |" in table and "**0.40**" in table
     assert "skipped: no transformers" in table

@@ -248,7 +248,7 @@ class Trainer:
                 "teacher": None if self.teacher is None else self.teacher.theta}
 
     def save(self, path):
-        """The model, for best/; with its vocabulary the folder can be given as --weights."""
+        """The model with its vocabulary, for best/: a folder to give as --weights."""
         self.model.save_pretrained(path)
         shutil.copyfile(self.tokenizer.path, os.path.join(path, "vocab.txt"))
 

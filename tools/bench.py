@@ -594,7 +594,7 @@ def main(argv=None):
     p.add_argument("--repeats", type=int, default=5, help="of each measurement (5)")
     p.add_argument("--steps", type=int, default=12, help="at once in `epoch` (12)")
     p.add_argument("--data", metavar="DIR", help="nine CSV files (train.py's, or made up)")
-    p.add_argument("--weights", metavar="DIR|NAME", help="shape and vocabulary (train.py's)")
+    p.add_argument("--weights", metavar="DIR|NAME", help="shape, vocabulary (train.py's)")
     p.add_argument("--device", default="auto", help="cpu, cuda, … (auto)")
     p.add_argument("--clock", choices=["wall", "cpu"], default="wall",
                    help="cpu: processor time, for one thread on a busy machine (wall)")
