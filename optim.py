@@ -1,6 +1,6 @@
 """The parameters and the task gradients as vectors, AdamW, and the learning rate's course.
 
-    3.1    AdamW: the optimizer, in the form of the course
+    3.1    AdamW: the optimizer, in the form of the course; FusedAdamW: faster
     3.3    FlatParameters: θ, the task gradients G, their inner products
     4.3    learning_rate_factor(): warm-up and linear decay
 
@@ -19,6 +19,7 @@ import math
 
 import torch
 from torch import nn
+from torch.optim.adamw import adamw
 
 
 # --- 3.1 AdamW ---
@@ -57,7 +58,6 @@ class AdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            beta1, beta2 = group["betas"]
             for p in group["params"]:
                 # Trap: skip on None, never fill in zeros. A head that is not used in this
                 # step would else drift on by its momentum, and decay.
@@ -69,15 +69,7 @@ class AdamW(torch.optim.Optimizer):
                     state["m"] = torch.zeros_like(p)
                     state["v"] = torch.zeros_like(p)
                 state["step"] += 1
-                t, m, v = state["step"], state["m"], state["v"]
-                m.mul_(beta1).add_(p.grad, alpha=1 - beta1)
-                v.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
-                # m and v start at 0, so at first they are too small by 1 - βᵗ. Correcting
-                # the scalar step size instead of m and v saves two passes over P numbers.
-                size = group["lr"]
-                if group["correct_bias"]:
-                    size *= math.sqrt(1 - beta2 ** t) / (1 - beta1 ** t)
-                p.addcdiv_(m, v.sqrt().add_(group["eps"]), value=-size)
+                self.update(p, p.grad, state["m"], state["v"], state["step"], group)
                 # Decoupled: multiplied by lr but not by the adaptive step (adding decay · θ
                 # to g would divide it by √v), and after the step, on the new θ.
                 # Trap: not p.mul_(1 - lr · decay). In float32 1 - 1e-7 is 1 - 1.2e-7, a
@@ -85,6 +77,40 @@ class AdamW(torch.optim.Optimizer):
                 if group["weight_decay"]:
                     p.add_(p, alpha=-group["lr"] * group["weight_decay"])
         return loss
+
+    def update(self, p, g, m, v, t, group):
+        """The equation's first two lines, in place; t counts this parameter's steps."""
+        beta1, beta2 = group["betas"]
+        m.mul_(beta1).add_(g, alpha=1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        # m and v start at 0, so at first they are too small by 1 - βᵗ. Correcting the
+        # scalar step size instead of m and v saves two passes over P numbers.
+        size = group["lr"]
+        if group["correct_bias"]:
+            size *= math.sqrt(1 - beta2 ** t) / (1 - beta1 ** t)
+        p.addcdiv_(m, v.sqrt().add_(group["eps"]), value=-size)
+
+
+class FusedAdamW(AdamW):
+    """AdamW whose update is one kernel of torch's: the same function and state, faster.
+
+    One pass over θ, g, m and v instead of six: a quarter of the time, no temporary
+    copy. torch divides by √v / √(1 - β₂ᵗ) + eps. Given eps / √(1 - β₂ᵗ) it is the
+    equation above to rounding, numerator and denominator over √(1 - β₂ᵗ).
+    """
+
+    def update(self, p, g, m, v, t, group):
+        beta1, beta2 = group["betas"]
+        eps = group["eps"]
+        if group["correct_bias"]:
+            eps /= math.sqrt(1 - beta2 ** t)
+        else:
+            t = math.inf        # β^∞ = 0: nothing left to correct
+        # The kernel's caller counts the step before it takes it, hence t - 1.
+        step = torch.tensor(t - 1.0, dtype=torch.float32, device=p.device)
+        adamw(  # weight_decay is 0 here: torch would decay before the step
+            [p], [g], [m], [v], [], [step], fused=True, amsgrad=False, beta1=beta1,
+            beta2=beta2, lr=group["lr"], weight_decay=0.0, eps=eps, maximize=False)
 
 
 # --- 3.3 θ and the task gradients as vectors ---

@@ -51,7 +51,7 @@ import multitask
 import optim
 import smart
 import train
-from plumbing import run, safetensors, sources
+from plumbing import machine, run, safetensors, sources
 
 # The tensors here are so small that several threads only get in each other's way.
 torch.set_num_threads(1)
@@ -276,6 +276,21 @@ def test_3_1_attention__dropout_falls_on_the_weights():
         "whole tokens drop, not features")
     assert torch.equal(got.amin(-1), got.amax(-1)), (
         "dropout must fall on weights, not outputs")
+
+
+def test_3_1_sixteen_bit_dropout__keeps_its_share_and_rescales_it():
+    # 300,001 entries (no multiple of 4) at p = .1: the share dropped has an sd of .0005.
+    torch.manual_seed(0)
+    for p in (.1, .5, .9):
+        x = torch.ones(300001, requires_grad=True)
+        y = bert.sixteen_bit_dropout(x, p)
+        near((y == 0).double().mean(), p, .004, "a 16-bit number is -32768 to 32767")
+        near(y[y != 0], torch.full_like(y[y != 0], 1 / (1 - p)), 1e-3)
+        y.sum().backward()
+        assert torch.equal(x.grad, y), "what was dropped gets no gradient"
+        # neighbours, which share a random number, drop independently: p² of them both
+        near(((y[:-1] == 0) & (y[1:] == 0)).double().mean(), p * p, .004)
+    assert torch.equal(bert.sixteen_bit_dropout(x, 0.0), x)
 
 
 def test_3_1_BertLayer__head_a_reads_features_aD_to_aD_plus_D():
@@ -630,6 +645,24 @@ def test_3_1_AdamW__equals_torchs_with_its_eps_moved():
         ours.step()
         theirs.step()
     near(a, b, 1e-12)
+
+
+def test_3_1_FusedAdamW__equals_the_clear_form():
+    # Same paths and same state, with decay, without correction, and with an idle step.
+    for settings in ({}, {"weight_decay": .1}, {"correct_bias": False}, {"eps": 1e-2}):
+        paths = []
+        for kind in (optim.AdamW, optim.FusedAdamW):
+            torch.manual_seed(0)
+            p = torch.nn.Parameter(torch.randn(37, dtype=torch.float64))
+            optimizer, path = kind([p], lr=.01, **settings), []
+            for t in range(20):
+                p.grad = None if t == 7 else torch.randn(37, dtype=torch.float64)
+                optimizer.step()
+                path.append(p.detach().clone())
+            state = optimizer.state[p]
+            paths.append(torch.stack([*path, state["m"], state["v"]]))
+            assert state["step"] == 19 and sorted(state) == ["m", "step", "v"]
+        near(*paths, 1e-13, f"{settings}: is eps moved, and the decay after the step?")
 
 
 def test_3_1_AdamW__the_courses_own_check():
@@ -2398,6 +2431,21 @@ def plan_of(*flags):
     return train.Trainer(args, model, tokenizer, sets)
 
 
+def test_4_4_train__sparse_rows_of_the_word_table_add_up_to_its_dense_gradient():
+    # Two micro-batches with words in common; ratio on, which takes gradients by itself.
+    G = []
+    for sparse in (True, False):
+        trainer = plan_of("--dropout", "0", "--smart", "--accumulate", "2")
+        table = trainer.model.bert.word_embeddings
+        assert table.sparse, "train.py asks for it on CPUs"
+        table.sparse = sparse
+        assert "smooth_grad_ratio_sst" in trainer.step()
+        G.append(trainer.flat.G.clone())
+    near(*G, 1e-6)
+    place = trainer.flat.place["bert.word_embeddings.weight"]
+    assert G[0][0, place].any()
+
+
 def test_4_4_train__align_sets_the_length_of_an_epoch():
     assert [len(e) for e in plan_of().plan] == [10, 10]
     assert [len(e) for e in plan_of("--align", "sst").plan] == [6, 6]
@@ -2830,6 +2878,22 @@ def test_run_refusals__flags_and_devices():
         one_line(status, errors, *words)
 
 
+def test_run_precision__the_choice_says_why_and_emulation_is_no_reason():
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    for native in (True, False):        # an A100 and a T4, which both "support" it
+        with unittest.mock.patch("torch.cuda.is_bf16_supported",
+                                 lambda including_emulation=True: native or
+                                 including_emulation):
+            context, why = machine.choose_precision("auto", gpu)
+        assert (context is contextlib.nullcontext) == (not native)
+        assert why == ("bfloat16 autocast (this cuda has it)" if native else
+                       "float32 (this cuda has no bfloat16)")
+    assert machine.choose_precision("off", cpu)[1] == "float32 (given)"
+    assert machine.choose_precision("bf16", cpu)[1] == "bfloat16 autocast (given)"
+    context, why = machine.choose_precision("auto", cpu, 1e-5)
+    assert context is contextlib.nullcontext and "--smart-eps 1e-05" in why
+
+
 def test_run_weights__names_of_folders_and_packages():
     _, weights = tiny_world()
     assert sources.find_weights(weights) == os.path.abspath(weights)
@@ -3081,6 +3145,50 @@ def test_tools_pretrain__needs_texts_and_one_kind_of_start():
     empty = os.path.join(write_file("", "empty.txt"), "empty.txt")
     status, _, errors = run_pretrain(*scratch(), "--text", empty)
     one_line(status, errors, "empty.txt", "texts")
+
+
+def test_tools_bench__both_sides_of_surgery_and_vaccine_compute_the_same():
+    # Two tasks, so that no random order matters; three steps, so that φᵀ moves.
+    bench, torch_rng = tool("bench"), torch.Generator().manual_seed(0)
+    vaccine, target = multitask.GradVac(), [[0.0] * 2, [0.0] * 2]
+    for _ in range(3):
+        rows = torch.randn(2, 10, generator=torch_rng, dtype=torch.float64)
+        rows[1] -= rows[0]
+        copies = [[row[:6].view(2, 3), row[6:]] for row in rows]
+        for C, state in ((multitask.pcgrad(gram_of(rows.numpy()), [[1], [0]]), None),
+                         (vaccine(gram_of(rows.numpy()), [[1], [0]]), target)):
+            got = bench.project_copies(copies, state)
+            near(torch.cat([g.flatten() for g in got]), C.sum(0) @ rows.numpy(), 1e-9)
+
+
+def test_tools_bench__the_readmes_table_is_a_results_file_word_for_word():
+    bench, tables = tool("bench"), sorted(pathlib.Path(ROOT, "results").glob("bench-*.md"))
+    readme = pathlib.Path(ROOT, "README.md").read_text(encoding="utf-8")
+    assert any(table.read_text(encoding="utf-8") in readme for table in tables), (
+        "copy results/bench-….md into the README, unchanged")
+    for table in tables:
+        result = json.loads(table.with_suffix(".json").read_text(encoding="utf-8"))
+        assert table.read_text(encoding="utf-8") == bench.markdown(result)
+
+
+def test_tools_bench__counts_operations_and_marks_misses():
+    # One layer, H = 16, wide 32: 4·16² + 2·16·32 = 2048 numbers. Two rows of three
+    # tokens: 2·6·(2048 + 2·3·16) = 25728 operations.
+    bench = tool("bench")
+    config = bert.BertConfig(**{**vars(SMALL), "hidden_size": 16, "num_hidden_layers": 1,
+                                "intermediate_size": 32})
+    batch = data.Batch(torch.zeros(2, 3), None, None, None)
+    assert bench.matrices(config) == 2048
+    assert bench.forward_operations(config, {"sst": batch}) == 25728
+    table = bench.markdown({"machine": "M", "repeats": 3, "lines": {
+        "a": [bench.row("a", "x", .5, 2.0, 5.0, 1.0),
+              bench.row("b", "x", .3, 2.0, 5.0, 1.0)],
+        "c": [{"what": "c", "skipped": "no transformers"}]}})
+    assert "| 0.40 | ≤ 0.5 | 1 | 2.0 |" in table and "**0.40**" in table
+    assert "skipped: no transformers" in table
+    with contextlib.redirect_stderr(io.StringIO()) as errors, refused(error=SystemExit):
+        bench.main(["nonsense"])
+    assert "nonsense" in errors.getvalue() and "adamw" in errors.getvalue()
 
 
 def test_tools_make_sample__same_bytes_and_files_that_load_without_a_word():

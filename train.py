@@ -113,8 +113,7 @@ class Trainer:
 
     def __init__(self, args, model, tokenizer, train_sets):
         self.args, self.model, self.tokenizer = args, model, tokenizer
-        self.tasks = model.tasks
-        self.train_sets = train_sets
+        self.tasks, self.train_sets = model.tasks, train_sets
         self.device = next(model.parameters()).device
         # What SMART adds to x must survive rounding, or R_s measures the rounding.
         smallest = args.smart_eps if args.smart and args.smart_weight else 1.0
@@ -130,11 +129,15 @@ class Trainer:
         self.rows = {name: k if treated else 0 for k, name in enumerate(args.tasks)}
         self.flat = optim.FlatParameters(model.blocks(), len(set(self.rows.values())))
         # From here on every parameter lies in θ: nothing may move the model any more.
+        # A batch names 500 of 30,000 words. Sparse, only their rows are added to G; else
+        # autograd fills a whole table with zeros first. (On a GPU that costs less.)
+        model.bert.word_embeddings.sparse = self.device.type == "cpu"
         self.regions = multitask.regions(self.flat, args.vaccine_granularity)
         self.vaccine = multitask.GradVac(args.vaccine_beta)
         self.treatment = {"pcgrad": multitask.pcgrad,
                           "gvac": self.vaccine}.get(args.option, multitask.plain_sum)
-        self.optimizer = optim.AdamW(self.flat.param_groups(args.weight_decay), lr=args.lr)
+        self.optimizer = optim.FusedAdamW(self.flat.param_groups(args.weight_decay),
+                                          lr=args.lr)
         # Its own generator: surgery's random orders must not shift anything else's numbers.
         self.rng = np.random.default_rng([args.seed, 3])
         # θ̃ starts as θ_0, and costs a forward pass a batch and P more numbers.
@@ -264,10 +267,7 @@ class Trainer:
                 "teacher": None if self.teacher is None else self.teacher.theta}
 
     def save(self, path):
-        """The model and its vocabulary, for best/.
-
-        With the vocabulary beside it the folder is complete: it can be given as --weights.
-        """
+        """The model with its vocabulary, for best/: a folder to give as --weights."""
         self.model.save_pretrained(path)
         shutil.copyfile(self.tokenizer.path, os.path.join(path, "vocab.txt"))
 

@@ -35,7 +35,8 @@ def choose_precision(amp, device, smallest_change=1.0):
     if smallest_change < 1e-2:       # 1 + 1e-5 is 1 in bfloat16, which has 8 bits
         return contextlib.nullcontext, f"float32 (--smart-eps {smallest_change:g} needs it)"
     if device.type == "cuda":
-        has = torch.cuda.is_bf16_supported()
+        # Trap: without this a T4, the free GPU, says yes: it emulates, in float32's time.
+        has = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         has = any(getattr(torch.cpu, f"_is_{unit}_supported", lambda: False)()
                   for unit in ("avx512_bf16", "amx_tile"))

@@ -6,7 +6,8 @@
 
 tools/assignment.json lists the parts: section, name, points, functions ("bert.attention",
 "optim.AdamW.step"), lines of test_all.py's ladder that check them, and perhaps a note for
-the handout, a list of its lines. --list FILE takes another such list.
+the handout, a list of its lines, and instead: classes that would give the answer away, with
+the one that stands in their place. --list FILE takes another such list.
 
 A function of the list keeps its head and docstring, which holds the equation; its body,
 with the comments in it, becomes `raise NotImplementedError("3.1 attention")`. Functions are
@@ -142,6 +143,13 @@ def dig(folder, parts):
             file, source, _, node = original(function, folder)
             hole = f'raise NotImplementedError("{part["label"]}")'
             write(with_body(source, node, [hole]), folder, file)
+        for name, plain_one in part.get("instead", {}).items():
+            file, cls = name.split(".")
+            source = read(folder, f"{file}.py")
+            _, node = find(source, [cls])
+            lines = source.splitlines()
+            lines[first_line(node) - 1:node.end_lineno] = [f"{cls} = {plain_one}"]
+            write("\n".join(lines) + "\n", folder, f"{file}.py")
 
 
 def fill(folder, part):
