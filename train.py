@@ -45,8 +45,8 @@ from plumbing import flags, machine, run, sources
 # vaccine combined". Fresh streams stand for the one row that lacks "RR".
 DEFAULTS = dict(batch_size=16, accumulate=1, epochs=15, lr=1e-5, para_first=0, warmup=0.0,
                 pool="cls")
-# For a BERT of 0.8 million parameters on a few thousand examples, whatever the flags.
-SAMPLE = dict(DEFAULTS, epochs=6, lr=1e-3, warmup=0.1)
+# For the sample's BERT of 0.8 million parameters, whatever the flags.
+SAMPLE = dict(DEFAULTS, epochs=6, lr=1e-3, warmup=0.1, pool="mean")
 TABLE_1 = {key: dict(zip(["row", *DEFAULTS], row)) for key, row in {
     ("seq", 0, 0, 0, 0): ("Sequential Multitask learning", 16, 1, 5, 1e-5, 0),      # D11
     ("pcgrad", 0, 1, 0, 1): ("Gradient Surgery + CON", 16, 1, 10, 1e-5, 0),
@@ -60,28 +60,20 @@ TABLE_1 = {key: dict(zip(["row", *DEFAULTS], row)) for key, row in {
 
 
 def parse(argv=None):
-    """argv -> (args, {name: "given" | "Table 1, …" | "default"}); or exits with 2.
+    """argv -> (args, {name: "given" | "Table 1, …" | "default"}).
 
-    args.tasks becomes a list. A value that is not given comes from SAMPLE on the sample,
-    else from the row of Table 1 with the same flags, else from DEFAULTS, else from the
-    flag; a run prints and records which.
+    A value that is not given comes from SAMPLE on the sample, else from the row of Table 1
+    with the same flags, else from DEFAULTS, else from the flag; a run prints and records
+    which. A bad flag ends the program with status 2; raises ValueError without data.
     """
     p = flags.parser()
     args = p.parse_args(argv)
     source = flags.given(p, argv)
-
-    names = args.tasks.split(",")
-    if not names[0] or set(names) - {"sst", "para", "sts"} or len(set(names)) < len(names):
-        p.error(f"--tasks: needed some of sst,para,sts, got {args.tasks!r}")
-    args.tasks = [name for name in ("sst", "para", "sts") if name in names]
-    # False == 0 and True == 1 in Python, also as parts of a dictionary's key.
+    # False == 0 and True == 1 in Python, in a dictionary's key too.
     key = (args.option, args.smart, args.con, args.hlh, args.fresh_streams)
-    row = TABLE_1.get(key, {}) if len(names) == 3 else {}
+    row = TABLE_1.get(key, {}) if len(args.tasks) == 3 else {}
     if not args.resume and not args.download:
-        try:
-            args.data, args.weights = sources.find(args.data, args.weights)
-        except ValueError as error:
-            p.error(str(error))
+        args.data, args.weights = sources.find(args.data, args.weights)
         row = SAMPLE if args.data == sources.SAMPLE else row
     for name, value in DEFAULTS.items():
         if getattr(args, name) is None:
@@ -91,14 +83,6 @@ def parse(argv=None):
     if not args.resume:         # the flags of a run to be resumed are compared with its own
         flags.check(p, args, source)
     return args, source
-
-
-def same_settings(args, words):
-    """Would these flags give the same scores, up to chance?"""
-    other, _ = parse(words)
-    chance = {"seed", "out", "resume", "device", "amp", "checkpoint_every"}
-    return all(value == getattr(args, name) for name, value in vars(other).items()
-               if name not in chance)
 
 
 # --- 3.3 The loop's state and its step ---
@@ -449,22 +433,17 @@ def train(args, source):
     print("{sst:8.3f}  {para:9.3f}  {sts:9.3f}  {overall:7.3f}".format(**best["dev"]))
     if trainer.skipped:
         print(f"{trainer.skipped} updates were skipped: their gradient was not finite")
-    if note and (line := sources.expected(lambda words: same_settings(args, words))):
-        print(line)
-    print(f"{run.clock(seconds)} in all; predictions in {folder / 'predictions'}\n{note}",
-          end="")
+    print(f"{run.clock(seconds)} in all; predictions in {folder / 'predictions'}\n"
+          + (note and sources.expected(args, parse) + note), end="")
     return 0
 
 
 def main(argv=None):
-    """-> exit status: 2 for a mistake in flags or files, which gets one line.
-
-    argparse itself ends with 2 for a bad flag; run.one_line() does so for a bad file.
-    """
-    args, source = parse(argv)
-    if args.download:
-        return run.one_line(sources.download)
-    return run.one_line(lambda: train(args, source))
+    """-> exit status: 2 for a mistake in flags or files, which gets one line."""
+    def command():
+        args, source = parse(argv)
+        return sources.download() if args.download else train(args, source)
+    return run.one_line(command)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,14 @@ def number(kind, low, high=float("inf")):
     return convert
 
 
+def task_list(text):
+    """An argparse type: "sts,sst" -> ["sst", "sts"], in the report's order."""
+    names = text.split(",")
+    if set(names) - {"sst", "para", "sts"} or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"needed some of sst,para,sts, got {text!r}")
+    return [name for name in ("sst", "para", "sts") if name in names]
+
+
 def given(parser, argv):
     """{name: "given" or "default"}: which flags the caller wrote out."""
     # With every default None, what is left None was not given.
@@ -48,7 +56,7 @@ def parser():
     g.add_argument("--con", action="store_true", help="encode a pair together (report 3.4)")
     g.add_argument("--hlh", action="store_true",
                    help="hidden layers in the heads (report 3.6)")
-    g.add_argument("--tasks", default="sst,para,sts",
+    g.add_argument("--tasks", type=task_list, default="sst,para,sts",
                    help="train only these (report, Table 2)")
     g.add_argument("--para-first", type=number(int, 0), metavar="N",
                    help="N epochs on paraphrase alone first (report 3.5.1: 5 with SMART, "

@@ -119,26 +119,29 @@ def find(data, weights):
     return data, find_weights(weights)
 
 
-def expected(same):
-    """Which scores to expect on the sample.   -> a line, or None if nobody measured it
+def expected(args, parse):
+    """Which scores a run on the sample should have.   -> a line, or "" if nobody measured it
 
-    same(flags of a measured row of results/) -> whether they are those of this run.
+    The row of results/ whose flags, read by parse(), are those of args up to chance.
     """
     path = os.path.join(ROOT, "results", "table2-sample-sample.json")
     if not os.path.exists(path):
-        return None
+        return ""
     with open(path, encoding="utf-8") as file:
         rows = json.load(file)["rows"]
+    chance = {"seed", "out", "resume", "device", "amp", "checkpoint_every", "log_layers"}
     for row in rows:
-        if len(row["commands"]) == 1 and same(row["commands"][0].split()[2:]):
+        others = [vars(parse(line.split()[2:])[0]) for line in row["commands"]]
+        if len(others) == 1 and all(value == getattr(args, name) for name, value
+                                    in others[0].items() if name not in chance):
             seeds = list(row["seeds"].values())
             bands = []
             for name in ("sst", "para", "sts", "overall"):
                 values = [seed[name] for seed in seeds]
                 mean, margin = np.mean(values), 3 * np.std(values, ddof=1) + .005
                 bands.append(f"{name} {mean - margin:.2f} to {mean + margin:.2f}")
-            return f"expected, from {len(seeds)} seeds: {', '.join(bands)}"
-    return None
+            return f"to be expected, from {len(seeds)} seeds: {', '.join(bands)}\n"
+    return ""
 
 
 def find_data(path):
