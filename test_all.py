@@ -3672,6 +3672,43 @@ def test_tools_mutants__a_mistake_is_noticed_and_a_harmless_edit_is_not():
     same(module.failures(folder, "4.2 accuracy"), [], "the file must be put back")
 
 
+def test_tools_make_sample__the_sample_is_what_it_writes_and_is_small():
+    module, folder = tool("make_sample"), pathlib.Path(tempfile.mkdtemp())
+    module.write_sample(folder, 0)
+    for path in folder.iterdir():
+        assert path.read_bytes() == pathlib.Path(sources.SAMPLE, path.name).read_bytes(), (
+            f"{path.name} is not what make_sample.py writes; make the sample anew")
+    assert sum(path.stat().st_size for path in pathlib.Path(sources.SAMPLE).iterdir()) < 5e6
+
+
+def test_tools_make_sample__train_takes_it_and_says_so_first_and_last():
+    output, place = io.StringIO(), tempfile.mkdtemp()
+    with unittest.mock.patch.object(sources, "ROOT", place):    # where nothing is downloaded
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(io.StringIO()):
+            assert train.main(["--max-steps", "1", "--out", os.path.join(place, "run")]) == 0
+    lines = output.getvalue().splitlines()
+    same(["This is the sample" in line for line in (lines[0], lines[-2])], [True, True])
+    same(["--download" in line for line in (lines[1], lines[-1])], [True, True])
+    assert f"--lr {train.SAMPLE['lr']} (the sample's)" in output.getvalue()
+
+
+def test_tools_make_sample__a_run_says_which_scores_to_expect():
+    # .702, .722, .742: mean .722, sd .02, so .722 ± (3 · .02 + .005) = .657 to .787
+    place = tempfile.mkdtemp()
+    os.mkdir(os.path.join(place, "results"))
+    seeds = {str(i): dict.fromkeys(("sst", "para", "sts", "overall"), .702 + .02 * i)
+             for i in range(3)}
+    with open(os.path.join(place, "results", "table2-sample-sample.json"), "w") as file:
+        json.dump({"rows": [{"commands": ["python train.py --option rr --con"],
+                             "seeds": seeds}]}, file)
+    with unittest.mock.patch.object(sources, "ROOT", place):
+        for flags, said in ((["--option", "rr", "--con", "--seed", "7"], True),
+                            (["--option", "rr"], False),
+                            (["--option", "rr", "--con", "--lr", "1"], False)):
+            line = sources.expected(train.parse(flags)[0], train.parse)
+            same("from 3 seeds: sst 0.66 to 0.79, para" in line, said)
+
+
 # --- Against other software, where it is installed ---
 
 def needed(*modules):

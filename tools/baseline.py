@@ -35,33 +35,32 @@ def features(texts):
     """One or two lists of words -> {feature: value}.
 
     Of one sentence: its words and pairs of neighbors. Of two: the same for what both share
-    and for what only one has, each pair of such leftovers, and how much is shared.
+    and for what only one has, and how large a share is shared.
     """
     bags = [set(text) | set(zip(text, text[1:])) for text in texts]
     if len(bags) == 1:
         return dict.fromkeys(bags[0], 1.0)
     a, b = bags
     found = {("both", part): 1.0 for part in a & b} | {("one", part): 1.0 for part in a ^ b}
-    only = [sorted(set(x) - set(y)) for x, y in (texts, texts[::-1])]
-    found |= {frozenset((x, y)): 1.0 for x in only[0] for y in only[1]}
     for name, one, two in (("words", *map(set, texts)), ("all", a, b)):
         found[name, "share"] = 5 * len(one & two) / max(1, len(one | two))
-    return found | {("length", "same"): float(len(texts[0]) == len(texts[1]))}
+    return found
 
 
 def matrix(dataset, columns):
-    """-> [N, F] float32, F = len(columns), with a last column of ones"""
-    X = torch.zeros(len(dataset), len(columns) + 1)
-    X[:, -1] = 1
-    for row, texts in zip(X, dataset.tokens):
-        for name, value in features(texts).items():
-            if name in columns:
-                row[columns[name]] = value
-    return X
+    """-> sparse [N, F + 1], F = len(columns), with a last column of ones"""
+    entries = [(row, columns[name], value) for row, texts in enumerate(dataset.tokens)
+               for name, value in {**features(texts), None: 1.0}.items() if name in columns]
+    *places, values = zip(*entries)
+    return torch.sparse_coo_tensor(places, values, (len(dataset), len(columns)),
+                                   check_invariants=True)
 
 
 def fit(task, X, y, penalty):
-    """Weights [F + 1, C] that minimise the task's loss + penalty ‖w‖² / 2, bias free."""
+    """Weights [F + 1, C] that minimise the task's loss + penalty ‖w‖² / 2.
+
+    Not of the last row, the bias.
+    """
     w = torch.zeros(X.size(1), task.num_outputs, requires_grad=True)
     optimizer = torch.optim.LBFGS([w], max_iter=100, line_search_fn="strong_wolfe")
 
@@ -80,8 +79,8 @@ def scores(folder):
     for task in heads.tasks():
         train, dev = (data.load(folder, task, split, words) for split in ("train", "dev"))
         counts = Counter(name for texts in train.tokens for name in features(texts))
-        columns = {name: k for k, name in
-                   enumerate(name for name, count in counts.items() if count > 2)}
+        frequent = [name for name, count in counts.items() if count > 2]
+        columns = {name: k for k, name in enumerate([*frequent, None])}
         X, X_dev, y = matrix(train, columns), matrix(dev, columns), torch.tensor(train.labels)
         result["words"][task.name] = max(
             task.metric(task.predict((X_dev @ fit(task, X, y, penalty)).squeeze(-1)),
@@ -102,7 +101,7 @@ def main():
     args = parser.parse_args()
 
     def command():
-        for name, row in scores(sources.find_data(args.data)).items():
+        for name, row in scores(sources.find(args.data, sources.SAMPLE)[0]).items():
             print(f"{name:9}" + "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
         return 0
     return run.one_line(command)

@@ -126,7 +126,7 @@ def plan(args, rows):
     The folder's name holds a digest of all flags and places: other flags, other folder.
     A flag that some row refuses ends the program here, before the first run.
     """
-    places = [sources.find_data(args.data), sources.find_weights(args.weights)]
+    places = sources.find(args.data, args.weights)
     common = [word for name in ("data", "weights", "epochs", "max_steps")
               if getattr(args, name) is not None
               for word in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
@@ -268,7 +268,7 @@ def collect(args, runs, labels):
             rows.append({"row": name, "commands": row["commands"], "seeds": {
                 seed: {key: round(value, 5) for key, value in found.items()}
                 for seed, found in whole.items()}})
-    folder = sources.find_data(args.data)
+    folder, _ = sources.find(args.data, args.weights)
     dumb = {"commonest class, constant": majority(folder, labels)}
     if baseline and labels is None:
         dumb["words (tools/baseline.py)"] = baseline.scores(folder)["words"]
@@ -280,7 +280,8 @@ def collect(args, runs, labels):
 
 def weights_name(args):
     """The name given, or that of the folder: for people, and for the name of a file."""
-    return os.path.basename(os.path.normpath(args.weights or sources.find_weights(None)))
+    name = args.weights or sources.find(args.data, None)[1]
+    return os.path.basename(os.path.normpath(name))
 
 
 # --- Markdown ---
@@ -403,7 +404,7 @@ def make(args):
     if args.table == 1:
         print(table_1())
         return 0
-    folder = sources.find_data(args.data)
+    folder, weights = sources.find(args.data, args.weights)
     labels = None
     if args.table == 3:
         labels = read_test_labels(args.test_labels or folder)
@@ -412,7 +413,7 @@ def make(args):
     runs = plan(args, rows)
     # Finished runs count only for the files that they were made with.
     now = {name: run.file_digest(path) for name, path in
-           run.files_of(folder, sources.find_weights(args.weights)).items()}
+           run.files_of(folder, weights).items()}
     for one in runs:
         if (os.path.exists(os.path.join(one.folder, "result.json"))
                 and run.read_settings(one.folder)["digests"] != now):
