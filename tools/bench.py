@@ -24,7 +24,6 @@ import random
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 
 import numpy as np
@@ -111,13 +110,12 @@ class World:
     def __init__(self, args, folder, weights):
         self.args, self.device = args, machine.find_device(args.device)
         self.clock = time.process_time if args.clock == "cpu" else time.perf_counter
-        self.vocabulary = os.path.join(weights or folder, "vocab.txt")
+        self.vocabulary = os.path.join(weights, "vocab.txt")
         self.tokenizer = data.WordPiece(self.vocabulary)
         self.sets = {split: {task.name: data.load(folder, task, split, self.tokenizer)
                              for task in heads.tasks()} for split in ("train", "dev")}
         self.folder = folder
-        small = (bert.BertConfig.from_json(os.path.join(weights, "config.json"))
-                 if weights else bert.BertConfig(**MINILM))
+        small = bert.BertConfig.from_json(os.path.join(weights, "config.json"))
         self.shapes = {"MiniLM" if vars(small).items() >= MINILM.items() else
                        os.path.basename(weights): small, "bert-base": bert.BertConfig()}
         self.autocast, self.precision = machine.choose_precision("auto", self.device)
@@ -529,32 +527,8 @@ def machine_name(world):
             f"{about['torch']}, {world.precision}, {world.args.clock} time")
 
 
-def find_texts(args):
-    """--data, else what train.py would take, else made-up sentences.   -> folder"""
-    try:
-        return sources.find_data(args.data)
-    except ValueError:
-        if args.data:
-            raise
-    folder = tempfile.mkdtemp(prefix="minbert-bench-")
-    subprocess.run([sys.executable, os.path.join(ROOT, "tools", "make_sample.py"), "--out",
-                    folder], check=True, stdout=subprocess.DEVNULL)
-    return folder
-
-
-def find_vocabulary(args, folder):
-    """--weights, else what train.py would take, else None: the texts' own vocabulary."""
-    try:
-        return sources.find_weights(args.weights)
-    except ValueError:
-        if args.weights or not os.path.exists(os.path.join(folder, "vocab.txt")):
-            raise
-    return None
-
-
 def bench(args):
-    folder = find_texts(args)
-    world = World(args, folder, find_vocabulary(args, folder))
+    world = World(args, *sources.find(args.data, args.weights))
     if args.child:
         return measure_memory(world, args.child)
     world.rates()
@@ -593,7 +567,7 @@ def main(argv=None):
     p.add_argument("words", nargs="*", metavar="WORD", help=f"of {', '.join(LINES)} (all)")
     p.add_argument("--repeats", type=int, default=5, help="of each measurement (5)")
     p.add_argument("--steps", type=int, default=12, help="at once in `epoch` (12)")
-    p.add_argument("--data", metavar="DIR", help="nine CSV files (train.py's, or made up)")
+    p.add_argument("--data", metavar="DIR", help="nine CSV files (train.py's)")
     p.add_argument("--weights", metavar="DIR|NAME", help="shape, vocabulary (train.py's)")
     p.add_argument("--device", default="auto", help="cpu, cuda, … (auto)")
     p.add_argument("--clock", choices=["wall", "cpu"], default="wall",
