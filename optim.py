@@ -125,7 +125,7 @@ class FlatParameters:
     every update would go to a θ that no layer reads. check_views() finds that.
     """
 
-    CHUNK = 1 << 17         # numbers of a row handled at once: 3 rows of them fit a cache
+    CHUNK = 1 << 18         # numbers of a row handled at once: 3 rows of them fit a cache
 
     def __init__(self, blocks, rows):
         # A stable sort: False (two dimensions or more) comes before True.
@@ -185,11 +185,6 @@ class FlatParameters:
             if self.parameters[name].requires_grad:
                 self.parameters[name].grad = view
 
-    def chunks(self, here):
-        """Cut a slice into pieces that stay in cache."""
-        for start in range(here.start, here.stop, self.CHUNK):
-            yield slice(start, min(start + self.CHUNK, here.stop))
-
     def gram(self, slices, rows=slice(None)):
         """All inner products of G's rows, on each of `slices`.   -> float64 numpy [L, k, k]
 
@@ -202,9 +197,12 @@ class FlatParameters:
         k = len(self.G[rows])
         sums = torch.zeros(len(slices), k, k, dtype=torch.float64, device=self.G.device)
         for l, here in enumerate(slices):
-            for piece in self.chunks(here):
-                part = self.G[rows, piece]                          # [k, <= CHUNK]
-                sums[l] += (part @ part.T).double()
+            n = (here.stop - here.start) // self.CHUNK
+            middle = here.start + n * self.CHUNK
+            whole = self.G[rows, here.start:middle].view(k, n, self.CHUNK).transpose(0, 1)
+            rest = self.G[rows, middle:here.stop]                   # [k, < CHUNK]
+            # One batched product [n, k, CHUNK], whose n pieces all cores share.
+            sums[l] = torch.bmm(whole, whole.mT).double().sum(0) + (rest @ rest.T).double()
         return sums.cpu().numpy()
 
     def combine(self, coefficients, slices, rows=slice(None)):
@@ -212,10 +210,13 @@ class FlatParameters:
 
         rows: as in gram(), and the k rows that coefficients [L, k] belong to.
         """
-        coefficients = torch.as_tensor(coefficients).to(self.G)     # [L, k]
-        for c, here in zip(coefficients, slices):
-            for piece in self.chunks(here):
-                self.G[0, piece] = c @ self.G[rows, piece]
+        for (c, *others), here in zip(torch.as_tensor(coefficients).tolist(), slices):
+            for start in range(here.start, here.stop, self.CHUNK):
+                piece = slice(start, min(start + self.CHUNK, here.stop))
+                out, (first, *more) = self.G[0, piece], self.G[rows, piece]
+                torch.mul(first, c, out=out)                # first may be G[0] itself
+                for c_k, g in zip(others, more):
+                    out.add_(g, alpha=c_k)
 
     def give_gradients(self, used):
         """Hand G[0] to the optimizer, block by block; a block outside `used` gets None."""

@@ -265,7 +265,7 @@ MUTANTS = {
         ("optim.FlatParameters.__init__", "self.theta[here].view(p.shape)",
          "self.theta[here].view(p.shape).clone()", "copies instead of views",
          "view of theta"),
-        ("optim.FlatParameters.gram", "sums[l] +=", "sums[l] =", "last chunk only",
+        ("optim.FlatParameters.gram", " + (rest @ rest.T).double()", "", "rest left out",
          "gram in chunks"),
         ("optim.FlatParameters.attach", "self.G[row]", "self.G[0]", "always row 0",
          "fills the row")],

@@ -148,14 +148,19 @@ def plan(args, rows):
     return runs
 
 
+def short_path(path):
+    """A folder as it was given, but an absolute one by its last name: for a table."""
+    return os.path.basename(os.path.normpath(path)) if os.path.isabs(path) else path
+
+
 def command(flags, out=None):
-    """The line to type.   Folders by their last name where out is None: for a table."""
+    """The line to type; with folders by their short_path() where out is None."""
     flags = list(flags)
     if out is None:
         for name in ("--data", "--weights"):
             if name in flags:
                 at = flags.index(name) + 1
-                flags[at] = os.path.basename(os.path.normpath(flags[at]))
+                flags[at] = short_path(flags[at])
     return shlex.join(["python", "train.py", *flags, *(["--out", out] if out else [])])
 
 
@@ -280,8 +285,7 @@ def collect(args, runs, labels):
 
 def weights_name(args):
     """The name given, or that of the folder: for people, and for the name of a file."""
-    name = args.weights or sources.find(args.data, None)[1]
-    return os.path.basename(os.path.normpath(name))
+    return short_path(args.weights or sources.find(args.data, None)[1])
 
 
 # --- Markdown ---
@@ -419,7 +423,8 @@ def make(args):
                 and run.read_settings(one.folder)["digests"] != now):
             raise ValueError(f"{one.folder} was made with other data or weights of the "
                              f"same name; remove it, or give another folder with --runs")
-    name = args.name or f"table{args.table}-{os.path.basename(folder)}-{weights_name(args)}"
+    name = args.name or (f"table{args.table}-{os.path.basename(folder)}-"
+                         + weights_name(args).strip(os.sep).replace(os.sep, "-"))
     status = 0
     with run.Stop() as stop:
         for one in runs:
