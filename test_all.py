@@ -2304,13 +2304,14 @@ def test_4_3_parse__table_1_row_of_the_headline_command():
     assert (args.batch_size * args.accumulate, args.epochs, args.lr, args.para_first) == (
         32, 15, 3e-5, 5)
     assert "Table 1" in source["lr"] and source["option"] == "given"
-    args, source = settings_of("--option", "gvac", "--smart", "--con", "--hlh", "--lr", "1e-3")
+    args, source = settings_of("--option", "gvac", "--smart", "--con", "--hlh", "--lr",
+                               "1e-3")
     assert args.lr == 1e-3 and source["lr"] == "given" and args.epochs == 15
 
 
 def test_4_3_parse__zero_is_a_value_that_can_be_given():
-    args, source = settings_of("--option", "gvac", "--smart", "--con", "--hlh", "--para-first",
-                            "0", "--seed", "0", "--clip", "0")
+    args, source = settings_of("--option", "gvac", "--smart", "--con", "--hlh",
+                               "--para-first", "0", "--seed", "0", "--clip", "0")
     assert (args.para_first, args.clip) == (0, 0)
     assert [source[name] for name in ("para_first", "seed", "clip")] == ["given"] * 3
 
@@ -2931,8 +2932,8 @@ def test_run_weights__the_sample_is_taken_whole_or_announced_never_mixed_in():
         with refused("--download"):         # half of a download
             sources.find(None, None)
         shutil.copytree(data_folder, os.path.join(place, "data"))
-        assert sources.find(None, None) == (
-            os.path.join(place, "data"), os.path.join(place, "weights", "bert-base-uncased"))
+        same(sources.find(None, None), (os.path.join(place, "data"), os.path.join(
+            place, "weights", "bert-base-uncased")))
 
 
 @contextlib.contextmanager
@@ -3683,9 +3684,11 @@ def test_tools_make_sample__the_sample_is_what_it_writes_and_is_small():
 
 def test_tools_make_sample__train_takes_it_and_says_so_first_and_last():
     output, place = io.StringIO(), tempfile.mkdtemp()
-    with unittest.mock.patch.object(sources, "ROOT", place):    # where nothing is downloaded
+    # A ROOT where nothing was downloaded.
+    with unittest.mock.patch.object(sources, "ROOT", place):
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(io.StringIO()):
-            assert train.main(["--max-steps", "1", "--out", os.path.join(place, "run")]) == 0
+            status = train.main(["--max-steps", "1", "--out", os.path.join(place, "run")])
+    same(status, 0)
     lines = output.getvalue().splitlines()
     same(["This is the sample" in line for line in (lines[0], lines[-2])], [True, True])
     same(["--download" in line for line in (lines[1], lines[-1])], [True, True])

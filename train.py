@@ -16,13 +16,11 @@ The scores are what one compares with, so it is 5 here.
 Leaves out: searching for hyperparameters.
 """
 
-import argparse
 import json
 import os
 import shutil
 import sys
 import time
-import warnings
 
 import numpy as np
 import torch

@@ -24,7 +24,6 @@ import warnings
 
 import torch
 
-from plumbing import machine
 
 
 # --- Files that are whole or absent ---

@@ -96,8 +96,8 @@ def download(root=ROOT, data_url=DATA_URL, weights_url=WEIGHTS_URL, data=None,
 
 
 SAMPLE = os.path.join(ROOT, "sample")
-SAMPLE_NOTE = ("This is the sample: made-up sentences and a very small BERT, for seeing how the "
-               "methods work.\nThe real data and bert-base-uncased: python train.py "
+SAMPLE_NOTE = ("This is the sample: made-up sentences and a very small BERT, for seeing how "
+               "the methods work.\nThe real data and bert-base-uncased: python train.py "
                "--download\n")
 NEITHER = ("needed data and weights: give the folder of the nine CSV files with --data and "
            "a pre-trained BERT with --weights, or get both by python train.py --download")
@@ -120,7 +120,7 @@ def find(data, weights):
 
 
 def expected(args, parse):
-    """Which scores a run on the sample should have.   -> a line, or "" if nobody measured it
+    """Which scores a run on the sample should have.   -> a line, or "" if not measured
 
     The row of results/ whose flags, read by parse(), are those of args up to chance.
     """
@@ -145,7 +145,7 @@ def expected(args, parse):
 
 
 def find_data(path):
-    """--data: a folder, here or beside the modules.   -> absolute path; raises ValueError"""
+    """--data, here or beside the modules.   -> absolute path; raises ValueError"""
     for folder in (path or "data", os.path.join(ROOT, path or "data"))[not path:]:
         if os.path.isdir(folder):
             # Absolute: a run can then be resumed from any working directory.

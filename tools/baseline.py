@@ -74,14 +74,15 @@ def fit(task, X, y, penalty):
 
 
 def scores(folder):
-    """{"words": {task name: dev score}, "majority": …} of the baselines on a data folder."""
+    """Of a data folder, on dev: {"words": {task name: score}, "majority": {…}}"""
     result = {"words": {}, "majority": {}}
     for task in heads.tasks():
         train, dev = (data.load(folder, task, split, words) for split in ("train", "dev"))
         counts = Counter(name for texts in train.tokens for name in features(texts))
         frequent = [name for name, count in counts.items() if count > 2]
         columns = {name: k for k, name in enumerate([*frequent, None])}
-        X, X_dev, y = matrix(train, columns), matrix(dev, columns), torch.tensor(train.labels)
+        X, X_dev = matrix(train, columns), matrix(dev, columns)
+        y = torch.tensor(train.labels)
         result["words"][task.name] = max(
             task.metric(task.predict((X_dev @ fit(task, X, y, penalty)).squeeze(-1)),
                         dev.labels) for penalty in PENALTIES)
@@ -102,7 +103,8 @@ def main():
 
     def command():
         for name, row in scores(sources.find(args.data, sources.SAMPLE)[0]).items():
-            print(f"{name:9}" + "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
+            print(f"{name:9}" + "  ".join(f"{task} {score:.3f}"
+                                          for task, score in row.items()))
         return 0
     return run.one_line(command)
 

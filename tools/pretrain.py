@@ -55,7 +55,7 @@ class MaskedLM(nn.Module):
     def forward(self, batch, labels):
         """data.Batch, labels [B, T] (-100: not asked) -> {name: mean loss in nats}.
 
-        batch.labels [B]: 1 where the second text belongs to the first, 0 where not, or None.
+        batch.labels [B]: 1 where the second text belongs to the first, else 0; or None.
         Only the M positions that are asked meet the vocabulary: a seventh of the work.
         """
         x = self.bert.embed(batch.input_ids, batch.token_type_ids)
@@ -152,8 +152,9 @@ class Pretrainer:
             follows = np.array([f < 0.5 for f in fate], np.float32)
             texts = [self.mismatch(pair, f < 0.75, a) if f >= 0.5 else pair
                      for pair, f, a in zip(texts, fate, anywhere)]
-        batch = data.collate(data.Dataset("", [], texts, follows), range(len(texts)),
-                             tokenizer, True, self.model.bert.config.max_position_embeddings)
+        batch = data.collate(
+            data.Dataset("", [], texts, follows), range(len(texts)), tokenizer, True,
+            self.model.bert.config.max_position_embeddings)
         special = sum(batch.input_ids == i for i in (tokenizer.pad, tokenizer.cls,
                                                      tokenizer.sep)).bool()
         batch.input_ids, labels = mask_tokens(batch.input_ids, special,
