@@ -149,8 +149,9 @@ def plan(args, rows):
 
 
 def short_path(path):
-    """A folder as it was given, but an absolute one by its last name: for a table."""
-    return os.path.basename(os.path.normpath(path)) if os.path.isabs(path) else path
+    """A folder as it was given, but one outside this tree by its last name: for a table."""
+    outside = os.path.isabs(path) or path.startswith(os.pardir)
+    return os.path.basename(os.path.normpath(path)) if outside else path
 
 
 def command(flags, out=None):
