@@ -42,7 +42,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MODULES = ("bert", "data", "heads", "multitask", "optim", "smart", "train", "test_all")
 COPIED = (*(f"{name}.py" for name in MODULES), "plumbing", "tools", "sample", "results",
           "README.md", "LICENSE", "requirements.txt", "pyproject.toml")
-OURS = ("make_assignment", "mutants")           # tools that are not for students
+# Tools that are not for students; bench.py holds the usual form of surgery and vaccine.
+OURS = ("make_assignment", "mutants", "bench")
 ORACLES = ("naive_", "torchs_", "numpys_")
 
 
