@@ -3134,7 +3134,8 @@ def test_tools_pretrain__stopped_and_resumed_it_is_bit_for_bit_the_same():
     with signalled_at(3, trainer=module.Pretrainer):
         status, out, _ = run_pretrain(*scratch(), module=module)
     assert status == 143 and not os.path.exists(os.path.join(out, "model"))
-    with contextlib.redirect_stdout(io.StringIO()):
+    quiet = io.StringIO()
+    with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
         assert module.main(["--resume", out]) == 0
     assert weights_of(out) == whole
 
