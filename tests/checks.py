@@ -70,7 +70,7 @@ def assert_raises(*words, error=ValueError):
     except Exception as other:
         raise AssertionError(f"got {type(other).__name__}: {other}, expected "
                              f"{error.__name__} about {words}; check the arguments "
-                             f"before anything else") from None
+                             f"before anything else") from other
     else:
         raise AssertionError(f"got no error, expected {error.__name__} about {words}")
 

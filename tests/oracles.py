@@ -10,7 +10,6 @@ import math
 import numpy as np
 import torch.nn.functional as F
 
-
 # --- 3.1 The encoder ---
 
 def torchs_attention(q, k, v, mask):
