@@ -8,9 +8,8 @@ import torch.nn.functional as F
 
 import bert
 import optim
-from plumbing import machine
-from tests.checks import assert_close, assert_equal, assert_raises
 from tests import oracles
+from tests.checks import assert_close, assert_equal, assert_raises
 from tests.world import SMALL, small_bert
 
 

@@ -4,8 +4,8 @@
 import numpy as np
 
 import multitask
-from tests.checks import assert_close, assert_raises
 from tests import oracles
+from tests.checks import assert_close, assert_raises
 from tests.world import gram_of, random_problems
 
 

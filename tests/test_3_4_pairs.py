@@ -4,8 +4,8 @@
 import numpy as np
 
 import data
-from tests.checks import assert_equal
 from tests import oracles
+from tests.checks import assert_equal
 from tests.world import FakeTokenizer
 
 

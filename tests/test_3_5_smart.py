@@ -11,8 +11,8 @@ import multitask
 import optim
 import smart
 import train
-from tests.checks import assert_close, assert_equal, assert_raises
 from tests import oracles
+from tests.checks import assert_close, assert_equal, assert_raises
 from tests.world import flat_model, small_bert, tiny_batch, tiny_world
 
 

@@ -4,10 +4,8 @@ import os
 import tempfile
 import warnings
 
-
 import data
 import heads
-import train
 from tests.checks import assert_close, assert_equal, assert_raises
 from tests.world import tiny_tokenizer, write_file
 

@@ -11,8 +11,8 @@ import torch
 import bert
 import data
 import heads
-from tests.checks import assert_close, assert_raises
 from tests import oracles
+from tests.checks import assert_close, assert_raises
 from tests.world import FakeTokenizer, small_bert, tiny_batch, tiny_world
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import io
 
-
 import optim
 import train
 from tests.checks import assert_close

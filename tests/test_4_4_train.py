@@ -12,7 +12,6 @@ from plumbing import safetensors
 from tests.checks import assert_close, assert_one_line
 from tests.world import files_of, fingerprint, run_train, tiny_world
 
-
 BASE = ("--option", "gvac", "--con")
 
 

@@ -11,7 +11,6 @@ import unittest.mock
 
 import torch
 
-import test_all
 from tests.checks import assert_close, assert_equal
 
 

@@ -6,11 +6,19 @@ import json
 import os
 import tempfile
 
-
 from plumbing import run
 from tests import ROOT
 from tests.checks import assert_raises
-from tests.world import (HARD, files_of, from_scratch, resume, run_pretrain, run_train, settings_of, tiny_world, write_file)
+from tests.world import (
+    HARD,
+    files_of,
+    from_scratch,
+    run_pretrain,
+    run_train,
+    settings_of,
+    tiny_world,
+    write_file,
+)
 
 
 def test_run_folder__args_json_says_where_each_value_came_from():

@@ -8,7 +8,6 @@ import unittest.mock
 
 import torch
 
-import train
 from plumbing import machine
 from tests.checks import assert_one_line
 from tests.world import SMALL, WORDS, resume, run_train, tiny_world, with_file, write_file

@@ -6,11 +6,20 @@ import signal
 import tempfile
 import unittest.mock
 
-
 import heads
 from plumbing import run
 from tests.checks import assert_one_line
-from tests.world import (HARD, WORDS, files_of, resume, run_train, signalled_at, small_bert, tiny_world, uninterrupted)
+from tests.world import (
+    HARD,
+    WORDS,
+    files_of,
+    resume,
+    run_train,
+    signalled_at,
+    small_bert,
+    tiny_world,
+    uninterrupted,
+)
 
 
 def test_run_resume__stopped_by_a_signal_it_goes_on_bit_for_bit():

@@ -11,10 +11,9 @@ import tempfile
 import threading
 import unittest.mock
 
-
 import heads
 from plumbing import sources
-from tests import DATA, ROOT
+from tests import DATA
 from tests.checks import assert_equal, assert_raises
 from tests.world import tiny_world
 
@@ -123,9 +122,8 @@ def test_run_download__files_are_checked_and_kept():
 
 
 def test_run_download__without_a_network_it_says_what_still_works():
-    with serving({}) as (url, _):
-        with assert_raises("cannot download", "404", "--data"):
-            sources.download(tempfile.mkdtemp(), url, url)
+    with serving({}) as (url, _), assert_raises("cannot download", "404", "--data"):
+        sources.download(tempfile.mkdtemp(), url, url)
     with assert_raises("cannot download", "--data DIR"):          # the server is gone
         sources.download(tempfile.mkdtemp(), url, url)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 import heads
 from tests.checks import assert_close, assert_one_line, skip_without
-from tests.world import analyzed, resume, run_tool, tiny_world
+from tests.world import analyzed, run_tool, tiny_world
 from tools import analyze
 
 

@@ -13,7 +13,7 @@ import multitask
 from tests import ROOT
 from tests.checks import assert_close, assert_raises
 from tests.world import SMALL, gram_of
-from tools import bench, table
+from tools import bench
 
 
 def test_tools_bench__both_sides_of_surgery_and_vaccine_compute_the_same():

@@ -1,15 +1,13 @@
 """tools_make_assignment"""
 
-import contextlib
 import ast
+import contextlib
 import io
 import json
 import os
 import sys
 import tempfile
 
-
-import test_all
 from tests import ROOT
 from tests.checks import assert_equal, assert_raises
 from tests.world import write_file

@@ -9,12 +9,10 @@ import tempfile
 import unittest.mock
 import warnings
 
-
 import data
 import heads
 import train
 from plumbing import sources
-from tests import ROOT
 from tests.checks import assert_equal
 from tools import make_sample
 

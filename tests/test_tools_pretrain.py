@@ -15,7 +15,15 @@ import bert
 import data
 from plumbing import safetensors
 from tests.checks import assert_close, assert_one_line
-from tests.world import (from_scratch, resume, run_pretrain, run_train, signalled_at, small_bert, tiny_world, write_file)
+from tests.world import (
+    from_scratch,
+    run_pretrain,
+    run_train,
+    signalled_at,
+    small_bert,
+    tiny_world,
+    write_file,
+)
 from tools import pretrain
 
 

@@ -15,7 +15,7 @@ import heads
 import train
 from tests import ROOT
 from tests.checks import assert_close, assert_raises
-from tests.world import resume, run_train, signalled_at, tiny_world
+from tests.world import run_train, signalled_at, tiny_world
 from tools import table
 
 
@@ -123,8 +123,7 @@ def test_tools_table__3_scores_the_test_predictions_by_the_labels_given():
     with open(os.path.join(labelled, "test-labels.csv"), "w") as file:
         file.write("task\tid\tlabel\n")
         for task in heads.tasks():
-            for i in range(6):
-                file.write(f"{task.name}\t {task.name[0].upper()}t{i:023x}\t{i % 2}\n")
+            file.writelines(f"{task.name}\t {task.name[0].upper()}t{i:023x}\t{i % 2}\n" for i in range(6))
     runs = tempfile.mkdtemp()
     flags = ("--table", 3, "--rows", "6", "--seeds", 1, "--max-steps", 3, "--runs", runs)
     output, _ = run_table(*flags, status=2)
