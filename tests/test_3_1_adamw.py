@@ -1,4 +1,4 @@
-"""3_1_adamw"""
+"""3.1 AdamW, in its clear and its fused form."""
 
 import math
 
@@ -40,7 +40,7 @@ def test_3_1_AdamW__constant_gradient_by_hand():
         "the decay was not multiplied by lr": [.81, .639, .4851],
         "the step goes up the gradient": [1.089, 1.17711, 1.2643389],
         "m lacks the factor 1 - β₁ before g": [0, -.99, -1.9701],
-        "m and v start anew in every step": [.891, .80842045, .7370937]})
+        "m and v restart in every step": [.891, .80842045, .7370937]})
 
 
 def test_3_1_AdamW__changing_gradients():
@@ -48,8 +48,8 @@ def test_3_1_AdamW__changing_gradients():
                  [-.1, -.0633896473, -.0977137553], 1e-9, mistakes={
         "β₁ and β₂ are exchanged": [-.1, -.0688182817, -.0988177516],
         "v is a mean of |g|, not of g²": [-.1, -.0527330860, -.1051702702],
-        "m and v start anew in every step": [-.1, -.0255863176, -.0894676776],
-        "m, v and t start anew in every step": [-.1, 0, -.1]})
+        "m and v restart in every step": [-.1, -.0255863176, -.0894676776],
+        "m, v and t restart in every step": [-.1, 0, -.1]})
     assert_close(one_weight([1, -2, 3], lr=.1, weight_decay=.1),
                  [.89100313, .91833684, .87517289], 1e-8)
 
@@ -59,20 +59,22 @@ def test_3_1_AdamW__eps_is_added_to_root_v():
     # .316228 · 1e-7 / (3.162e-8 + 1e-6) = .0306534. The usual form gives .5.
     assert_close(one_weight([1e-6], theta=0.0, lr=1.0), [-.0306534], 1e-7, mistakes={
         "eps is added to √v / √(1 - β₂ᵗ), as torch does": [-.5],
-        "eps stands inside the root": [-3.1623e-05]})
-    assert_close(one_weight([1e-6], theta=0.0, lr=1.0, correct_bias=False), [-.0969347], 1e-7,
-                 mistakes={"correct_bias=False is not obeyed": [-.0306534]})
+        "eps is inside the root": [-3.1623e-05]})
+    assert_close(one_weight([1e-6], theta=0.0, lr=1.0, correct_bias=False), [-.0969347],
+                 1e-7, mistakes={"correct_bias=False is ignored": [-.0306534]})
 
 
 def test_3_1_AdamW__zero_gradient_decays_and_none_does_not():
-    assert_close(one_weight([0.0] * 3, lr=.1, weight_decay=.1), [.99, .9801, .970299], 1e-12)
+    assert_close(one_weight([0.0] * 3, lr=.1, weight_decay=.1), [.99, .9801, .970299],
+                 1e-12)
     assert_close(one_weight([None] * 3, lr=.1, weight_decay=.1), [1, 1, 1], 0,
                  "a parameter without gradient must be left alone")
-    # and its t does not advance: the next step is a first step, exactly lr
+    # Its t does not advance: the next step is a first step, exactly lr.
     assert_close(one_weight([None, 1.0], lr=.1, eps=0.0), [1.0, 0.9], 1e-12)
-    # nor does momentum move it on: after one step, rest
+    # Momentum does not move it on: after one step, it rests.
     path = one_weight([1.0, None], lr=.1)
-    assert_close(path[1], path[0], 0, "None was taken for zero: momentum moved an idle parameter")
+    assert_close(path[1], path[0], 0,
+                 "None was taken for zero: momentum moved an idle parameter")
 
 
 def test_3_1_AdamW__closure_is_called_and_its_loss_returned():
@@ -84,12 +86,13 @@ def test_3_1_AdamW__closure_is_called_and_its_loss_returned():
         loss = (3 * p).sum()
         loss.backward()
         return loss
-    assert_close(optimizer.step(closure), 3.0, 1e-6, "step(closure) returns what closure() gives")
+    assert_close(optimizer.step(closure), 3.0, 1e-6,
+                 "step(closure) returns what closure() returns")
     assert_close(p, [.9], 1e-5)
 
 
 def test_3_1_AdamW__groups_and_parameters_keep_apart():
-    # Two groups with rates .1 and .2, whose parameters have gradients of their own.
+    # Two groups with learning rates .1 and .2, each with its own gradients.
     a, b = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
     optimizer = optim.AdamW([{"params": [a]}, {"params": [b], "lr": .2}], lr=.1)
     for g in (1.0, 1.0):
@@ -110,8 +113,8 @@ def test_3_1_AdamW__equals_torchs_with_its_eps_moved():
     torch.manual_seed(0)
     a = torch.nn.Parameter(torch.randn(5, 3, dtype=torch.float64))
     b = torch.nn.Parameter(a.detach().clone())
-    ours, theirs = optim.AdamW([a], lr=.01, eps=1e-3), torch.optim.AdamW([b], lr=.01,
-                                                                        weight_decay=0)
+    ours = optim.AdamW([a], lr=.01, eps=1e-3)
+    theirs = torch.optim.AdamW([b], lr=.01, weight_decay=0)
     for t in range(1, 30):
         a.grad = torch.randn(5, 3, dtype=torch.float64)
         b.grad = a.grad.clone()
@@ -138,10 +141,10 @@ def test_3_1_AdamW__the_courses_own_check():
 
 
 def test_3_1_AdamW__settings_out_of_range_are_refused():
-    for settings in (dict(lr=-1), dict(eps=-1), dict(betas=(1.0, .9)),
-                     dict(weight_decay=-.1)):
-        with assert_raises(next(iter(settings))):
-            optim.AdamW([torch.nn.Parameter(torch.zeros(1))], **settings)
+    for name, value in (("lr", -1), ("eps", -1), ("betas", (1.0, .9)),
+                        ("weight_decay", -.1)):
+        with assert_raises(name):
+            optim.AdamW([torch.nn.Parameter(torch.zeros(1))], **{name: value})
 
 
 def test_3_1_FusedAdamW__equals_the_clear_form():
@@ -159,4 +162,5 @@ def test_3_1_FusedAdamW__equals_the_clear_form():
             state = optimizer.state[p]
             paths.append(torch.stack([*path, state["m"], state["v"]]))
             assert state["step"] == 19 and sorted(state) == ["m", "step", "v"]
-        assert_close(*paths, 1e-13, f"{settings}: is eps moved, and the decay after the step?")
+        assert_close(*paths, 1e-13,
+                     f"{settings}: is eps moved, and the decay after the step?")

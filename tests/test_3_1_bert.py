@@ -1,4 +1,4 @@
-"""3_1_bert"""
+"""3.1 The encoder: attention, the layer, embeddings and pooling."""
 
 import math
 import unittest.mock
@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 import bert
-import optim
 from tests import oracles
 from tests.checks import assert_close, assert_equal, assert_raises
 from tests.world import SMALL, small_bert
@@ -54,7 +53,8 @@ def test_3_1_attention__hidden_keys_get_no_weight():
     q, k, v = torch.randn(3, 2, 4, 5, 8)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     got = bert.attention(q, k, v, mask)
-    assert_close(got[1, :, :3], bert.attention(q[1:, :, :3], k[1:, :, :3], v[1:, :, :3])[0], 1e-6,
+    short = bert.attention(q[1:, :, :3], k[1:, :, :3], v[1:, :, :3])[0]
+    assert_close(got[1, :, :3], short, 1e-6,
                  "is the mask added to the keys (last dimension), before the softmax, "
                  "with the right sign?")
     assert_close(got[0], bert.attention(q[:1], k[:1], v[:1])[0], 1e-6,
@@ -66,7 +66,8 @@ def test_3_1_attention__equals_torchs_own():
     q, k, v = (torch.arange(3 * 2 * 4 * 7 * 8) * 7 % 11 - 5).view(3, 2, 4, 7, 8) / 4
     mask = torch.ones(2, 7)
     mask[1, 4:] = 0
-    assert_close(bert.attention(q, k, v, mask), oracles.torchs_attention(q, k, v, mask), 1e-5)
+    assert_close(bert.attention(q, k, v, mask), oracles.torchs_attention(q, k, v, mask),
+                 1e-5)
 
 
 def test_3_1_attention__misshapen_mask_is_refused():
@@ -92,11 +93,12 @@ def test_3_1_sixteen_bit_dropout__keeps_its_share_and_rescales_it():
     for p in (.1, .5, .9):
         x = torch.ones(300001, requires_grad=True)
         y = bert.sixteen_bit_dropout(x, p)
-        assert_close((y == 0).double().mean(), p, .004, "a 16-bit number is -32768 to 32767")
+        assert_close((y == 0).double().mean(), p, .004,
+                     "a 16-bit number is -32768 to 32767")
         assert_close(y[y != 0], torch.full_like(y[y != 0], 1 / (1 - p)), 1e-3)
         y.sum().backward()
         assert torch.equal(x.grad, y), "what was dropped gets no gradient"
-        # neighbours, which share a random number, drop independently: p² of them both
+        # Neighbours share a random number, but drop independently: both with p².
         assert_close(((y[:-1] == 0) & (y[1:] == 0)).double().mean(), p * p, .004)
     assert torch.equal(bert.sixteen_bit_dropout(x, 0.0), x)
 
@@ -104,9 +106,10 @@ def test_3_1_sixteen_bit_dropout__keeps_its_share_and_rescales_it():
 def test_3_1_BertLayer__head_a_reads_features_aD_to_aD_plus_D():
     layer = small_bert(hidden_size=4, num_attention_heads=2).layers[0]
     x = torch.arange(12.0).view(1, 3, 4)        # token t is (4t, 4t + 1, 4t + 2, 4t + 3)
-    assert_close(layer.split_heads(x)[0], [[[0, 1], [4, 5], [8, 9]], [[2, 3], [6, 7], [10, 11]]], 0,
-                 mistakes={"x was viewed as [B, A, T, D] without a transpose, which mixes tokens":
-                           [[[0, 1], [2, 3], [4, 5]], [[6, 7], [8, 9], [10, 11]]]})
+    assert_close(layer.split_heads(x)[0],
+                 [[[0, 1], [4, 5], [8, 9]], [[2, 3], [6, 7], [10, 11]]], 0, mistakes={
+        "x was viewed as [B, A, T, D] without a transpose, which mixes tokens":
+            [[[0, 1], [2, 3], [4, 5]], [[6, 7], [8, 9], [10, 11]]]})
 
 
 def test_3_1_BertLayer__heads_are_put_side_by_side_again():
@@ -166,7 +169,7 @@ def test_3_1_BertLayer__one_token_by_hand():
 
 
 def test_3_1_BertLayer__dropout_before_both_sums_and_the_mask_go_in():
-    # p = 0.99 leaves next to nothing of both branches: LN(x) in the end.
+    # p = 0.99 leaves next to nothing of both branches: the result is LN(x).
     layer = small_bert(hidden_dropout_prob=0.99).layers[0].train()
     x, seen = torch.tensor([1.0, -1] * 8).expand(1, 200, 16), []
 
@@ -186,7 +189,7 @@ def test_3_1_BertLayer__dropout_before_both_sums_and_the_mask_go_in():
 
 def test_3_1_BertLayer__equals_torchs_post_norm_layer():
     layer = small_bert().layers[0]
-    H = SMALL.hidden_size
+    H = SMALL["hidden_size"]
     other = torch.nn.TransformerEncoderLayer(H, 4, 32, activation=F.gelu, batch_first=True,
                                              layer_norm_eps=1e-12).eval()
     with torch.no_grad():
@@ -200,8 +203,9 @@ def test_3_1_BertLayer__equals_torchs_post_norm_layer():
                              (layer.output, other.linear2)):
             theirs.load_state_dict(mine.state_dict())
     x = torch.randn(2, 5, H)
-    assert_close(layer(x), other(x), 1e-5, "query, key and value each by its own matrix, in that "
-                 "order? LN(x + Dropout(...))?")
+    assert_close(layer(x), other(x), 1e-5,
+                 "query, key and value each by its own matrix, in that order? "
+                 "LN(x + Dropout(...))?")
 
 
 def test_3_1_BertLayer__gelu_is_the_exact_one():
@@ -217,7 +221,7 @@ def test_3_1_BertLayer__gelu_is_the_exact_one():
 
 
 class AddsTheMask(torch.nn.Module):
-    """A stand-in for BertLayer, so that encode() can be checked without it."""
+    """It replaces BertLayer, so that encode() can be checked without it."""
 
     def forward(self, x, attention_mask=None):
         assert attention_mask is not None, "encode() gave no attention_mask to a layer"
@@ -328,6 +332,7 @@ def test_3_1_BertModel__dropout_is_off_in_eval_and_on_in_train():
 
 
 def test_3_1_BertModel__it_learns_to_tell_two_orders_apart():
+    import optim        # here, since nothing else in this file needs it
     torch.manual_seed(0)
     model, head = small_bert(std=0.1).train(), torch.nn.Linear(16, 1)
     ids = torch.tensor([[2, 10, 11, 3], [2, 11, 10, 3]])

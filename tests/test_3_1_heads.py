@@ -1,4 +1,4 @@
-"""3_1_heads"""
+"""3.1 The tasks' losses and predictions, and the model with their heads."""
 
 import math
 import tempfile
@@ -16,8 +16,8 @@ def test_3_1_tasks__losses_by_hand():
     # 5 equal logits: ln 5. One logit 0: ln 2. Predicted 2 for 3.5: 1.5² = 2.25.
     assert_close(sst.loss(torch.zeros(2, 5), torch.tensor([0.0, 4.0])), math.log(5), 1e-6,
                  mistakes={"the losses are summed, not averaged": 2 * math.log(5)})
-    assert_close(para.loss(torch.zeros(3), torch.tensor([0.0, 1.0, 1.0])), math.log(2), 1e-6,
-                 mistakes={"the losses are summed, not averaged": 3 * math.log(2)})
+    assert_close(para.loss(torch.zeros(3), torch.tensor([0.0, 1.0, 1.0])), math.log(2),
+                 1e-6, mistakes={"the losses are summed, not averaged": 3 * math.log(2)})
     assert_close(sts.loss(torch.tensor([2.0, 3.0]), torch.tensor([3.5, 3.0])), 1.125, 1e-6,
                  mistakes={"the losses are summed, not averaged": 2.25,
                            "the error is not squared": .75, "the label was rounded": 2.0,
@@ -27,8 +27,9 @@ def test_3_1_tasks__losses_by_hand():
 def test_3_1_tasks__losses_take_logits_not_probabilities():
     # e^logits = (1, 1, 2), label 2: ln 2; then three equal ones: ln 3. Mean .895880.
     sst, para, _ = heads.tasks()
-    assert_close(sst.loss(torch.tensor([[0, 0, math.log(2)], [0, 0, 0]]), torch.tensor([2.0, 0])),
-                 .895880, 1e-5, mistakes={"softmax is taken twice": 1.018841})
+    logits = torch.tensor([[0, 0, math.log(2)], [0, 0, 0]])
+    assert_close(sst.loss(logits, torch.tensor([2.0, 0])), .895880, 1e-5,
+                 mistakes={"softmax is taken twice": 1.018841})
     # σ(ln 3) = ¾, a paraphrase: -ln ¾ = .287682; σ(0) = ½, none: .693147. Mean .4904.
     assert_close(para.loss(torch.tensor([math.log(3), 0.0]), torch.tensor([1.0, 0.0])),
                  .490415, 1e-5, mistakes={"the sigmoid is taken twice": .680474,
@@ -51,11 +52,12 @@ def test_3_1_tasks__D1_printed_losses_lose_what_the_labels_say():
     printed, ours = heads.tasks(sts_loss="ce")[2], heads.tasks()[2]
     logits = torch.randn(1, 6)
     assert_close(printed.loss(logits, torch.tensor([2.4])),
-                 printed.loss(logits, torch.tensor([1.6])), 0, "labels are rounded, not cut off")
+                 printed.loss(logits, torch.tensor([1.6])), 0,
+                 "labels are rounded, not truncated")
     assert ours.loss(torch.tensor([2.0]), torch.tensor([2.5])) != ours.loss(
         torch.tensor([2.0]), torch.tensor([1.6]))
     assert printed.num_outputs == 6 and printed.predict(logits).item() == logits.argmax()
-    # As printed, SST is a number: between 0 and 4 it must predict 2 half-heartedly.
+    # As printed, SST is a number: unsure between 0 and 4, it must predict 2.
     number = heads.tasks(sst_loss="mse")[0]
     assert_close(number.loss(torch.tensor([2.0]), torch.tensor([4.0])), 4.0, 1e-6)
     assert number.predict(torch.tensor([-3.0, 1.6, 9.0])).tolist() == [0, 2, 4]
@@ -97,10 +99,11 @@ def test_3_1_MultitaskBert__mean_pooling_by_hand():
     # Tokens 1, 3, 8, of which the last is padding: 2.
     model, task = stand_in(con=True, pool="mean")
     x = torch.tensor([1.0, 3, 8]).view(1, 3, 1)
-    assert_close(model.logits(task, x, data.Batch(None, None, torch.tensor([[1, 1, 0]]), None)),
-                 [[2.0]], 1e-6, mistakes={"padding was counted, above and below the line": [[4.0]],
-                                          "padding was counted below the line": [[4 / 3]],
-                                          "the first token was taken": [[1.0]]})
+    batch = data.Batch(None, None, torch.tensor([[1, 1, 0]]), None)
+    assert_close(model.logits(task, x, batch), [[2.0]], 1e-6, mistakes={
+        "padding is in the sum and in the count": [[4.0]],
+        "padding is in the count": [[4 / 3]],
+        "the first token was taken": [[1.0]]})
     assert_close(model.logits(task, x, data.Batch(None, None, None, None)), [[4.0]], 1e-6,
                  "attention_mask None means that nothing is padded")
 
@@ -129,7 +132,7 @@ def test_3_1_MultitaskBert__mean_pooling_ignores_padding():
 
 
 def test_3_1_MultitaskBert__logits_are_float32_under_autocast():
-    # Rounded to bfloat16 they would be their own bfloat16.
+    # If they were bfloat16 numbers, a further rounding would change nothing.
     model = heads.MultitaskBert(small_bert(), con=True, hlh=True).eval()
     for task in model.tasks.values():
         with torch.autocast("cpu", torch.bfloat16):

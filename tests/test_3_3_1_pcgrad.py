@@ -1,5 +1,4 @@
-"""3_3_1_pcgrad"""
-
+"""3.3.1 Gradient surgery."""
 
 import numpy as np
 

@@ -1,5 +1,4 @@
-"""3_3_2_gradvac"""
-
+"""3.3.2 Gradient vaccine."""
 
 import numpy as np
 

@@ -1,5 +1,4 @@
-"""3_3_stream"""
-
+"""3.3 Which examples a batch gets, and how epochs are planned."""
 
 import numpy as np
 

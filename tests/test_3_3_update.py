@@ -1,4 +1,4 @@
-"""3_3_update"""
+"""3.3 One update: θ as a vector, the tasks' gradients, their treatment, the log."""
 
 import math
 

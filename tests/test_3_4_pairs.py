@@ -1,5 +1,4 @@
-"""3_4_pairs"""
-
+"""3.4 Comparison contextual embeddings: two sentences in one sequence."""
 
 import numpy as np
 

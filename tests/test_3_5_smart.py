@@ -1,4 +1,4 @@
-"""3_5_smart"""
+"""3.5 SMART: divergences, smoothness, the teacher and the Bregman term."""
 
 import math
 

@@ -1,5 +1,4 @@
-"""3_6_heads"""
-
+"""3.6 Bigger heads."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""4_1_text"""
+"""4.1 Text: WordPiece and CSV files."""
 
 import os
 import tempfile

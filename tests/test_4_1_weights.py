@@ -1,4 +1,4 @@
-"""4_1_weights"""
+"""4.1 Pre-trained weights: safetensors, old names, config.json."""
 
 import json
 import os

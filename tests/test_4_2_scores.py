@@ -1,4 +1,4 @@
-"""4_2_scores"""
+"""4.2 Evaluation: scores, predictions and their files."""
 
 import math
 import os

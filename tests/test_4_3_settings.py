@@ -1,4 +1,4 @@
-"""4_3_settings"""
+"""4.3 Settings: the learning-rate schedule, Table 1, and what is refused."""
 
 import contextlib
 import io

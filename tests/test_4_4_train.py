@@ -1,4 +1,4 @@
-"""4_4_train"""
+"""4.4 train.py: what each flag does, and what a run leaves."""
 
 import json
 import os

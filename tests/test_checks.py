@@ -1,4 +1,4 @@
-"""checks"""
+"""The checks themselves: assertions and the ladder."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""compare"""
+"""Against other software, where it is installed."""
 
 import importlib.util
 import os

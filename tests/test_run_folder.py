@@ -1,4 +1,4 @@
-"""run_folder"""
+"""The folder of a run, and what it prints."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""run_refusals"""
+"""What train.py refuses, in one line; the choice of precision."""
 
 import contextlib
 import json

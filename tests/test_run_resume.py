@@ -1,4 +1,4 @@
-"""run_resume"""
+"""Runs that are interrupted and resumed."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""run_sources"""
+"""Where data and weights are found, and how they are downloaded."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""tools_analyze"""
+"""tools/analyze.py."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""tools_bench"""
+"""tools/bench.py."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""tools_make_assignment"""
+"""tools/make_assignment.py."""
 
 import ast
 import contextlib

@@ -1,4 +1,4 @@
-"""tools_make_sample"""
+"""tools/make_sample.py, and the sample it wrote."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""tools_mutants"""
+"""tools/mutants.py."""
 
 
 from tests import ROOT

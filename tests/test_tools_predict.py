@@ -1,4 +1,4 @@
-"""tools_predict"""
+"""tools/predict.py."""
 
 import os
 import shutil

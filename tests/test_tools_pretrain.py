@@ -1,4 +1,4 @@
-"""tools_pretrain"""
+"""tools/pretrain.py."""
 
 import contextlib
 import io

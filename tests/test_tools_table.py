@@ -1,4 +1,4 @@
-"""tools_table"""
+"""tools/table.py."""
 
 import contextlib
 import io
