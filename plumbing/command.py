@@ -5,9 +5,12 @@ import os
 import sys
 import warnings
 
+from plumbing import console
+
 
 def one_line(command) -> int:
     """Run command() -> its exit status; a mistake in flags or files is one line and 2."""
+    console.prepare()
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     name = os.path.basename(sys.argv[0])
     try:
