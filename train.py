@@ -274,6 +274,14 @@ def prepare(args, device, autocast) -> tuple:
         orders=np.random.default_rng([args.seed, 3])), missing
 
 
+def make_plan(args, train_sets) -> list:
+    """The tasks of each step, by epoch.   {task: data.Dataset} -> see multitask.plan()"""
+    return multitask.plan(
+        {name: len(train_sets[name]) // args.batch_size for name in args.tasks},
+        in_sequence=args.option == "seq", epochs=args.epochs, accumulate=args.accumulate,
+        aligned=args.align, para_first=args.para_first, max_steps=args.max_steps)
+
+
 def smart_terms(args) -> smart.Settings:
     if not args.smart:
         return smart.Settings(weight=0.0, bregman_weight=0.0)
@@ -386,10 +394,7 @@ def train(args, source) -> int:
     autocast, precision = machine.choose_precision(args.amp, device,
                                                    terms.eps if terms.weight else 1.0)
     training, missing = prepare(args, device, autocast)
-    plan = multitask.plan(
-        {name: len(training.sets["train"][name]) // args.batch_size for name in args.tasks},
-        in_sequence=args.option == "seq", epochs=args.epochs, accumulate=args.accumulate,
-        aligned=args.align, para_first=args.para_first, max_steps=args.max_steps)
+    plan = make_plan(args, training.sets["train"])
     # The folder comes last, so that a refusal leaves nothing behind.
     files = sources.files_of(training.sets, args.weights)
     here = machine.description(device, precision)

@@ -211,11 +211,18 @@ def run_tool(module, *flags, stdin="", typed=False):
     return status, output.getvalue(), errors.getvalue()
 
 
-def training_of(*flags):
-    """The train.Training that train.py makes on the tiny world, before its first step."""
+def training_of(*flags, sst=None):
+    """What train.py makes of the flags on the tiny world.   -> (train.Training, plan)
+
+    sst: how many training examples of SST there are, if not all 40.
+    """
     import train
     args, _ = settings_of("--device", "cpu", "--batch-size", "4", *flags)
-    return train.prepare(args, torch.device("cpu"), contextlib.nullcontext)[0]
+    training, _ = train.prepare(args, torch.device("cpu"), contextlib.nullcontext)
+    if sst:
+        dataset = training.sets["train"]["sst"]
+        dataset.ids, dataset.tokens = dataset.ids[:sst], dataset.tokens[:sst]
+    return training, train.make_plan(args, training.sets["train"])
 
 
 def settings_of(*flags):
