@@ -213,7 +213,8 @@ def parse_label(text: str, task, path: str, line: int) -> float:
     if not in_range or (task.whole_labels and value != int(value)):
         kind = "a whole number" if task.whole_labels else "a number"
         raise ValueError(f"{path}, line {line}: {task.label} must be {kind} from "
-                         f"{task.lowest} to {task.highest}, got {text[:40]!r}; mend or remove that line")
+                         f"{task.lowest} to {task.highest}, got {text[:40]!r}; mend or "
+                         f"remove that line")
     return value
 
 
