@@ -12,8 +12,8 @@ only. Batches hold examples of like length: in batches of random examples up to 
 tokens would be padding, which costs as much time as text.
 D18: 3.3 doesn't say what becomes of a set's last, smaller batch. Here every batch has B
 examples, and what is left over comes first in the next pass.
-Leaves out: cased vocabularies, and texts longer than the encoder's position table (they are
-truncated, a pair's longer sentence first).
+Leaves out: texts longer than the encoder's position table (they are truncated, a pair's
+longer sentence first).
 """
 
 import dataclasses
@@ -25,8 +25,7 @@ import unicodedata
 import numpy as np
 import torch
 
-from plumbing import tsv
-
+from plumbing import tsv, vocabulary
 
 # --- 4.1 WordPiece ---
 
@@ -43,60 +42,60 @@ def is_punctuation(c):
             or unicodedata.category(c).startswith("P"))
 
 
-def basic_tokens(text):
-    """Clean, lower-case, strip accents, split off punctuation.   [Devlin et al. 2018, code]
+def normalize(text: str, lower_case=True, strip_accents=True, chinese=True) -> str:
+    """Clean, set Chinese characters apart, lower-case, strip accents.   [Devlin, code]
 
-    "Été naïve, $5.00" -> ["ete", "naive", ",", "$", "5", ".", "00"]
+    The settings are those of the weights: a cased BERT has lower_case and strip_accents
+    False. "Été\tnaïve" -> "ete naive"
     """
     kept = []
     for c in text:
         # Control characters vanish without leaving a gap: "c\x0bd" -> "cd".
         if c in "\0\ufffd" or (c not in "\t\n\r" and unicodedata.category(c)[0] == "C"):
             continue
-        # A CJK character is a word of its own; Hangul and Kana are not of them.
-        kept.append(f" {c} " if any(a <= ord(c) <= b for a, b in CJK) else c)
-    tokens = []
-    for word in "".join(kept).split():
-        # Lower-case before decomposing: İ -> i + a dot above, and the dot is then dropped.
-        word = "".join(c for c in unicodedata.normalize("NFD", word.lower())
+        # A CJK character is a word of its own; Hangul and Kana are not included.
+        cjk = chinese and any(a <= ord(c) <= b for a, b in CJK)
+        kept.append(" " if c.isspace() else f" {c} " if cjk else c)
+    text = "".join(kept)
+    if lower_case:
+        text = text.lower()
+    if strip_accents:
+        # After lower-casing: İ -> i + a dot above, and the dot is then dropped.
+        text = "".join(c for c in vocabulary.decompose(text)
                        if unicodedata.category(c) != "Mn")
-        spaced = "".join(f" {c} " if is_punctuation(c) else c for c in word)
-        tokens += spaced.split()
-    return tokens
+    return text
+
+
+def basic_tokens(text: str, lower_case=True, strip_accents=True, chinese=True) -> list[str]:
+    """normalize(), then split at blanks and at punctuation.   [Devlin et al. 2018, code]
+
+    "Été naïve, $5.00" -> ["ete", "naive", ",", "$", "5", ".", "00"]
+    """
+    text = normalize(text, lower_case, strip_accents, chinese)
+    return "".join(f" {c} " if is_punctuation(c) else c for c in text).split()
 
 
 class WordPiece:
     """Text -> sub-word ids, greedy longest match first.   [Wu et al. 2016; report 4.1]
 
-    vocab_size: rows of the embedding table that the ids must fit. Raises ValueError for a
-    vocabulary that does not, or that lacks one of BERT's special tokens.
+    path: a model's folder, or its vocab.txt; the tokenizer's settings are read from the
+    files beside it. vocab_size: rows of the embedding table that the ids must fit. Raises
+    ValueError for a vocabulary that does not, or that lacks one of BERT's special tokens.
     "[SEP]" in a text is text, not the separator: nobody can write one into their question.
     """
 
-    def __init__(self, path, vocab_size=None):
-        try:
-            with open(path, encoding="utf-8") as file:
-                self.tokens = [line.rstrip("\n") for line in file]
-        except FileNotFoundError:
-            raise FileNotFoundError(f"needed BERT's vocabulary beside its weights; there "
-                                    f"is no {path}") from None
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} must be UTF-8 text, got {error.reason} at byte "
-                             f"{error.start}; use BERT's vocab.txt") from None
-        self.ids = {token: i for i, token in enumerate(self.tokens)}
-        missing = [t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if t not in self.ids]
-        if missing:
-            raise ValueError(f"{path} has no {missing[0]} among its {len(self.tokens)} "
-                             f"lines; use BERT's vocab.txt")
-        # Some tables are padded to a multiple of 64.
-        if vocab_size is not None and not 0 <= vocab_size - len(self.tokens) < 64:
-            raise ValueError(f"{path} has {len(self.tokens)} entries, the weights beside "
-                             f"it were trained with {vocab_size}; use the one that came "
-                             f"with them")
-        self.path = path
+    def __init__(self, path, vocab_size: int | None = None):
+        self.vocabulary = v = vocabulary.read(path, vocab_size)
+        self.path, self.tokens = v.path, v.tokens
+        self.ids = {token: i for i, token in enumerate(v.tokens)}
         self.pad, self.unk, self.cls, self.sep = (
-            self.ids[t] for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]"))
+            self.ids[v.control[f"{name}_token"]] for name in ("pad", "unk", "cls", "sep"))
+        self.settings = v.lower_case, v.strip_accents, v.chinese
         self.seen = {}          # raw word -> its ids
+
+    def save(self, folder):
+        """Write vocab.txt and tokenizer_config.json as they were when they were loaded."""
+        self.vocabulary.save(folder)
 
     def pieces(self, token):
         """unaffable -> un ##aff ##able; if any rest has no match, the whole is [UNK]."""
@@ -114,22 +113,22 @@ class WordPiece:
             start = end
         return found
 
-    def save(self, folder):
-        with open(os.path.join(folder, "vocab.txt"), "w", encoding="utf-8") as file:
-            file.write("".join(token + "\n" for token in self.tokens))
-
-    def __call__(self, text):
+    def __call__(self, text: str) -> list[int]:
         """str -> list of ids, without [CLS] and [SEP]."""
         ids = []
-        for word in BLANKS.split(text):
-            # Why: English repeats itself. Keyed on the raw word, one look-up replaces all
-            # the steps above for 19 words of 20. None of them looks across a blank.
-            known = self.seen.get(word)
-            if known is None:
-                known = [piece for token in basic_tokens(word)
-                         for piece in self.pieces(token)]
-                self.seen[word] = known
-            ids += known
+        for part, added in self.vocabulary.split(text, lambda t: normalize(t, *self.settings)):
+            if added is not None:               # "[E1]", if it was added to the vocabulary
+                ids.append(added)
+                continue
+            for word in BLANKS.split(part):
+                # Why: English repeats itself. Keyed on the raw word, one look-up replaces
+                # all the steps above for 19 words of 20. None of them looks across a blank.
+                known = self.seen.get(word)
+                if known is None:
+                    known = [piece for token in basic_tokens(word, *self.settings)
+                             for piece in self.pieces(token)]
+                    self.seen[word] = known
+                ids += known
         return ids
 
 

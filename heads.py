@@ -240,8 +240,9 @@ class MultitaskBert(nn.Module):
     @classmethod
     def from_pretrained(cls, folder):
         """Read save_pretrained()'s folder.   Raises ValueError if it holds no heads."""
-        encoder = bert.BertModel.from_pretrained(folder)
         path = os.path.join(folder, "config.json")
+        if not os.path.exists(path):
+            raise FileNotFoundError(f"needed the best/ folder of a run; there is no {path}")
         with open(path, encoding="utf-8-sig") as file:
             settings = json.load(file).get("multitask")
         if settings is None:
@@ -253,6 +254,7 @@ class MultitaskBert(nn.Module):
                 settings[name] not in values for name, values in known.items()):
             raise ValueError(f"{path}: multitask must have one of these values for each: "
                              f"{known}; got {str(settings)[:80]}")
+        encoder = bert.BertModel.from_pretrained(folder, pooler=settings["pool"] == "cls")
         model = cls(encoder, **settings)
         path = os.path.join(folder, "model.safetensors")
         wanted = {f"heads.{name}": p for name, p in model.heads.state_dict().items()}

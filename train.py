@@ -209,9 +209,9 @@ def load_model(weights, seed, dropout=None, **settings):
     only before training, or two runs with one seed start from different heads.
     """
     torch.manual_seed(seed)
-    encoder = bert.BertModel.from_pretrained(weights, dropout)
-    tokenizer = data.WordPiece(os.path.join(weights, "vocab.txt"),
-                               encoder.config.vocab_size)
+    encoder = bert.BertModel.from_pretrained(weights, dropout,
+                                             pooler=settings["pool"] == "cls")
+    tokenizer = data.WordPiece(weights, encoder.config.vocab_size)
     return tokenizer, heads.MultitaskBert(encoder, **settings)
 
 
