@@ -138,9 +138,9 @@ class WordPiece:
 class Dataset:
     """The examples of one file: ids, texts as token ids, labels (None for a test set)."""
     path: str
-    ids: list               # [N] strings, as in the file
-    tokens: list            # [N] tuples of one or two lists of ids
-    labels: np.ndarray      # [N] float32
+    ids: list[str]                  # [N], as in the file
+    tokens: list[tuple]             # [N], each one or two lists of ids
+    labels: np.ndarray | None       # [N] float32; None: a test set
 
     def __len__(self):
         return len(self.ids)
@@ -164,7 +164,8 @@ def load(folder: str, task, split: str, tokenizer) -> Dataset:
                                 f"is no such file; give the folder of the CSV files with "
                                 f"--data")
     label = [] if split == "test" else [task.label]
-    lines, ids, tokens, labels = {}, [], [], []
+    lines: dict[str, int] = {}              # id -> its line
+    ids, tokens, labels = [], [], []
     for line, (example, *values) in tsv.read(path, ["id", *task.texts, *label]):
         note_id(lines, example, path, line)
         ids.append(example)
@@ -250,117 +251,134 @@ def join_pair(a, b, cls, sep, max_length):
 
 @dataclasses.dataclass
 class Batch:
-    """Tensors for one forward pass.
+    """Tensors for one forward pass.   R = B rows, or 2B for a pair task without CON
 
-    R = B rows; without CON a pair task has R = 2B: first all first sentences, then all
-    second ones, so that one pass through the encoder serves both.
+    The 2B rows are all first sentences, then all second ones: one pass through the encoder
+    serves both.
     """
-    input_ids: torch.Tensor         # [R, T]
-    token_type_ids: torch.Tensor    # [R, T], or None for all 0
-    attention_mask: torch.Tensor    # [R, T], 1 for tokens, or None if nothing is padded
-    labels: torch.Tensor            # [B] float32, or None
+    input_ids: torch.Tensor                 # [R, T]
+    token_type_ids: torch.Tensor | None     # [R, T]; None: all 0
+    attention_mask: torch.Tensor | None     # [R, T], 1 for tokens; None: nothing is padded
+    labels: torch.Tensor | None             # [B] float32; None: a test set
 
     def to(self, device):
         def moved(tensor):
             return None if tensor is None else tensor.to(device, non_blocking=True)
-        return Batch(*(moved(getattr(self, f.name)) for f in dataclasses.fields(self)))
+        return Batch(moved(self.input_ids), moved(self.token_type_ids),
+                     moved(self.attention_mask), moved(self.labels))
 
 
-def collate(dataset, indices, tokenizer, joint, max_length):
-    """Examples -> Batch.   indices [B]; joint is CON; max_length in tokens, with specials.
+def collate(dataset: Dataset, indices, tokenizer, joint: bool, max_length: int) -> Batch:
+    """Examples -> Batch.   indices [B]; joint is CON; max_length counts [CLS] and [SEP]
 
     joint:     a pair as one row, by join_pair()                     [report 3.4]
-    otherwise: [CLS] a [SEP] and [CLS] b [SEP] as rows of their own
+    otherwise: [CLS] a [SEP] and [CLS] b [SEP] as two rows
     """
     cls, sep = tokenizer.cls, tokenizer.sep
-    examples = [dataset.tokens[i] for i in indices]
+    examples = [dataset.tokens[i] for i in indices]         # B tuples of one or two lists
     segments = None
     if joint and len(examples[0]) == 2:
         rows, segments = zip(*(join_pair(a, b, cls, sep, max_length) for a, b in examples))
     else:
         rows = [[cls, *texts[k][:max_length - 2], sep]
                 for k in range(len(examples[0])) for texts in examples]
-    T = max(map(len, rows))
+    T = max(len(row) for row in rows)
     padded = any(len(row) < T for row in rows)
 
-    # Trap: pad with [PAD]'s id, segment 0 and mask 0, at the end. The mask alone is what
-    # keeps padding out; where nothing is padded it is None, which saves adding zeros.
+    # Trap: pad at the end, with [PAD]'s id, segment 0 and mask 0. The mask alone keeps
+    # padding out of the attention. Without padding it is None, which saves adding zeros.
     def fill(lists, value):
         return torch.tensor([row + [value] * (T - len(row)) for row in lists])      # [R, T]
 
-    labels = None if dataset.labels is None else torch.from_numpy(dataset.labels[indices])
-    return Batch(fill(rows, tokenizer.pad), None if segments is None else fill(segments, 0),
-                 fill([[1] * len(row) for row in rows], 0) if padded else None, labels)
+    return Batch(
+        input_ids=fill(rows, tokenizer.pad),
+        token_type_ids=None if segments is None else fill(segments, 0),
+        attention_mask=fill([[1] * len(row) for row in rows], 0) if padded else None,
+        labels=(None if dataset.labels is None else
+                torch.from_numpy(dataset.labels[indices])))
 
 
 # --- 3.3 Batches ---
 
-def lengths(dataset, joint):
-    """Tokens that each example takes in a row, to sort by.   -> [N]
+def lengths(dataset: Dataset, joint: bool) -> np.ndarray:
+    """The number of tokens that sets the length of each example's row.   -> [N]
 
-    Apart, a row is as long as the longer of the two sentences; together, as both.
+    A pair as one row (CON) needs both sentences; as two rows, the longer one counts.
     """
-    together = sum if joint else max
-    return np.array([together(map(len, texts)) for texts in dataset.tokens])
+    total = sum if joint else max
+    return np.array([total(len(text) for text in texts) for texts in dataset.tokens])
 
 
 class Stream:
     """Endless batches, without replacement: pass after shuffled pass.   [report 3.3]
 
-    next() -> indices [B]. The shuffled passes over the N examples form one long sequence,
-    of which batch b takes the places b·B to (b+1)·B. Within a pass up to WINDOW batches at
-    a time are sorted by length and cut anew, then shuffled: batch-mates are alike in length
-    but otherwise random. The batch in which a pass ends holds what is left over of it (D18)
-    and is filled up from the next: no example comes again before all others have come.
-    `position` is [generation, batches drawn], two integers, all that a checkpoint needs:
-    every order comes from a generator seeded by (seed, position), not by what came before.
+    next() -> indices [B]. The shuffled passes over the N examples stand one after another
+    in one long sequence, which is cut into batches of B. With N = 10 and B = 4:
+
+        pass    0 0 0 0 0 0 0 0 0 0 1 1 1 1 1 1 1 1 1 1 2 2 2 2 …
+        batch   0 0 0 0 1 1 1 1 2 2 2 2 3 3 3 3 4 4 4 4 5 5 5 5 …
+        group   |- sorted ----| |alone| |- sorted ----| |- sorted …
+
+    Up to GROUP batches of one pass form a group: their examples are sorted by length, cut
+    into batches again, and these are shuffled. So the examples of a batch have about the
+    same length but are otherwise random. Batch 2 takes the rest of pass 0 and begins pass
+    1 (D18). It stays alone, so that no example comes again before all others have come.
+    `position` is [generation, next batch], all that a checkpoint needs: the random numbers
+    are seeded by the place in the sequence, not by what was drawn before.
     """
 
-    WINDOW = 64
+    GROUP = 64
 
-    def __init__(self, lengths, batch_size, seed):
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed):
         self.lengths, self.batch_size, self.seed = lengths, batch_size, list(seed)
         self.position = [0, 0]
-        self.window = None, None        # (generation, its first batch's number), batches
+        self.generation, self.group = 0, range(0)   # what is in self.batches
+        self.batches = np.empty((0, batch_size), int)
 
-    def restart(self):
-        """Begin a new order, dropping the rest of this pass (--fresh-streams)."""
+    def restart(self) -> None:
+        """Begin a new order and drop the rest of this pass (--fresh-streams)."""
         self.position = [self.position[0] + 1, 0]
 
-    def next(self):
+    def next(self) -> np.ndarray:
         """-> indices [B]"""
-        N, B = len(self.lengths), self.batch_size
-        generation, b = self.position
-        this_pass = b * B // N
-        # The batches that lie wholly in this pass: first … last - 1.
-        first, last = -(-this_pass * N // B), (this_pass + 1) * N // B
-        if b < last:
-            start = first + (b - first) // self.WINDOW * self.WINDOW
-            count = min(self.WINDOW, last - start)
-        else:
-            start, count = b, 1         # the one in which this pass ends and another begins
-        if self.window[0] != (generation, start):
-            self.window = (generation, start), self.batches_of(generation, start, count)
-        self.position = [generation, b + 1]
-        return self.window[1][b - start]
+        generation, batch = self.position
+        if generation != self.generation or batch not in self.group:
+            self.generation, self.group = generation, self.group_of(batch)
+            self.batches = self.batches_of(generation, self.group)
+        self.position = [generation, batch + 1]
+        return self.batches[batch - self.group.start]
 
-    def batches_of(self, generation, start, count):
-        """Batches start to start + count of the sequence.   -> [count, B]"""
+    def group_of(self, batch: int) -> range:
+        """The numbers of the batches that are sorted together with this one."""
         N, B = len(self.lengths), self.batch_size
-        picks, at, end = [], start * B, (start + count) * B         # places in the sequence
+        this_pass = batch * B // N                      # the pass of its first example
+        first = -(-this_pass * N // B)                  # the pass's first whole batch
+        end = (this_pass + 1) * N // B                  # one after its last whole batch
+        if batch >= end:
+            return range(batch, batch + 1)
+        start = batch - (batch - first) % self.GROUP
+        return range(start, min(start + self.GROUP, end))
+
+    def batches_of(self, generation: int, group: range) -> np.ndarray:
+        """The batches of a group.   -> indices [len(group), B]"""
+        N, B = len(self.lengths), self.batch_size
+        picks, at, end = [], group.start * B, group.stop * B    # places in the sequence
         while at < end:
             this_pass, inside = divmod(at, N)
             order = np.random.default_rng([*self.seed, generation, 0, this_pass])
             picks.append(order.permutation(N)[inside:inside + end - at])
             at += len(picks[-1])
-        picks = np.concatenate(picks)
-        picks = picks[np.argsort(self.lengths[picks], kind="stable")].reshape(count, B)
-        shuffle = np.random.default_rng([*self.seed, generation, 1, start])
-        return picks[shuffle.permutation(count)]
+        indices = np.concatenate(picks)
+        by_length = indices[np.argsort(self.lengths[indices], kind="stable")]
+        shuffle = np.random.default_rng([*self.seed, generation, 1, group.start])
+        return by_length.reshape(-1, B)[shuffle.permutation(len(group))]
 
 
-def in_order_of_length(lengths, batch_size):
-    """Every example once, longest first (so that memory runs out at once or never)."""
+def in_order_of_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Batches that hold every example once, the longest first.   -> [indices [≤ B], …]
+
+    The first batch is the largest, so if memory is too small we know at once.
+    """
     order = np.argsort(-lengths, kind="stable")
     return [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
 
@@ -383,7 +401,8 @@ def read_predictions(path: str) -> dict[str, float]:
 
     Ids are stripped and lower-cased, as the course's grader does. They may hold commas.
     """
-    lines, found = {}, {}
+    lines: dict[str, int] = {}              # id -> its line
+    found = {}
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         header = file.readline()
         if not re.match(r"\s*id[\s,]", header, re.IGNORECASE):
