@@ -12,13 +12,11 @@ import sys
 
 import numpy as np
 
-
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if ROOT not in sys.path:            # python tools/picture.py
     sys.path.append(ROOT)
 
 import multitask
-
 
 THEMES = {
     "pcgrad_gradvac.svg": {
