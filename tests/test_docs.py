@@ -69,7 +69,8 @@ def test_docs__the_readmes_map_names_functions_that_exist():
             for name in re.findall(r"`([\w.]+)`", names):
                 here = importlib.import_module(module)
                 for part in name.split("."):
-                    here = getattr(here, part, None) or getattr(here.BertModel, part)
+                    assert hasattr(here, part), f"README.md: no {name} in {module}.py"
+                    here = getattr(here, part)
                 checked += 1
     assert checked > 25
 
