@@ -235,7 +235,8 @@ def test_3_5_Teacher__owns_its_parameters():
     assert teacher.theta.any(), "θ̃ shares memory with θ; clone it"
     for name, p in teacher.model.named_parameters():
         assert not p.requires_grad, f"{name} of the teacher would be trained"
-        assert_close(p.flatten(), teacher.theta[flat.place[name]], 0, f"{name} is no view of θ̃")
+        assert_close(p.flatten(), teacher.theta[flat.place[name]], 0,
+                     f"{name} is not a view of θ̃")
     assert layer.training, "the model is no longer in training mode"
     assert layer.weight.requires_grad, "the model itself can no longer be trained"
 
@@ -272,7 +273,8 @@ def test_3_5_bregman__D7_at_theta_itself_value_and_gradient_are_zero():
         for task in model.tasks.values():
             for smooth in (0.0, 1.0):
                 teacher = smart.Teacher(model, flat)
-                assert_equal(bregman_term(model, flat, task, teacher, smooth=smooth), (0, 0),
+                D = bregman_term(model, flat, task, teacher, smooth=smooth)
+                assert_equal(D, (0, 0),
                              "the teacher draws dropout masks of its own, or none")
 
 

@@ -13,7 +13,7 @@ import multitask
 from plumbing import safetensors
 from plumbing.folder import load_checkpoint
 from tests.checks import assert_close, assert_equal, assert_one_line
-from tests.world import files_of, fingerprint, run_train, tiny_world, training_of
+from tests.world import files_of, fingerprint, log_of, run_train, tiny_world, training_of
 
 BASE = ("--option", "gvac", "--con")
 
@@ -50,11 +50,6 @@ def test_4_4_train__every_other_flag_changes_the_result():
             ((), ["--weight-decay", .1]), ((), ["--lr", .02]), ((), ["--seed", 1]),
             ((), ["--amp", "bf16"]), ((), ["--max-steps", 3])):
         assert_differs(base, *flags)
-
-
-def plan_of(*flags):
-    """A trainer with two epochs, of 24 examples of SST and 40 of the others."""
-    return trainer_of("--epochs", "2", *flags, sst=24)
 
 
 def test_4_4_train__sparse_rows_of_the_word_table_add_up_to_its_dense_gradient():

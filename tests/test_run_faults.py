@@ -1,4 +1,4 @@
-"""What must not hurt a run: edited files, two processes, full disks, divergence, no memory."""
+"""What must not hurt a run: edited files, a second process, full disks, divergence."""
 
 import errno
 import json
@@ -247,10 +247,11 @@ def test_run_faults__a_full_disk_is_called_one_and_the_last_checkpoint_stays():
 
 def test_run_faults__out_of_memory_says_what_to_try():
     import multitask
-    for error in (MemoryError("Unable to allocate 7.45 GiB for an array"),
-                  torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
-                  RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't "
-                               "allocate memory: you tried to allocate 327 bytes.")):
+    for error in (
+            MemoryError("Unable to allocate 7.45 GiB for an array"),
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+            RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't "
+                         "allocate memory: you tried to allocate 327 bytes.")):
         with unittest.mock.patch.object(multitask, "treat", side_effect=error):
             status, _, errors = run_train()
         assert_one_line(status, errors, "out of memory", "--batch-size 2 --accumulate 2",
@@ -259,8 +260,8 @@ def test_run_faults__out_of_memory_says_what_to_try():
 
 
 def test_run_faults__a_run_that_diverges_stops_with_status_1():
-    status, out, errors = run_train("--lr", 1e30, "--option", "gvac", steps=1000,
-                                    *("--epochs", 200))
+    status, out, errors = run_train("--lr", 1e30, "--option", "gvac", "--epochs", 200,
+                                    steps=1000)
     assert_equal(status, 1)
     assert "diverged" in errors and "--lr" in errors and out in errors, errors
     steps = log_of(out)
@@ -276,7 +277,7 @@ def test_run_faults__a_run_that_diverges_stops_with_status_1():
 def test_run_faults__20_skipped_updates_in_a_row_are_enough():
     import multitask
     with unittest.mock.patch.object(multitask, "treat", lambda *args: None):
-        status, out, errors = run_train(steps=1000, *("--epochs", 200))
+        status, out, errors = run_train("--epochs", 200, steps=1000)
     assert_equal(status, 1)
     assert "20 updates in a row" in errors, errors
     assert_equal([line["skipped"] for line in log_of(out) if "dev" not in line], [1] * 20)
