@@ -20,13 +20,13 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-# Of its own, as what failed must stay to be looked at: tests/ removes its folder at the end.
-PLACE = tempfile.mkdtemp(prefix="minbert-slow-")
-
 import train
 from plumbing import run
+from tests import SCRATCH
 from tests.world import files_of, tiny_world
 
+# Runs that differ stay here; what is in SCRATCH is removed at the end.
+PLACE = tempfile.mkdtemp(prefix="minbert-slow-", dir=os.path.dirname(SCRATCH))
 VARIANTS = {
     "plain": [], "smart": ["--smart"], "accumulate": ["--accumulate", "2"],
     "para-first": ["--para-first", "1"],
@@ -57,6 +57,12 @@ def finish(flags):
         raise AssertionError(f"train.py {' '.join(flags)} ended with status {status}")
 
 
+def command(flags, out):
+    """The arguments that start a run in `out`, or resume it."""
+    started = os.path.exists(os.path.join(out, "args.json"))
+    return ["--resume", out] if started else [*flags, "--out", out]
+
+
 def contents(out):
     """All that must be equal: the run's files, and last.pt without its clock times."""
     state = run.load_checkpoint(os.path.join(out, "last.pt"))
@@ -78,15 +84,12 @@ def kill_and_resume(flags, kills, rng):
     while hits < kills:
         killed = os.path.join(tempfile.mkdtemp(prefix="killed-", dir=PLACE), "run")
 
-        def command():
-            started = os.path.exists(os.path.join(killed, "args.json"))
-            return ["--resume", killed] if started else [*flags, "--out", killed]
         while hits < kills and not os.path.exists(os.path.join(killed, "result.json")):
-            child = start(command())
+            child = start(command(flags, killed))
             time.sleep(rng.random() * duration)
             os.kill(child, signal.SIGKILL)
             hits += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-        finish(command())
+        finish(command(flags, killed))
         got, runs = contents(killed), runs + 1
         for name in expected:
             if got[name] != expected[name]:
