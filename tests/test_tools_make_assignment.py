@@ -94,3 +94,10 @@ def test_tools_make_assignment__bad_lists_and_full_folders_are_refused():
         make_assignment.load_parts(path, ["y"])
     with assert_raises("new folder"):
         make_assignment.make(os.path.dirname(path), make_assignment.load_parts(path))
+    # The tests of join_pair do not need AdamW: nothing is left of the folder.
+    out = os.path.join(tempfile.mkdtemp(), "student")
+    part = {**good, "functions": ["optim.AdamW.step"], "lines": ["3.4 join_pair"],
+            "label": "1 x"}
+    with assert_raises("no test in", "3.4 join_pair", "optim.AdamW.step"):
+        make_assignment.make(out, [part])
+    assert not os.path.exists(out)
