@@ -164,7 +164,7 @@ def read(path, vocab_size=None):
                              f"among its {len(tokens)} lines, needed one; use BERT's "
                              f"vocab.txt")
     check_size(path, len(tokens), vocab_size)
-    normalizer = whole.get("normalizer") or {}
+    normalizer = part(path, whole, "normalizer", dict)
     generic = str(settings.get("tokenizer_class")).startswith(GENERIC)
 
     def flag(name, normalizers_name):
@@ -179,14 +179,24 @@ def read(path, vocab_size=None):
     if lower_case is None:
         warn_if_cased(path, tokens)
         lower_case = True
-    strip_accents = flag("strip_accents", "strip_accents") if (
-        "strip_accents" not in settings or generic) else settings["strip_accents"]
+    strip_accents = flag("strip_accents", "strip_accents")
+    if "strip_accents" in settings and not generic:
+        strip_accents = settings["strip_accents"]
     if strip_accents is None:                   # BERT's default: only where it lower-cases
         strip_accents = lower_case
     return Vocabulary(path, tokens, base, lower_case, strip_accents,
                       flag("tokenize_chinese_chars", "handle_chinese_chars") is not False,
                       control, [a for a in added if a.content not in control.values()],
                       {key: settings[key] for key in KEPT if key in settings})
+
+
+def part(path, entries, key, *kinds):
+    """entries[key], checked to be of one of these kinds; if absent, an empty first kind."""
+    value = entries.get(key)
+    if value is not None and not isinstance(value, kinds):
+        raise ValueError(f"{path}: {key} must be a {kinds[0].__name__}, got {shown(value)}; "
+                         f"use the file that came with the weights")
+    return kinds[0]() if value is None else value
 
 
 def content(token):
@@ -220,22 +230,20 @@ def refuse_other_tokenizers(path, settings):
 
 def model_tokens(path, whole, lines):
     """The tokens of a tokenizer.json, which must agree with vocab.txt's lines, or None."""
-    model = whole.get("model")
-    model = model if isinstance(model, dict) else {}
-    vocab, added = model.get("vocab"), whole.get("added_tokens")
-    steps = [(part, (whole.get(part) or {}).get("type") if isinstance(
-                  whole.get(part) or {}, dict) else "?", ours)
-             for part, ours in (("normalizer", "BertNormalizer"),
-                                ("pre_tokenizer", "BertPreTokenizer"))]
-    steps += [("model", model.get("type", "WordPiece"), "WordPiece"),
+    model, added = part(path, whole, "model", dict), part(path, whole, "added_tokens", list)
+    vocab = part(path, model, "vocab", dict)
+    steps = [("normalizer", part(path, whole, "normalizer", dict).get("type"),
+              "BertNormalizer"),
+             ("pre_tokenizer", part(path, whole, "pre_tokenizer", dict).get("type"),
+              "BertPreTokenizer"),
+             ("model", model.get("type", "WordPiece"), "WordPiece"),
               ("continuing_subword_prefix", model.get("continuing_subword_prefix", "##"), "##"),
               ("max_input_chars_per_word", model.get("max_input_chars_per_word", 100), 100)]
-    for part, got, ours in steps:
+    for step, got, ours in steps:
         if got != ours:
-            raise ValueError(f"{path}: needed BERT's own tokenizer, where {part} is {ours}, "
+            raise ValueError(f"{path}: needed BERT's own tokenizer, where {step} is {ours}, "
                              f"got {shown(got, '')}; use a BERT with a WordPiece vocab.txt")
-    if (not isinstance(vocab, dict) or not isinstance(added or [], list)
-            or not all(type(i) is int and 0 <= i < 2 * len(vocab) for i in vocab.values())
+    if (not all(type(i) is int and 0 <= i < 2 * len(vocab) for i in vocab.values())
             or len(set(vocab.values())) < len(vocab)):
         raise ValueError(f"{path} has no vocab from tokens to ids of their own from 0 on; "
                          f"use the one that came with the weights")
@@ -243,7 +251,7 @@ def model_tokens(path, whole, lines):
     # no word that is empty or holds a line break, so such tokens are holes as well.
     tokens = [hole(i) for i in range(max(vocab.values(), default=-1) + 1)]
     for token, i in vocab.items():
-        if token and not re.search("[\r\n]", token):
+        if token and not re.search("[\r\n\ud800-\udfff]", token):
             tokens[i] = token
     if lines is None:
         return tokens
@@ -253,7 +261,7 @@ def model_tokens(path, whole, lines):
             raise ValueError(f"{path} and the vocab.txt beside it differ: {shown(token)} has "
                              f"the id {i} here and {ids.get(token, 'none')} there; remove "
                              f"the file that does not belong to the weights")
-    later = {content(entry) for entry in added or []}
+    later = {content(entry) for entry in added}
     for line, i in ids.items():
         if line not in vocab and line not in later:
             raise ValueError(f"{path} and the vocab.txt beside it differ: here is no "
@@ -270,11 +278,14 @@ def hole(i):
 def added_tokens(path, tokens, settings, whole, appended):
     """Collect added tokens from all files and append the new ones to `tokens`.   -> [Added]"""
     found = {}                  # content -> Added
+    folder = os.path.dirname(path)
+    files = [os.path.join(folder, f"{name}.json")
+             for name in ("added_tokens", "tokenizer", "tokenizer_config")]
 
-    def add(entry, i, **defaults):
+    def add(file, entry, i, **defaults):
         text = content(entry)
         if text is None or type(i) is not int or i < 0:
-            raise ValueError(f"{path}: an added token is {shown(entry)} with id {shown(i)}, "
+            raise ValueError(f"{file}: an added token is {shown(entry)} with id {shown(i)}, "
                              f"needed a text and a number; use the files that came with "
                              f"the weights")
         entry = {**defaults, **(entry if isinstance(entry, dict) else {})}
@@ -283,16 +294,14 @@ def added_tokens(path, tokens, settings, whole, appended):
 
     special = set()
     for key in ("additional_special_tokens", "extra_special_tokens"):
-        named = settings.get(key) or []
-        named = named.values() if isinstance(named, dict) else named
-        special |= {content(t) for t in named} if not isinstance(named, str) else {named}
+        named = part(files[2], settings, key, list, dict)
+        special |= {content(t) for t in (named.values() if isinstance(named, dict) else named)}
     for text, i in appended.items():
-        add(text, i, normalized=text not in special, special=text in special)
-    for entry in whole.get("added_tokens") or []:
-        add(entry, entry.get("id") if isinstance(entry, dict) else None)
-    decoder = settings.get("added_tokens_decoder")
-    for i, entry in (decoder.items() if isinstance(decoder, dict) else ()):
-        add(entry, int(i) if i.isdecimal() and len(i) < 10 else None)
+        add(files[0], text, i, normalized=text not in special, special=text in special)
+    for entry in part(files[1], whole, "added_tokens", list):
+        add(files[1], entry, entry.get("id") if isinstance(entry, dict) else None)
+    for i, entry in part(files[2], settings, "added_tokens_decoder", dict).items():
+        add(files[2], entry, int(i) if i.isdecimal() and len(i) < 10 else None)
     known = {token: i for i, token in enumerate(tokens)}
     for a in sorted(found.values(), key=lambda a: a.id):
         if a.id == len(tokens):
