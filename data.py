@@ -56,7 +56,7 @@ def normalize(text: str, lower_case=True, strip_accents=True, chinese=True) -> s
         if c in "\0\ufffd" or (c not in "\t\n\r" and unicodedata.category(c)[0] == "C"):
             continue
         # A CJK character is a word of its own; Hangul and Kana are not included.
-        cjk = chinese and any(a <= ord(c) <= b for a, b in CJK)
+        cjk = chinese and not c.isascii() and any(a <= ord(c) <= b for a, b in CJK)
         kept.append(" " if c.isspace() else f" {c} " if cjk else c)
     text = "".join(kept)
     if lower_case:

@@ -195,7 +195,7 @@ def part(path, entries, key, *kinds):
     value = entries.get(key)
     if value is not None and not isinstance(value, kinds):
         raise ValueError(f"{path}: {key} must be a {kinds[0].__name__}, got {shown(value)}; "
-                         f"use the file that came with the weights")
+                         f"copy it again")
     return kinds[0]() if value is None else value
 
 
@@ -212,7 +212,7 @@ def read_lines(path):
         lines.pop()
     if "" in lines:
         raise ValueError(f"{path}, line {lines.index('') + 1}: needed a token, got a blank "
-                         f"line; use the vocab.txt that came with the weights")
+                         f"line; copy the vocabulary again")
     return lines
 
 
@@ -246,7 +246,7 @@ def model_tokens(path, whole, lines):
     if (not all(type(i) is int and 0 <= i < 2 * len(vocab) for i in vocab.values())
             or len(set(vocab.values())) < len(vocab)):
         raise ValueError(f"{path} has no vocab from tokens to ids of their own from 0 on; "
-                         f"use the one that came with the weights")
+                         f"copy it again")
     # A token that stood twice in vocab.txt has left a hole at its first place. A text has
     # no word that is empty or holds a line break, so such tokens are holes as well.
     tokens = [hole(i) for i in range(max(vocab.values(), default=-1) + 1)]
@@ -330,7 +330,8 @@ def check_size(path, count, vocab_size):
         return
     if vocab_size not in [-(-count // m) * m for m in (8, 16, 32, 64, 128)]:
         raise ValueError(f"{path} has {count} entries, the weights beside it were trained "
-                         f"with {vocab_size}; use the one that came with them")
+                         f"with {vocab_size}; copy the vocabulary that they were trained "
+                         f"with")
     warnings.warn(f"{path} has {count} entries, the embedding table {vocab_size} rows: taken "
                   f"for padding. If a line is missing, every id behind it is wrong")
 
