@@ -3,8 +3,7 @@
 import numpy as np
 
 import data
-import train
-from tests.world import tiny_world
+from tests.world import trainer_of
 
 
 def test_3_3_Stream__every_example_once_before_any_comes_again():
@@ -22,7 +21,7 @@ def test_3_3_Stream__D18_left_over_examples_come_first_in_the_next_pass():
     stream = data.Stream(np.ones(10, int), 4, (0, 0))
     drawn = np.concatenate([stream.next() for _ in range(5)])
     assert len(set(drawn[:8])) == 8
-    assert set(range(10)) - set(drawn[:8]) <= set(drawn[8:12]), "left-over ones were lost"
+    assert set(range(10)) - set(drawn[:8]) <= set(drawn[8:12]), "some were lost"
     assert (np.bincount(drawn) == 2).all()
 
 
@@ -57,12 +56,8 @@ def test_3_3_Stream__position_is_all_its_state():
 
 
 def test_3_3_plan__D18_left_over_batches_are_carried_into_the_next_epoch():
-    folder, weights = tiny_world()
-    args, _ = train.parse(["--data", folder, "--weights", weights, "--epochs", "3",
-                           "--batch-size", "4", "--accumulate", "4", "--device", "cpu"])
-    tokenizer, model = train.load_model(args)
-    sets = {t.name: data.load(folder, t, "train", tokenizer) for t in model.tasks.values()}
-    trainer = train.Trainer(args, model, tokenizer, sets)
-    # 40 examples: 10 batches an epoch; after 10, 20, 30 batches 2, 5, 7 updates are whole.
+    # 40 examples: 10 batches an epoch. 4 of them make an update, so that 2, 5 and 7 updates
+    # are complete after 10, 20 and 30 batches.
+    trainer = trainer_of("--epochs", "3", "--accumulate", "4")
     assert [len(epoch) for epoch in trainer.plan] == [2, 3, 2]
     assert trainer.where(2) == (1, 0) and trainer.where(6) == (2, 1)

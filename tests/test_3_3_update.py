@@ -13,6 +13,7 @@ import optim
 from tests.checks import assert_close, assert_raises
 from tests.world import FakeTokenizer, flat_model, small_bert, tiny_batch, toy, toy_step
 
+# --- The parameters as one vector ---
 
 def test_3_3_FlatParameters__every_parameter_is_a_view_of_theta():
     reference = heads.MultitaskBert(small_bert(), con=True)
@@ -52,7 +53,8 @@ def test_3_3_FlatParameters__backward_fills_the_row_and_only_that():
     want = torch.autograd.grad(model(model.tasks["para"], batch).sum(), parameters,
                                allow_unused=True)
     for (name, p), g in zip(model.named_parameters(), want):
-        assert_close(flat.views(flat.G[1])[name], torch.zeros_like(p) if g is None else g, 1e-6)
+        assert_close(flat.views(flat.G[1])[name],
+                     torch.zeros_like(p) if g is None else g, 1e-6)
     assert not flat.G[0].any() and not flat.G[2].any()
 
 
@@ -69,6 +71,8 @@ def test_3_3_FlatParameters__gram_in_chunks_is_exact():
                  rows[0, cut[0]] + 2 * rows[1, cut[0]] + 3 * rows[2, cut[0]], 1e-5)
     assert_close(flat.G[0, cut[1]], rows[1, cut[1]] - rows[2, cut[1]], 1e-5)
 
+
+# --- One step ---
 
 def test_3_3_update__rows_of_absent_tasks_are_not_touched():
     flat, loss_fn = toy()
@@ -92,7 +96,7 @@ def test_3_3_update__plain_sum_is_the_gradient_of_the_summed_losses():
     assert_close(flat.G[0], [0, 1, 3, 5], 1e-6)
 
 
-def test_3_3_update__D2_treatment_needs_each_gradient_for_itself():
+def test_3_3_update__D2_treatment_needs_each_tasks_own_gradient():
     # Algorithm 2's summed loss gives (0, 1) for w; with surgery it must be (½, 1½).
     assert_close(toy_step(multitask.plain_sum)[0].G[0, :2], [0, 1], 1e-6)
     assert_close(toy_step(multitask.pcgrad)[0].G[0, :2], [.5, 1.5], 1e-6)
@@ -211,16 +215,20 @@ def test_3_3_update__accumulating_two_batches_of_4_is_one_of_8():
     assert_close(gradient(1), gradient(2), 1e-5)
 
 
+# --- The log ---
+
 def test_3_3_describe__surgery_by_hand():
     # g1 = (1, 0), g2 = (-1, 1): cosine -1/√2.
     # g1' = (½, ½), g2' = (0, 1): cosine ½ / √½ = 1/√2.
     log = multitask.describe(toy_step(multitask.pcgrad)[1], ["a", "b"])
-    assert_close([log[name] for name in ("cos_a_b", "treated_cos_a_b", "norm_a", "norm_b",
-                                         "coefficient_a", "coefficient_b", "acted", "acted_a_b")],
-                 [-.5 ** .5, .5 ** .5, 1, 2 ** .5, 2, 1.5, 1, 1], 1e-6)
+    for name, value in (("cos_a_b", -.5 ** .5), ("treated_cos_a_b", .5 ** .5),
+                        ("norm_a", 1), ("norm_b", 2 ** .5), ("coefficient_a", 2),
+                        ("coefficient_b", 1.5), ("acted", 1), ("acted_a_b", 1)):
+        assert_close(log[name], value, 1e-6, name)
     assert not any("target" in name or name == "layers" for name in log)
     log = multitask.describe(toy_step(multitask.plain_sum)[1], ["a", "b"])
-    assert_close([log["treated_cos_a_b"], log["acted"], log["acted_b_a"]], [-.5 ** .5, 0, 0], 1e-6)
+    assert_close([log["treated_cos_a_b"], log["acted"], log["acted_b_a"]],
+                 [-.5 ** .5, 0, 0], 1e-6)
 
 
 def test_3_3_describe__which_pairs_acted_and_the_vaccines_targets():
@@ -243,7 +251,7 @@ def test_3_3_describe__which_pairs_acted_and_the_vaccines_targets():
     assert_close([log["acted_a_b"], log["acted_b_a"], log["acted"]], [.5, 0, .25])
 
 
-def test_3_3_describe__nothing_left_of_a_gradient_is_a_cosine_of_zero():
+def test_3_3_describe__a_gradient_that_vanished_has_cosine_zero():
     gram = np.array([[[1.0, -2.0], [-2.0, 4.0]]])
     C = multitask.pcgrad(gram, [[1], [0]])
     log = multitask.describe({"norm": 0, "gram": gram, "C": C, "target": None}, "ab")
@@ -261,4 +269,5 @@ def test_3_3_describe__cosines_by_layer_are_those_of_the_slices():
         assert list(layers) == ["embeddings", "layer 1", "layer 2", "pooler"]
         for block, found in layers.items():
             here = flat.blocks[block]
-            assert_close(found["cos_a_b"], F.cosine_similarity(G[0, here], G[1, here], dim=0), 6e-5)
+            want = F.cosine_similarity(G[0, here], G[1, here], dim=0)
+            assert_close(found["cos_a_b"], want, 6e-5)

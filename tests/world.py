@@ -105,9 +105,9 @@ def toy_step(treatment, micro_batches=({0: 1.0, 1: 1.0},), clip=0.0, granularity
 
 # --- Files ---
 
-VOCABULARY = ("[PAD] [UNK] [CLS] [SEP] [MASK] a b c d e good bad not very movie how what is the "
-              "best way to learn python cat dog man runs sits on mat grass ? . , ##s ##ing 1 2 "
-              "3 4 red blue two three play ##ed un ##aff ##able it ' $ / _ 5 00")
+VOCABULARY = ("[PAD] [UNK] [CLS] [SEP] [MASK] a b c d e good bad not very movie how what "
+              "is the best way to learn python cat dog man runs sits on mat grass ? . , "
+              "##s ##ing 1 2 3 4 red blue two three play ##ed un ##aff ##able it ' $ / _ 5 00")
 WORDS = VOCABULARY.split()
 
 
@@ -221,7 +221,8 @@ def trainer_of(*flags, sst=None):
     sets = {task.name: data.load(args.data, task, "train", tokenizer)
             for task in model.tasks.values()}
     if sst:
-        sets["sst"].ids, sets["sst"].tokens = sets["sst"].ids[:sst], sets["sst"].tokens[:sst]
+        sets["sst"].ids = sets["sst"].ids[:sst]
+        sets["sst"].tokens = sets["sst"].tokens[:sst]
     return train.Trainer(args, model, tokenizer, sets)
 
 

@@ -6,12 +6,13 @@ For each of --option seq, rr, pcgrad and gvac, plain and with SMART, accumulatio
 paraphrase-first and all three: one run is left alone, another is killed --kills times and
 resumed each time. Metrics, best weights, predictions, and θ, optimizer, vaccine and teacher
 in the last checkpoint must be equal to the last bit. With WORDs only the runs whose name
-contains one of them. Model and data are the tiny ones of test_all.py. About five minutes.
+contains one of them. Model and data are the tiny ones of tests/. About five minutes.
 """
 
 import argparse
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -19,12 +20,12 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import test_all                                                     # noqa: E402
-import train                                                        # noqa: E402
-from plumbing import run                                            # noqa: E402
+# Of its own, as what failed must stay to be looked at: tests/ removes its folder at the end.
+PLACE = tempfile.mkdtemp(prefix="minbert-slow-")
 
-# What failed must stay to be looked at: not in the folder that test_all removes at the end.
-tempfile.tempdir = None
+import train
+from plumbing import run
+from tests.world import files_of, tiny_world
 
 VARIANTS = {
     "plain": [], "smart": ["--smart"], "accumulate": ["--accumulate", "2"],
@@ -61,7 +62,7 @@ def contents(out):
     state = run.load_checkpoint(os.path.join(out, "last.pt"))
     for name in ("seconds", "saving", "metrics_bytes"):
         del state[name]
-    return {**test_all.files_of(out), "last.pt": run.content_digest(state)}
+    return {**files_of(out), "last.pt": run.content_digest(state)}
 
 
 def kill_and_resume(flags, kills, rng):
@@ -69,13 +70,13 @@ def kill_and_resume(flags, kills, rng):
 
     Returns the number of runs that were finished and compared.
     """
-    whole = os.path.join(tempfile.mkdtemp(prefix="minbert-whole-"), "run")
+    whole = os.path.join(tempfile.mkdtemp(prefix="whole-", dir=PLACE), "run")
     begin = time.monotonic()
     finish([*flags, "--out", whole])
     duration, expected = time.monotonic() - begin, contents(whole)
     hits = runs = 0
     while hits < kills:
-        killed = os.path.join(tempfile.mkdtemp(prefix="minbert-kill-"), "run")
+        killed = os.path.join(tempfile.mkdtemp(prefix="killed-", dir=PLACE), "run")
 
         def command():
             started = os.path.exists(os.path.join(killed, "args.json"))
@@ -100,7 +101,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("words", nargs="*")
     args = parser.parse_args()
-    data_folder, weights = test_all.tiny_world()
+    data_folder, weights = tiny_world()
     rng, passed, failed = random.Random(args.seed), 0, 0
     for option in ("seq", "rr", "pcgrad", "gvac"):
         for variant, flags in VARIANTS.items():
@@ -118,6 +119,8 @@ def main():
                 print(f"FAIL  {name}: {error}", flush=True)
                 failed += 1
     print(f"{passed} passed, {failed} failed")
+    if not failed:
+        shutil.rmtree(PLACE)
     return 1 if failed else 0
 
 
