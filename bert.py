@@ -10,8 +10,8 @@ Symbols: B sequences in a batch, T tokens in the longest of them, H features of 
                                                             pooled output [B, H]
 
 Why two functions: SMART (report 3.5) perturbs x, which lies between them.
-Shapes, dropout positions, post-layer-norm order and the exact GELU are those of the released
-BERT [Devlin et al. 2018], so its weights give its outputs to 1e-5.
+Shapes, dropout positions, post-layer-norm order and the exact GELU are those of the
+released BERT [Devlin et al. 2018], so its weights give its outputs to 1e-5.
 Leaves out: the masked-LM and next-sentence heads, decoders, relative positions.
 """
 
@@ -59,8 +59,9 @@ class BertConfig:
             value = getattr(self, field.name)
             whole = field.type in (int, "int")
             if type(value) is not int and (whole or type(value) is not float):
-                raise ValueError(f"{field.name} must be a {'whole number' if whole else 'number'}"
-                                 f", got {safetensors.shown(value)}")
+                kind = "a whole number" if whole else "a number"
+                raise ValueError(f"{field.name} must be {kind}, got "
+                                 f"{safetensors.shown(value)}")
             low, high = (1, 10 ** 7) if whole else (0.0, 1.0)
             if field.name in ("num_hidden_layers", "num_attention_heads"):
                 high = 128
@@ -88,8 +89,8 @@ class BertConfig:
             return cls(**{key: entries.pop(key) for key in known if key in entries},
                        others=entries)
         except ValueError as error:
-            raise ValueError(f"{path} does not describe a BERT: {error}; correct that entry, "
-                             f"or use other weights") from None
+            raise ValueError(f"{path} does not describe a BERT: {error}; correct that "
+                             f"entry, or use other weights") from None
 
     def to_json(self, path, **more):
         entries = {"pad_token_id": 0, **self.others, "architectures": ["BertModel"],

@@ -117,8 +117,10 @@ class WordPiece:
 
     def __call__(self, text: str) -> list[int]:
         """str -> list of ids, without [CLS] and [SEP]."""
+        def clean(text):
+            return normalize(text, *self.settings)
         ids = []
-        for part, added in self.vocabulary.split(text, lambda t: normalize(t, *self.settings)):
+        for part, added in self.vocabulary.split(text, clean):
             if added is not None:               # "[E1]", if it was added to the vocabulary
                 ids.append(added)
                 continue

@@ -194,7 +194,8 @@ def test_4_1_untrusted_files__messages_about_vocabularies_too():
     for files in ({"tokenizer_config": {"tokenizer_class": nasty}},
                   {"tokenizer_config": {"do_lower_case": nasty}},
                   {"tokenizer_config": {"additional_special_tokens": nasty}},
-                  {"tokenizer": {"model": nasty}}, {"tokenizer": {"model": {"type": nasty}}},
+                  {"tokenizer": {"model": nasty}},
+                  {"tokenizer": {"model": {"type": nasty}}},
                   {"added_tokens": {nasty: 3}}, {"added_tokens": {"x": nasty}}):
         try:
             data.WordPiece(vocabulary_folder(**files))
@@ -223,7 +224,8 @@ def test_4_1_untrusted_files__a_Git_LFS_pointer_is_called_one():
 
 def test_4_1_untrusted_files__endless_and_nested_text_files():
     for name in ("config.json", "model.safetensors.index.json"):
-        for content in (b"[" * 10 ** 5, b"\xff\xfe{", b"[]", b'{"x":' + b"1" * 10 ** 5 + b"}"):
+        for content in (b"[" * 10 ** 5, b"\xff\xfe{", b"[]",
+                        b'{"x":' + b"1" * 10 ** 5 + b"}"):
             folder = saved()
             if name != "config.json":
                 os.remove(os.path.join(folder, "model.safetensors"))
@@ -260,7 +262,8 @@ def test_4_1_untrusted_files__ids_far_apart_cannot_ask_for_memory():
 
 def test_4_1_untrusted_files__other_formats_are_named():
     folder = saved()
-    os.rename(os.path.join(folder, "model.safetensors"), os.path.join(folder, "tf_model.h5"))
+    os.rename(os.path.join(folder, "model.safetensors"),
+              os.path.join(folder, "tf_model.h5"))
     with assert_raises("model.safetensors", "tf_model.h5", error=FileNotFoundError):
         load(folder)
 
