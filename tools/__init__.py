@@ -1,1 +1,1 @@
-"""Commands built on the modules: python tools/NAME.py, or python -m tools.NAME."""
+"""Tools: each runs as `python tools/X.py` and as `python -m tools.X`."""

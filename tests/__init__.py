@@ -1,0 +1,25 @@
+"""The tests: a file for each section of the report, and what they share.
+
+    checks.py     assert_close, assert_equal, assert_raises, …
+    world.py      the tiny model, data and runs that tests share
+    oracles.py    the naive forms of what the modules compute fast
+
+No network, no downloads, no GPU.
+"""
+
+import os
+import tempfile
+
+import torch
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+# The course's nine CSV files, for the few tests that need them: test_all.py --data.
+DATA = os.environ.get("MINBERT_DATA")
+
+# The tensors here are so small that several threads only get in each other's way.
+torch.set_num_threads(1)
+
+# Everything that the tests write goes here and is removed at the end.
+SCRATCH = tempfile.TemporaryDirectory(prefix="minbert-test-")
+tempfile.tempdir = SCRATCH.name

@@ -1,0 +1,154 @@
+"""3.1 The tasks' losses and predictions, and the model with their heads."""
+
+import math
+import tempfile
+
+import torch
+
+import data
+import heads
+from tests.checks import assert_close, assert_equal, assert_raises
+from tests.world import FakeTokenizer, small_bert, tiny_batch
+
+
+def test_3_1_tasks__losses_by_hand():
+    sst, para, sts = heads.tasks()
+    # 5 equal logits: ln 5. One logit 0: ln 2. Predicted 2 for 3.5: 1.5² = 2.25.
+    assert_close(sst.loss(torch.zeros(2, 5), torch.tensor([0.0, 4.0])), math.log(5), 1e-6,
+                 mistakes={"the losses are summed, not averaged": 2 * math.log(5)})
+    assert_close(para.loss(torch.zeros(3), torch.tensor([0.0, 1.0, 1.0])), math.log(2),
+                 1e-6, mistakes={"the losses are summed, not averaged": 3 * math.log(2)})
+    assert_close(sts.loss(torch.tensor([2.0, 3.0]), torch.tensor([3.5, 3.0])), 1.125, 1e-6,
+                 mistakes={"the losses are summed, not averaged": 2.25,
+                           "the error is not squared": .75, "the label was rounded": 2.0,
+                           "half of the square was taken": .5625})
+
+
+def test_3_1_tasks__losses_take_logits_not_probabilities():
+    # e^logits = (1, 1, 2), label 2: ln 2; then three equal ones: ln 3. Mean .895880.
+    sst, para, _ = heads.tasks()
+    logits = torch.tensor([[0, 0, math.log(2)], [0, 0, 0]])
+    assert_close(sst.loss(logits, torch.tensor([2.0, 0])), .895880, 1e-5,
+                 mistakes={"softmax is taken twice": 1.018841})
+    # σ(ln 3) = ¾, a paraphrase: -ln ¾ = .287682; σ(0) = ½, none: .693147. Mean .4904.
+    assert_close(para.loss(torch.tensor([math.log(3), 0.0]), torch.tensor([1.0, 0.0])),
+                 .490415, 1e-5, mistakes={"the sigmoid is taken twice": .680474,
+                                          "the labels are exchanged": 1.039721})
+    # log σ(-200) is -200, but σ(-200) is 0 in float32.
+    assert_close(para.loss(torch.tensor([-200.0]), torch.tensor([1.0])), 200, 1e-3,
+                 "take the logarithm of the sigmoid in one step: log σ(z) = -log(1 + e^-z)")
+
+
+def test_3_1_tasks__predictions():
+    sst, para, sts = heads.tasks()
+    assert_equal(sst.predict(torch.tensor([[0, 3, 1, 0, 0.0]])).tolist(), [1])
+    assert_equal(para.predict(torch.tensor([-.1, .1])).tolist(), [0.0, 1.0],
+                 "a logit above 0 is a probability above ½")
+    assert_close(sts.predict(torch.tensor([2.75])), [2.75], 0)
+
+
+def test_3_1_tasks__D1_printed_losses_lose_what_the_labels_say():
+    # As printed, STS is cross-entropy over whole classes: 2.4 and 1.6 become one label.
+    printed, ours = heads.tasks(sts_loss="ce")[2], heads.tasks()[2]
+    logits = torch.randn(1, 6)
+    assert_close(printed.loss(logits, torch.tensor([2.4])),
+                 printed.loss(logits, torch.tensor([1.6])), 0,
+                 "labels are rounded, not truncated")
+    assert ours.loss(torch.tensor([2.0]), torch.tensor([2.5])) != ours.loss(
+        torch.tensor([2.0]), torch.tensor([1.6]))
+    assert printed.num_outputs == 6 and printed.predict(logits).item() == logits.argmax()
+    # As printed, SST is a number: unsure between 0 and 4, it must predict 2.
+    number = heads.tasks(sst_loss="mse")[0]
+    assert_close(number.loss(torch.tensor([2.0]), torch.tensor([4.0])), 4.0, 1e-6)
+    assert number.predict(torch.tensor([-3.0, 1.6, 9.0])).tolist() == [0, 2, 4]
+    assert heads.tasks()[0].num_outputs == 5
+
+
+def stand_in(con, pool="cls"):
+    """A model whose encoder returns x and x[:, 0], and whose heads return what they get."""
+    model = heads.MultitaskBert(small_bert(), con=con, pool=pool).eval()
+    model.bert.encode = lambda x, attention_mask=None: (x, x[:, 0])
+    model.heads = torch.nn.ModuleDict({name: torch.nn.Identity() for name in model.tasks})
+    return model, model.tasks["sts"]
+
+
+def test_3_1_MultitaskBert__logits_have_their_shapes():
+    for con in (False, True):
+        model = heads.MultitaskBert(small_bert(), con=con)
+        for task, shape in zip(model.tasks.values(), ((4, 5), (4,), (4,))):
+            batch = tiny_batch(con, task.pair)[1]
+            assert model(task, batch).shape == shape, f"{task.name}, con {con}"
+
+
+def test_3_1_MultitaskBert__first_sentences_then_second_ones_side_by_side():
+    # Rows 1, 2 are the first sentences of two pairs, rows 3, 4 their second ones.
+    model, task = stand_in(con=False)
+    x = torch.tensor([1.0, 2, 3, 4]).view(4, 1, 1)
+    batch = data.Batch(None, None, None, None)
+    assert_close(model.logits(task, x, batch), [[1, 3], [2, 4]], 0, mistakes={
+        "neighbouring rows were taken for a pair": [[1, 2], [3, 4]],
+        "the second sentence stands first": [[3, 1], [4, 2]],
+        "the two vectors were added": [[4], [6]],
+        "the two vectors were not joined": [[1], [2], [3], [4]]})
+    model, task = stand_in(con=True)
+    assert_close(model.logits(task, x, batch), [[1], [2], [3], [4]], 0,
+                 "with CON every row is a pair already")
+
+
+def test_3_1_MultitaskBert__mean_pooling_by_hand():
+    # Tokens 1, 3, 8, of which the last is padding: 2.
+    model, task = stand_in(con=True, pool="mean")
+    x = torch.tensor([1.0, 3, 8]).view(1, 3, 1)
+    batch = data.Batch(None, None, torch.tensor([[1, 1, 0]]), None)
+    assert_close(model.logits(task, x, batch), [[2.0]], 1e-6, mistakes={
+        "padding is in the sum and in the count": [[4.0]],
+        "padding is in the count": [[4 / 3]],
+        "the first token was taken": [[1.0]]})
+    assert_close(model.logits(task, x, data.Batch(None, None, None, None)), [[4.0]], 1e-6,
+                 "attention_mask None means that nothing is padded")
+
+
+def test_3_1_MultitaskBert__separate_encoding_is_two_passes_side_by_side():
+    model = heads.MultitaskBert(small_bert()).eval()
+    task = model.tasks["sts"]
+    dataset, batch = tiny_batch(False)
+    model.heads["sts"] = torch.nn.Identity()
+    got = model(task, batch)
+    for i, (a, b) in enumerate(dataset.tokens):
+        u, v = (model.bert(torch.tensor([[2, *s, 3]]))["pooler_output"][0] for s in (a, b))
+        assert_close(got[i, :16], u, 1e-5)
+        assert_close(got[i, 16:], v, 1e-5)
+
+
+def test_3_1_MultitaskBert__mean_pooling_ignores_padding():
+    model = heads.MultitaskBert(small_bert(), con=True, pool="mean").eval()
+    dataset, batch = tiny_batch(True)
+    got = model(model.tasks["para"], batch)
+    alone = [model(model.tasks["para"], data.collate(dataset, [i], FakeTokenizer, True, 40))
+             for i in range(4)]
+    assert_close(got, torch.cat(alone), 1e-5, "padding counted in the mean?")
+    with assert_raises("'cls' or 'mean'", "'max'"):
+        heads.MultitaskBert(small_bert(), pool="max")
+
+
+def test_3_1_MultitaskBert__logits_are_float32_under_autocast():
+    # If they were bfloat16 numbers, a further rounding would change nothing.
+    model = heads.MultitaskBert(small_bert(), con=True, hlh=True).eval()
+    for task in model.tasks.values():
+        with torch.autocast("cpu", torch.bfloat16):
+            got = model(task, tiny_batch(True, task.pair)[1])
+        assert got.dtype == torch.float32 and (got != got.bfloat16()).any()
+
+
+def test_3_1_MultitaskBert__saved_and_loaded_is_the_same():
+    model = heads.MultitaskBert(small_bert(), con=True, hlh=True, pool="mean",
+                                sst_loss="mse")
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        copy = heads.MultitaskBert.from_pretrained(folder)
+        assert copy.settings == model.settings
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, copy.state_dict()[name]), name
+        small_bert().save_pretrained(folder)
+        with assert_raises("without heads"):
+            heads.MultitaskBert.from_pretrained(folder)

@@ -1,0 +1,68 @@
+"""3.3 Which examples a batch gets, and how epochs are planned."""
+
+import numpy as np
+
+import data
+import train
+from tests.world import tiny_world
+
+
+def test_3_3_Stream__every_example_once_before_any_comes_again():
+    # 530 examples in batches of 4: windows of 64, a pass ends inside a batch, and the batch
+    # in which it ends is the only one with examples of two passes.
+    stream = data.Stream(np.random.default_rng(0).integers(3, 30, 530), 4, (0, 0))
+    drawn = np.concatenate([stream.next() for _ in range(530)])
+    for start in range(0, len(drawn), 530):
+        whole = drawn[start - start % 4:start - start % 4 + 532]
+        assert set(whole) == set(range(530)), "an example of this pass is missing"
+    assert (np.bincount(drawn) == 4).all()
+
+
+def test_3_3_Stream__D18_left_over_examples_come_first_in_the_next_pass():
+    stream = data.Stream(np.ones(10, int), 4, (0, 0))
+    drawn = np.concatenate([stream.next() for _ in range(5)])
+    assert len(set(drawn[:8])) == 8
+    assert set(range(10)) - set(drawn[:8]) <= set(drawn[8:12]), "left-over ones were lost"
+    assert (np.bincount(drawn) == 2).all()
+
+
+def test_3_3_Stream__a_set_smaller_than_a_batch_still_fills_it():
+    stream = data.Stream(np.ones(3, int), 8, (0, 0))
+    assert (np.bincount(np.concatenate([stream.next() for _ in range(3)])) == 8).all()
+
+
+def test_3_3_Stream__batch_mates_are_alike_in_length():
+    lengths = np.random.default_rng(0).integers(3, 60, 5000)
+    stream, order = data.Stream(lengths, 16, (0, 0)), np.random.default_rng(1)
+    ours = sum(lengths[stream.next()].max() * 16 for _ in range(300))
+    naive = sum(lengths[order.choice(5000, 16)].max() * 16 for _ in range(300))
+    assert ours < 0.65 * naive, f"padded tokens: got {ours}, at random it is {naive}"
+
+
+def test_3_3_Stream__position_is_all_its_state():
+    lengths = np.random.default_rng(0).integers(3, 30, 300)
+    a = data.Stream(lengths, 4, (7, 1))
+    for _ in range(100):
+        a.next()
+    b = data.Stream(lengths, 4, (7, 1))
+    b.position = list(a.position)
+    assert all((a.next() == b.next()).all() for _ in range(100))
+    first, again = (data.Stream(lengths, 4, (7, 1)) for _ in range(2))
+    again.restart()
+    assert ({i for _ in range(64) for i in first.next()}
+            != {i for _ in range(64) for i in again.next()}), "restart() draws a new order"
+    a.restart()
+    assert a.position == [1, 0] and not (
+        a.next() == data.Stream(lengths, 4, (7, 1)).next()).all()
+
+
+def test_3_3_plan__D18_left_over_batches_are_carried_into_the_next_epoch():
+    folder, weights = tiny_world()
+    args, _ = train.parse(["--data", folder, "--weights", weights, "--epochs", "3",
+                           "--batch-size", "4", "--accumulate", "4", "--device", "cpu"])
+    tokenizer, model = train.load_model(args)
+    sets = {t.name: data.load(folder, t, "train", tokenizer) for t in model.tasks.values()}
+    trainer = train.Trainer(args, model, tokenizer, sets)
+    # 40 examples: 10 batches an epoch; after 10, 20, 30 batches 2, 5, 7 updates are whole.
+    assert [len(epoch) for epoch in trainer.plan] == [2, 3, 2]
+    assert trainer.where(2) == (1, 0) and trainer.where(6) == (2, 1)

@@ -1,0 +1,264 @@
+"""3.3 One update: θ as a vector, the tasks' gradients, their treatment, the log."""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import data
+import heads
+import multitask
+import optim
+from tests.checks import assert_close, assert_raises
+from tests.world import FakeTokenizer, flat_model, small_bert, tiny_batch, toy, toy_step
+
+
+def test_3_3_FlatParameters__every_parameter_is_a_view_of_theta():
+    reference = heads.MultitaskBert(small_bert(), con=True)
+    torch.manual_seed(0)
+    model, flat = flat_model()
+    for name, p in reference.bert.named_parameters():
+        assert torch.equal(p, model.bert.get_parameter(name)), f"{name} changed its values"
+    with torch.no_grad():
+        flat.theta.fill_(0.5)
+    assert all((p == 0.5).all() for p in model.parameters())
+    flat.check_views()
+    model.bert.pooler.weight.data = torch.zeros(16, 16)
+    with assert_raises("pooler", error=RuntimeError):
+        flat.check_views()
+
+
+def test_3_3_FlatParameters__blocks_follow_each_other_and_matrices_come_first():
+    model, flat = flat_model()
+    assert list(flat.blocks) == ["embeddings", "layer 1", "layer 2", "pooler", "head sst",
+                                 "head para", "head sts"]
+    edges = [edge for here in flat.blocks.values() for edge in (here.start, here.stop)]
+    assert edges[0] == 0 and edges[-1] == len(flat.theta) and edges[1:-1:2] == edges[2::2]
+    for here, decays, alias in flat.groups:
+        inside = [p for name, p in model.named_parameters()
+                  if here.start <= flat.place[name].start < here.stop]
+        assert all((p.dim() >= 2) == decays for p in inside)
+        assert alias.numel() == sum(p.numel() for p in inside)
+
+
+def test_3_3_FlatParameters__backward_fills_the_row_and_only_that():
+    model, flat = flat_model()
+    batch = tiny_batch(True)[1]
+    model.eval()
+    flat.attach(1)
+    model(model.tasks["para"], batch).sum().backward()
+    parameters = list(model.parameters())
+    want = torch.autograd.grad(model(model.tasks["para"], batch).sum(), parameters,
+                               allow_unused=True)
+    for (name, p), g in zip(model.named_parameters(), want):
+        assert_close(flat.views(flat.G[1])[name], torch.zeros_like(p) if g is None else g, 1e-6)
+    assert not flat.G[0].any() and not flat.G[2].any()
+
+
+def test_3_3_FlatParameters__gram_in_chunks_is_exact():
+    _, flat = flat_model()
+    flat.CHUNK = 1000
+    flat.G.normal_(generator=torch.Generator().manual_seed(0))
+    cut = [slice(0, 5000), slice(5000, flat.G.shape[1])]
+    want = [(flat.G[:, here].double() @ flat.G[:, here].double().T).numpy() for here in cut]
+    assert_close(flat.gram(cut), want, 0, relative=1e-5)
+    rows = flat.G.clone()
+    flat.combine(np.array([[1, 2, 3], [0, 1, -1]]), cut)
+    assert_close(flat.G[0, cut[0]],
+                 rows[0, cut[0]] + 2 * rows[1, cut[0]] + 3 * rows[2, cut[0]], 1e-5)
+    assert_close(flat.G[0, cut[1]], rows[1, cut[1]] - rows[2, cut[1]], 1e-5)
+
+
+def test_3_3_update__rows_of_absent_tasks_are_not_touched():
+    flat, loss_fn = toy()
+    flat.G[0].fill_(float("nan"))
+    multitask.backward(flat, [{1: 1.0}], loss_fn, {1: 1})
+    multitask.treat(flat, multitask.regions(flat, "model"), [1], multitask.pcgrad, 0,
+                    np.random.default_rng(0))
+    assert_close(flat.G[0], [-1, 1, 0, 5], 1e-6)
+
+
+def test_3_3_update__heads_stay_out_of_the_surgery():
+    # Shared (1,0), (-1,1) -> (½, 1½); heads 3 and 5 pass. With the heads in the vectors it
+    # would be (.063, 1.037), 3.3 and 5.185.
+    flat, _ = toy_step(multitask.pcgrad)
+    assert_close(flat.G[0], [.5, 1.5, 3, 5], 1e-6, "heads inside the treated vectors?"
+                 if abs(flat.G[0, 0] - .063) < .01 else "")
+
+
+def test_3_3_update__plain_sum_is_the_gradient_of_the_summed_losses():
+    flat, _ = toy_step(multitask.plain_sum)
+    assert_close(flat.G[0], [0, 1, 3, 5], 1e-6)
+
+
+def test_3_3_update__D2_treatment_needs_each_gradient_for_itself():
+    # Algorithm 2's summed loss gives (0, 1) for w; with surgery it must be (½, 1½).
+    assert_close(toy_step(multitask.plain_sum)[0].G[0, :2], [0, 1], 1e-6)
+    assert_close(toy_step(multitask.pcgrad)[0].G[0, :2], [.5, 1.5], 1e-6)
+
+
+def test_3_3_update__D5_accumulated_gradients_are_averaged():
+    # Batches of size 1 and 3 on task 0, then their mean, 2: not the printed sum, 4.
+    flat, _ = toy_step(multitask.plain_sum, [{0: 1.0, 1: 1.0}, {0: 3.0, 1: 1.0}])
+    assert_close(flat.G[0], [2 - 1, 1, 6, 5], 1e-6, mistakes={
+        "accumulated gradients are summed, not averaged": [2, 2, 12, 10],
+        "only the last batch counts": [2, 1, 9, 5],
+        "only the last batch counts, and only in part": [1, .5, 4.5, 2.5],
+        "only the first batch counts": [0, 1, 3, 5]})
+
+
+def test_3_3_update__rows_are_emptied_first_and_losses_are_averaged():
+    # Losses at w = h = 1: task 0 has 1 + 3 = 4, task 1 has 0 + 5.
+    flat, loss_fn = toy()
+    flat.theta.fill_(1.0)
+    for _ in range(2):
+        logs = multitask.backward(flat, [{0: 1.0, 1: 1.0}, {0: 3.0, 1: 1.0}], loss_fn,
+                                  {0: 0, 1: 1})
+    assert_close(flat.G, [[2, 0, 6, 0], [-1, 1, 0, 5]], 1e-6, mistakes={
+        "the last step's gradients are still in G": [[4, 0, 12, 0], [-2, 2, 0, 10]],
+        "all tasks were added up in one row": [[1, 1, 6, 5], [0, 0, 0, 0]]})
+    assert_close([logs["loss_0"], logs["loss_1"]], [8, 5], 1e-5, mistakes={
+        "the logged losses are summed over the micro-batches": [16, 10],
+        "only the last micro-batch's loss is logged": [12, 5],
+        "the logged losses were divided twice": [4, 2.5]})
+
+
+def test_3_3_update__tasks_that_share_a_row_are_added_up_there():
+    # Without treatment one row collects the sum of the tasks' gradients.
+    flat, loss_fn = toy(rows=1)
+    multitask.backward(flat, [{0: 1.0, 1: 1.0}], loss_fn, {0: 0, 1: 0})
+    assert_close(flat.G[0], [0, 1, 3, 5], 1e-6, mistakes={
+        "the row was emptied between two tasks": [-1, 1, 0, 5]})
+
+
+def test_3_3_update__treatment_comes_after_the_last_batch():
+    # Task 0 pulls +1 and -1 on w in two micro-batches: its mean is 0, nothing conflicts.
+    flat, _ = toy_step(multitask.pcgrad, [{0: 1.0, 1: 1.0}, {0: -1.0, 1: 1.0}])
+    assert_close(flat.G[0, :2], [-1, 1], 1e-6, "surgery on each micro-batch by itself?")
+
+
+def test_3_3_update__norm_is_that_of_the_update_and_clipping_keeps_its_direction():
+    flat, treated = toy_step(multitask.pcgrad)
+    assert_close(treated["norm"], math.sqrt(.25 + 2.25 + 9 + 25), 1e-5)
+    clipped, _ = toy_step(multitask.pcgrad, clip=1.0)
+    assert_close(clipped.G[0].norm(), 1.0, 1e-5)
+    assert_close(clipped.G[0] * treated["norm"], flat.G[0], 1e-4)
+    loose, _ = toy_step(multitask.pcgrad, clip=100.0)
+    assert_close(loose.G[0], flat.G[0], 0)
+
+
+def test_3_3_update__gradient_that_is_not_finite_changes_nothing():
+    for bad in (float("nan"), float("inf")):
+        flat, loss_fn = toy()
+        gv = multitask.GradVac()
+        multitask.backward(flat, [{0: bad, 1: 1.0}], loss_fn, {0: 0, 1: 1})
+        assert multitask.treat(flat, multitask.regions(flat, "model"), [0, 1], gv, 1.0,
+                               np.random.default_rng(0)) is None
+        assert gv.target is None, "the vaccine's state was touched"
+
+
+def test_3_3_update__idle_head_gets_no_gradient_and_stays():
+    flat, loss_fn = toy()
+    multitask.backward(flat, [{0: 1.0}], loss_fn, {0: 0})
+    multitask.treat(flat, multitask.regions(flat, "model"), [0], multitask.pcgrad, 0,
+                    np.random.default_rng(0))
+    assert [p.grad is None for _, _, p in flat.groups] == [False, False, True]
+
+
+def test_3_3_update__regions_cover_theta_once_at_every_granularity():
+    _, flat = flat_model()
+    groups = {}
+    for granularity in ("model", "layer", "matrix"):
+        regions = multitask.regions(flat, granularity)
+        cover = torch.zeros_like(flat.theta)
+        for here, block, group in regions:
+            cover[here] += 1
+            assert (group is None) == block.startswith("head ")
+            assert (flat.blocks[block].start <= here.start <= here.stop
+                    <= flat.blocks[block].stop)
+        assert (cover == 1).all(), granularity
+        groups[granularity] = {g for _, _, g in regions if g is not None}
+        sizes = {g: sum(h.stop - h.start for h, _, k in regions if k == g)
+                 for g in groups[granularity]}
+        assert min(sizes.values()) >= 64, "a block too small for a meaningful cosine"
+    assert [len(groups[g]) for g in ("model", "layer")] == [1, 4]
+    # 3 tables (token types: 32 numbers, joins the words), 6 matrices a layer, the pooler
+    assert len(groups["matrix"]) == 2 + 2 * 6 + 1
+
+
+def test_3_3_update__accumulating_two_batches_of_4_is_one_of_8():
+    def gradient(parts):
+        model, flat = flat_model(con=True, seed=3)
+        model.eval()                                    # dropout off
+        tokens = tiny_batch(True)[0].tokens + tiny_batch(True, seed=1)[0].tokens
+        dataset = data.Dataset("", list("abcdefgh"), tokens,
+                               np.array([0, 1, 1, 1, 0, 0, 1, 0], np.float32))
+        tasks = model.tasks
+
+        def loss_fn(task, batch):
+            loss = tasks[task].loss(model(tasks[task], batch), batch.labels)
+            return loss, {"loss": loss.detach()}
+        batches = [{t: data.collate(dataset, part, FakeTokenizer, True, 40)
+                    for t in ("para", "sts")} for part in np.split(np.arange(8), parts)]
+        rows = {"para": 0, "sts": 1}
+        multitask.backward(flat, batches, loss_fn, rows)
+        multitask.treat(flat, multitask.regions(flat, "model"), [0, 1], multitask.pcgrad, 0,
+                        np.random.default_rng(0))
+        optimizer = optim.AdamW(flat.param_groups(), lr=1e-3, eps=1e-3)
+        optimizer.step()
+        return flat.theta
+    assert_close(gradient(1), gradient(2), 1e-5)
+
+
+def test_3_3_describe__surgery_by_hand():
+    # g1 = (1, 0), g2 = (-1, 1): cosine -1/√2.
+    # g1' = (½, ½), g2' = (0, 1): cosine ½ / √½ = 1/√2.
+    log = multitask.describe(toy_step(multitask.pcgrad)[1], ["a", "b"])
+    assert_close([log[name] for name in ("cos_a_b", "treated_cos_a_b", "norm_a", "norm_b",
+                                         "coefficient_a", "coefficient_b", "acted", "acted_a_b")],
+                 [-.5 ** .5, .5 ** .5, 1, 2 ** .5, 2, 1.5, 1, 1], 1e-6)
+    assert not any("target" in name or name == "layers" for name in log)
+    log = multitask.describe(toy_step(multitask.plain_sum)[1], ["a", "b"])
+    assert_close([log["treated_cos_a_b"], log["acted"], log["acted_b_a"]], [-.5 ** .5, 0, 0], 1e-6)
+
+
+def test_3_3_describe__which_pairs_acted_and_the_vaccines_targets():
+    # Only a and b conflict. φᵀ goes from 0 to .01 φ; φ is -1/√2 for both, as no other
+    # tilt comes before. c is orthogonal to b and at 45° to a.
+    vectors = np.array([[1.0, 0, 0], [-1, 1, 0], [1, 1, 0]])
+    gv, gram = multitask.GradVac(), (vectors @ vectors.T)[None]
+    C = gv(gram, [[1, 2], [0, 2], [0, 1]])
+    log = multitask.describe({"norm": 1, "gram": gram, "C": C, "target": gv.target}, "abc")
+    assert {name: log[name] for name in log if name.startswith("acted_")} == {
+        "acted_a_b": 1, "acted_a_c": 0, "acted_b_a": 1, "acted_b_c": 0, "acted_c_a": 0,
+        "acted_c_b": 0}
+    assert_close(log["acted"], 2 / 6)
+    assert_close([log["target_a_b"], log["target_b_a"], log["target_c_a"]],
+                 [-.01 * .5 ** .5, -.01 * .5 ** .5, .01 * .5 ** .5])
+    # Row a of C says what a got: some of b, in one of two groups.
+    C = np.stack([np.eye(2), [[1, .5], [0, 1]]])
+    log = multitask.describe({"norm": 1, "gram": np.stack([np.eye(2)] * 2), "C": C,
+                              "target": None}, "ab")
+    assert_close([log["acted_a_b"], log["acted_b_a"], log["acted"]], [.5, 0, .25])
+
+
+def test_3_3_describe__nothing_left_of_a_gradient_is_a_cosine_of_zero():
+    gram = np.array([[[1.0, -2.0], [-2.0, 4.0]]])
+    C = multitask.pcgrad(gram, [[1], [0]])
+    log = multitask.describe({"norm": 0, "gram": gram, "C": C, "target": None}, "ab")
+    assert log["cos_a_b"] == -1 and log["treated_cos_a_b"] == 0
+
+
+def test_3_3_describe__cosines_by_layer_are_those_of_the_slices():
+    for granularity in ("model", "matrix"):
+        _, flat = flat_model(rows=2)
+        flat.G.normal_(generator=torch.Generator().manual_seed(0))
+        G, regions = flat.G.clone(), multitask.regions(flat, granularity)
+        treated = multitask.treat(flat, regions, [0, 1], multitask.pcgrad, 1.0,
+                                  np.random.default_rng(0))
+        layers = multitask.describe(treated, ["a", "b"], regions)["layers"]
+        assert list(layers) == ["embeddings", "layer 1", "layer 2", "pooler"]
+        for block, found in layers.items():
+            here = flat.blocks[block]
+            assert_close(found["cos_a_b"], F.cosine_similarity(G[0, here], G[1, here], dim=0), 6e-5)

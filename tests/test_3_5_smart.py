@@ -1,0 +1,321 @@
+"""3.5 SMART: divergences, smoothness, the teacher and the Bregman term."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+import data
+import heads
+import multitask
+import optim
+import smart
+import train
+from tests import oracles
+from tests.checks import assert_close, assert_equal, assert_raises
+from tests.world import flat_model, small_bert, tiny_batch, tiny_world
+
+
+def test_3_5_divergence__by_hand():
+    # P = (.75, .25), Q = (.5, .5): ¼ ln 1.5 - ¼ ln .5 = ¼ ln 3; as coins the same.
+    a, b = torch.tensor([[math.log(3), 0.0]] * 2), torch.zeros(2, 2)
+    quarter = .25 * math.log(3)
+    mistakes = {"it is KL(P‖Q) alone, not symmetric": .130812,
+                "it is KL(Q‖P) alone, not symmetric": .143841,
+                "half of the sum was taken": quarter / 2,
+                "it is summed over the batch, not averaged": 2 * quarter}
+    assert_close(smart.symmetric_kl(a, b), quarter, 1e-5, mistakes={
+        **mistakes, "the sign is wrong": -quarter})
+    assert_close(smart.binary_symmetric_kl(a[:, 0], b[:, 0]), quarter, 1e-5, mistakes={
+        **mistakes, "the difference of probabilities was squared": .0625})
+    assert_close(smart.squared_difference(torch.tensor([1.0, 3]), torch.tensor([1.0, 1])), 2.0,
+                 mistakes={"it is summed over the batch, not averaged": 4.0,
+                           "the difference is not squared": 1.0})
+
+
+def test_3_5_divergence__symmetric_zero_at_equality_and_never_negative():
+    torch.manual_seed(0)
+    for task in heads.tasks():
+        shape = (6, task.num_outputs) if task.num_outputs > 1 else (6,)
+        a, b = 5 * torch.randn(2, *shape)
+        assert_close(task.divergence(a, b), task.divergence(b, a), 1e-5)
+        assert_close(task.divergence(a, a), 0, 1e-6)
+        assert task.divergence(a, b) > 0
+        huge = task.divergence(1e4 * a, 1e4 * b)
+        assert torch.isfinite(huge), "not stable for large logits"
+
+
+def test_3_5_divergence__equals_the_two_kls():
+    a, b = (torch.arange(70) * 7 % 11 - 5).view(2, 7, 5) / 4
+    assert_close(smart.symmetric_kl(a, b), oracles.naive_symmetric_kl(a, b), 1e-6,
+                 "sum over classes, mean over the batch")
+
+
+def test_3_5_divergence__shapes_that_would_broadcast_are_refused():
+    for divergence in (smart.symmetric_kl, smart.binary_symmetric_kl,
+                       smart.squared_difference):
+        with assert_raises("[3]", "[3, 1]"):
+            divergence(torch.zeros(3), torch.zeros(3, 1))
+
+
+def coin(x):
+    """f(x) = 2 x₁ - x₂ for a single token of two features.   [B, 1, 2] -> [B]"""
+    return x[:, 0] @ torch.tensor([2.0, -1.0], dtype=x.dtype)
+
+
+def test_3_5_smoothness__one_step_by_hand():
+    # x = (1, 1), start δ = (ε, 0): f rises with x₁ and falls with x₂, so the step of 100 ε
+    # goes to the corner (ε, -ε); R_s = (σ(1 + 3ε) - σ(1)) · 3ε = 1.7695e-10 at ε = 1e-5.
+    x = torch.ones(1, 1, 2, dtype=torch.float64)
+    noise = torch.tensor([[[1e-5, 0.0]]], dtype=torch.float64)
+    logits, R = smart.smoothness(coin, x, smart.binary_symmetric_kl, 1e-5, noise=noise)
+    assert_close(logits, [1.0])
+    assert_close(R, 1.76949513e-10, 1e-17)
+
+
+def test_3_5_smoothness__a_wide_radius_by_hand():
+    # As above with ε = ½: δ = (½, -½), f goes from 1 to 2.5, (σ(2.5) - σ(1)) · 1.5.
+    x, noise = torch.ones(1, 1, 2), torch.tensor([[[.5, 0.0]]])
+    _, R = smart.smoothness(coin, x, smart.binary_symmetric_kl, .5, noise=noise)
+    assert_close(R, .289625, 1e-5, mistakes={
+        "δ goes down the gradient; the worst change is wanted": .530277,
+        "there is no ascent: δ is still the noise": .149738,
+        "δ was not clamped to ±ε": 33.886619,
+        "x itself was not perturbed": 0.0})
+
+
+def test_3_5_smoothness__is_zero_at_radius_zero_even_under_dropout():
+    model = heads.MultitaskBert(small_bert(), con=True).train()
+    task, batch = model.tasks["sst"], tiny_batch(True, pair=False)[1]
+    logits, R = smart.smoothness(lambda x: model.logits(task, x, batch), model.embed(batch),
+                                 task.divergence, 0.0)
+    assert_close(R, 0, 1e-12, "the passes draw different dropout masks")
+
+
+def test_3_5_smoothness__all_passes_share_one_dropout_mask():
+    # Without change R is 0, however the mask falls.
+    torch.manual_seed(0)
+    _, R = smart.smoothness(lambda x: F.dropout(x, .5).sum((1, 2)), torch.ones(2, 3, 4),
+                            smart.squared_difference, 0.0)
+    assert_close(R, 0, 1e-12, "the passes draw different dropout masks")
+
+
+def test_3_5_smoothness__the_random_generator_moves_as_for_one_pass():
+    # noise is drawn first, then one mask: after the call the generator stands where noise
+    # and one clean pass leave it, so SMART's extra passes cost no random numbers.
+    x = torch.ones(1, 3, 2)
+
+    def f(x):
+        return F.dropout(x, 0.5).sum((1, 2))
+    torch.manual_seed(0)
+    smart.smoothness(f, x, smart.squared_difference, .1, steps=3)
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    torch.randn_like(x)
+    f(x)
+    assert_close(torch.rand(1), after, 0,
+                 "draw the noise first, then set the generator back before every further pass")
+
+
+def test_3_5_smoothness__perturbation_stays_inside_the_radius_and_off_the_padding():
+    seen = []
+
+    def f(x):
+        seen.append(x.detach().clone())
+        return (x ** 2).sum((1, 2))
+    x = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]])
+    smart.smoothness(f, x, smart.squared_difference, .05, steps=2, attention_mask=mask)
+    change = (seen[-1] - x).abs()
+    assert_equal(len(seen), 4, "a clean pass, one for each ascent step, a last one", mistakes={
+        "there is one ascent step, whatever `steps` says": 3,
+        "the clean pass is made twice": 5})
+    assert change.max() <= .05 + 1e-6, f"got {change.max()}, radius is .05"
+    assert change.max() > .049, "the ascent should reach the boundary"
+    assert not change[mask == 0].any(), "padding was perturbed"
+
+
+def test_3_5_smoothness__ascent_beats_random_noise_and_more_steps_do_not_harm():
+    model = heads.MultitaskBert(small_bert(), con=True).eval()
+    for task in model.tasks.values():
+        batch = tiny_batch(True, task.pair)[1]
+        x = model.embed(batch).detach()
+
+        def R(steps):
+            torch.manual_seed(3)
+            return smart.smoothness(lambda x: model.logits(task, x, batch), x,
+                                    task.divergence, .02, steps,
+                                    batch.attention_mask)[1].item()
+        random = task.divergence(
+            model.logits(task, x + .02 * torch.randn(x.shape).sign(), batch),
+            model.logits(task, x, batch)).item()
+        assert R(1) > 2 * random, f"{task.name}: got {R(1)}, random noise gives {random}"
+        assert R(3) > .9 * R(1)
+
+
+def test_3_5_smoothness__start_at_zero_would_find_no_direction():
+    x = torch.ones(1, 1, 2)
+    _, R = smart.smoothness(coin, x, smart.squared_difference, 1e-2,
+                            noise=torch.zeros(1, 1, 2))
+    assert_close(R, 0, 0)
+    torch.manual_seed(0)
+    assert smart.smoothness(coin, x, smart.squared_difference, 1e-2)[1] > 1e-5, (
+        "δ started at 0, where there is no direction; it starts as noise")
+
+
+def test_3_5_smoothness__rows_do_not_depend_on_their_batch_mates():
+    # f = s · x₁ with s = 1 and 1000, from δ = .01: a step must reach ε in both rows.
+    scale, seen = torch.tensor([1.0, 1000.0]), []
+
+    def f(x):
+        seen.append(x.detach() - 1)
+        return scale * x[:, 0, 0]
+    smart.smoothness(f, torch.ones(2, 1, 1), smart.squared_difference, .1,
+                     noise=torch.full((2, 1, 1), .01))
+    assert_close(seen[-1].flatten(), [.1, .1], 1e-6, mistakes={
+        "‖g‖_∞ is taken over the whole batch; each row has its own": [.01001, .1]},
+        likely="‖g‖_∞ is each row's own")
+
+
+def test_3_5_smoothness__gradient_flows_through_both_sides():
+    # R = (w δ)² with δ fixed at the corner; ∂R/∂w = 2 w δ² from both sides together. With
+    # the clean side detached f(x) = w x would add 2 (w δ)(x + δ): another number.
+    w = torch.nn.Parameter(torch.tensor(2.0))
+    _, R = smart.smoothness(lambda x: w * x[:, 0, 0], torch.ones(1, 1, 1),
+                            smart.squared_difference, .1, noise=torch.full((1, 1, 1), .1))
+    R.backward()
+    assert_close(w.grad, 2 * 2 * .01, 1e-5, "one side is detached", mistakes={
+        "the clean side is detached: the gradient must flow through both": .44,
+        "the perturbed side is detached": -.4})
+
+
+def test_3_5_smoothness__gradient_reaches_the_embeddings():
+    # f = x², x = 1, δ = .1: R = (1.21 - 1)², and ∂R/∂x = 2 · .21 · (2.2 - 2) = .084.
+    x = torch.ones(1, 1, 1, requires_grad=True)
+    _, R = smart.smoothness(lambda x: x[:, 0, 0] ** 2, x, smart.squared_difference, .1,
+                            noise=torch.full((1, 1, 1), .1))
+    R.backward()
+    assert x.grad is not None, "R_s has no gradient with respect to x; was x detached?"
+    assert_close(x.grad, [[[.084]]], 1e-5, mistakes={
+        "the penalty is on a detached copy of x": [[[-.84]]],
+        "the clean side is detached": [[[.924]]]})
+
+
+def test_3_5_smoothness__task_gradients_are_untouched_by_the_ascent():
+    w = torch.nn.Parameter(torch.tensor(2.0))
+    smart.smoothness(lambda x: w * x[:, 0, 0], torch.ones(1, 1, 1),
+                     smart.squared_difference, .1)
+    assert w.grad is None, ("the ascent left gradients in .grad; torch.autograd.grad asks "
+                            "for ∂/∂δ alone")
+
+
+def test_3_5_Teacher__follows_by_hand():
+    # β = .99, θ = 1, 2, 3 from 0: .01, .0299, .059601.
+    layer = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(layer.weight)
+    flat = optim.FlatParameters({"w": [("weight", layer.weight)]}, 1)
+    teacher = smart.Teacher(layer, flat)
+    path = []
+    for value in (1.0, 2.0, 3.0):
+        flat.theta.fill_(value)
+        teacher.follow(flat.theta, .99)
+        path.append(teacher.model.weight.item())
+    assert_close(path, [.01, .0299, .059601], 1e-6, mistakes={
+        "θ̃ shares memory with θ": [1, 2, 3],
+        "β and 1 - β are exchanged": [.99, 1.9899, 2.989899],
+        "θ̃ is not what the teacher's model uses": [0, 0, 0]})
+
+
+def test_3_5_Teacher__is_a_copy_in_eval_mode_without_gradient():
+    model, flat = flat_model()
+    model.train()
+    teacher = smart.Teacher(model, flat)
+    batch = tiny_batch(True)[1]
+    a, b = (teacher(model.tasks["para"], batch) for _ in range(2))
+    assert torch.equal(a, b), "the teacher is in training mode: dropout makes it random"
+    assert not a.requires_grad, "the teacher's output must carry no gradient"
+    assert_close(a, model.eval()(model.tasks["para"], batch), 1e-6)
+    assert (model.bert.pooler.weight.data_ptr()
+            != teacher.model.bert.pooler.weight.data_ptr())
+
+
+def test_3_5_Teacher__owns_its_parameters():
+    layer = torch.nn.Linear(2, 1)
+    flat = optim.FlatParameters({"w": list(layer.named_parameters())}, 1)
+    teacher = smart.Teacher(layer.train(), flat)
+    with torch.no_grad():
+        flat.theta.zero_()
+    assert teacher.theta.any(), "θ̃ shares memory with θ; clone it"
+    for name, p in teacher.model.named_parameters():
+        assert not p.requires_grad, f"{name} of the teacher would be trained"
+        assert_close(p.flatten(), teacher.theta[flat.place[name]], 0, f"{name} is no view of θ̃")
+    assert layer.training and not teacher.model.training, (
+        "the teacher is in training mode, or the model no longer is")
+    assert layer.weight.requires_grad, "the model itself can no longer be trained"
+
+
+def test_3_5_bregman__by_hand():
+    # ℓ_s = mean (a - b)² is ((3 - 1)² + (2 - 2)²) / 2 = 2, ∂/∂a = (2, 0).
+    a = torch.tensor([3.0, 2.0], requires_grad=True)
+    b = torch.tensor([1.0, 2.0], requires_grad=True)
+    D = smart.bregman(a, b, lambda a, b: (a - b).square().mean())
+    assert_close(D, 2.0, 1e-6)
+    D.backward()
+    assert_close(a.grad, [2, 0], 1e-6, "the gradient goes to the model's own logits")
+    assert b.grad is None, "the teacher's logits got a gradient; detach them"
+
+
+def test_3_5_bregman__D7_at_theta_itself_value_and_gradient_are_zero():
+    model, flat = flat_model()
+    model.eval()
+    teacher = smart.Teacher(model, flat)
+    for task in model.tasks.values():
+        batch = tiny_batch(True, task.pair)[1]
+        D = smart.bregman(model(task, batch), teacher(task, batch), task.divergence)
+        assert_close(D, 0, 1e-9)
+        flat.G.zero_()
+        flat.attach(0)
+        D.backward()
+        assert_close(flat.G[0].abs().max(), 0, 1e-6)
+        # … but a reference that lags behind pulls back:
+        with torch.no_grad():
+            flat.theta.mul_(1.1)
+        D = smart.bregman(model(task, batch), teacher(task, batch), task.divergence)
+        D.backward()
+        assert D > 1e-6 and flat.G[0].abs().max() > 1e-5
+        with torch.no_grad():
+            flat.theta.copy_(teacher.theta)
+
+
+def test_3_5_momentum_beta__rises_after_a_tenth():
+    assert [smart.momentum_beta(t, 25) for t in range(4)] == [.99, .99, .999, .999]
+
+
+def test_3_5_terms__D6_are_part_of_each_tasks_own_gradient():
+    # Were they added after the treatment, each task's row of G would not contain them.
+    folder, weights = tiny_world()
+    rows = []
+    for weight in (0.0, 5.0):
+        args, _ = train.parse(["--data", folder, "--weights", weights, "--option", "pcgrad",
+                               "--con", "--smart", "--smart-weight", str(weight), "--amp",
+                               "off", "--bregman-weight", "0", "--batch-size", "4",
+                               "--dropout", "0", "--device", "cpu"]
+                              + (["--smart-eps", "0.5"] if weight else []))
+        tokenizer, model = train.load_model(args)
+        sets = {t.name: data.load(folder, t, "train", tokenizer)
+                for t in model.tasks.values()}
+        trainer = train.Trainer(args, model, tokenizer, sets)
+        batches = {name: trainer.next_batch(name) for name in args.tasks}
+        multitask.backward(trainer.flat, [batches], trainer.objective, trainer.rows)
+        rows.append(trainer.flat.G.clone())
+    assert all(not torch.allclose(a, b) for a, b in zip(*rows))
+
+
+def test_3_5_1_plan__D8_paraphrase_first_is_a_phase_of_its_own():
+    folder, weights = tiny_world()
+    args, _ = train.parse(["--data", folder, "--weights", weights, "--epochs", "1",
+                           "--para-first", "2", "--batch-size", "8", "--device", "cpu"])
+    tokenizer, model = train.load_model(args)
+    sets = {t.name: data.load(folder, t, "train", tokenizer) for t in model.tasks.values()}
+    plan = train.Trainer(args, model, tokenizer, sets).plan
+    assert plan == [[("para",)] * 5] * 2 + [[("sst", "para", "sts")] * 5]

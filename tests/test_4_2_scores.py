@@ -1,0 +1,116 @@
+"""4.2 Evaluation: scores, predictions and their files."""
+
+import math
+import os
+import tempfile
+import warnings
+
+import numpy as np
+import torch
+
+import bert
+import data
+import heads
+from tests import oracles
+from tests.checks import assert_close, assert_raises
+from tests.world import FakeTokenizer, small_bert, tiny_batch, tiny_world
+
+
+def test_4_2_accuracy__by_hand():
+    assert_close(heads.accuracy([1, 2, 3, 4], [1, 0, 3, 3]), .5, 0, mistakes={
+        "the right ones are counted, not their share": 2.0,
+        "it is a percentage": 50.0})
+    assert_close(heads.accuracy([1, 2, 3], [1, 0, 0]), 1 / 3, 1e-9, mistakes={
+        "it is the share of wrong ones": 2 / 3})
+
+
+def test_4_2_pearson__by_hand():
+    # (1,2,3) and (1,2,4): deviations (-1,0,1), (-4/3,-1/3,5/3): 3 / √(2 · 14/3) = .981981.
+    assert_close(heads.pearson([1, 2, 3], [1, 2, 4]), 3 / math.sqrt(28 / 3), 1e-9, mistakes={
+        "the means are not subtracted: that is the cosine": .991460134,
+        "it is r², the square": 27 / 28, "it is the covariance": 1.0,
+        "it is the covariance, not divided": 3.0, "the root is missing": 9 / 28,
+        "a sum was divided by n, the other by n - 1": 2 / math.sqrt(28 / 3),
+        "it is Spearman's, on ranks": 1.0})
+    assert_close(heads.pearson([1, 2, 3], [30, 20, 10]), -1, 1e-12,
+                 "r has a sign: below 0 where one falls as the other rises")
+    x, y = np.random.default_rng(0).normal(size=(2, 50))
+    assert_close(heads.pearson(x, y), oracles.numpys_pearson(x, y), 1e-12)
+    assert_close(heads.pearson(2 * x + 100, y), heads.pearson(x, y), 1e-10)
+
+
+def test_4_2_pearson__constant_prediction_is_zero_and_says_so():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert_close(heads.pearson([0.1] * 7, range(7)), 0.0, 0, "0/0 is reported as 0")
+    assert caught, "got no warning that r is undefined"
+    assert "undefined" in str(caught[0].message)
+
+
+def test_4_2_overall_score__D12_recomputes_the_reports_column():
+    def overall(*scores):
+        return heads.overall_score(dict(zip(heads.tasks(), scores)))
+    assert_close(overall(.517, .871, .891), .778, 5e-4, mistakes={
+        "r was not moved to (r + 1) / 2": .759667,
+        "the scores were added up, not averaged": 2.3335})
+    assert_close(overall(.52, .43, .057), .493, 5e-4)           # printed 0.0493
+    assert_close(overall(.521, .854, .887), .773, 5e-4)         # printed 0.772
+    sts = heads.tasks()[2]
+    assert_close(heads.overall_score({sts: 0.5}), .75, 1e-9, mistakes={
+        "the sum was divided by 3; it must be by the number of tasks": .25})
+
+
+def test_4_2_outputs__probabilities_belong_to_the_predictions():
+    folder, weights = tiny_world()
+    encoder = bert.BertModel.from_pretrained(weights)
+    tokenizer = data.WordPiece(os.path.join(weights, "vocab.txt"))
+    for losses in ({}, {"sst_loss": "mse", "sts_loss": "ce"}):
+        model = heads.MultitaskBert(encoder, con=True, **losses)
+        for name, task in model.tasks.items():
+            dataset = data.load(folder, task, "dev", tokenizer)
+            predicted, p = heads.outputs(model, task, dataset, tokenizer)
+            assert np.array_equal(predicted,
+                                  heads.evaluate(model, task, dataset, tokenizer)[0])
+            if name == "para":
+                assert np.array_equal(p > .5, predicted == 1)
+            elif task.num_outputs == 1:
+                assert p is None, "a number has no classes"
+            else:
+                assert_close(p.sum(-1), np.ones(12), 1e-5)
+                assert np.array_equal(p.argmax(-1), predicted)
+
+
+def test_4_2_evaluate__order_of_the_file_and_mode_of_the_model():
+    model = heads.MultitaskBert(small_bert(), con=True).train()
+    task, (dataset, _) = model.tasks["sts"], tiny_batch(True)
+    got, score = heads.evaluate(model, task, dataset, FakeTokenizer, batch_size=3)
+    assert model.training
+    model.eval()
+    alone = [model(task, data.collate(dataset, [i], FakeTokenizer, True, 40))
+             for i in range(4)]
+    assert_close(got, torch.cat(alone), 1e-5, "predictions must come back in the file's order")
+    assert_close(score, heads.pearson(got, dataset.labels), 1e-6)
+
+
+def test_4_2_read_predictions__gives_back_what_was_written():
+    path = os.path.join(tempfile.mkdtemp(), "x.csv")
+    data.write_predictions(path, heads.tasks()[2], ["Ab1", "c"], np.array([.5, -2.25]))
+    assert data.read_predictions(path) == {"ab1": .5, "c": -2.25}
+    with open(path, "a") as file:
+        file.write("d , nothing \n")
+    with assert_raises("x.csv", "line 4", "nothing"):
+        data.read_predictions(path)
+
+
+def test_4_2_write_predictions__format_of_the_courses_grader():
+    folder = tempfile.mkdtemp()
+    for task, values, lines in zip(
+            heads.tasks(), (np.array([3, 0]), np.array([1.0, 0.0], np.float32),
+                            np.array([2.5, 4.75], np.float32)),
+            (["id \t Predicted_Sentiment ", "x , 3 ", "y , 0 "],
+             ["id \t Predicted_Is_Paraphrase ", "x , 1.0 ", "y , 0.0 "],
+             ["id \t Predicted_Similiary ", "x , 2.5 ", "y , 4.75 "])):
+        path = os.path.join(folder, "p.csv")
+        data.write_predictions(path, task, ["x", "y"], values)
+        with open(path) as file:
+            assert file.read() == "\n".join(lines) + "\n"

@@ -1,0 +1,83 @@
+"""4.3 Settings: the learning-rate schedule, Table 1, and what is refused."""
+
+import contextlib
+import io
+
+import optim
+import train
+from tests.checks import assert_close
+from tests.world import settings_of
+
+
+def test_4_3_learning_rate__rises_and_falls():
+    assert_close([optim.learning_rate_factor(t, 10, 0.2) for t in range(10)],
+                 [.5, 1, 1, .875, .75, .625, .5, .375, .25, .125], 1e-12)
+    assert all(optim.learning_rate_factor(t, 10, 0) == 1 for t in range(10))
+    assert_close(optim.learning_rate_factor(9, 10, 1.0), 1.0)
+
+
+def test_4_3_parse__table_1_row_of_the_headline_command():
+    args, source = settings_of("--option", "gvac", "--smart", "--con", "--hlh")
+    assert (args.batch_size * args.accumulate, args.epochs, args.lr, args.para_first) == (
+        32, 15, 3e-5, 5)
+    assert "Table 1" in source["lr"] and source["option"] == "given"
+    args, source = settings_of("--option", "gvac", "--smart", "--con", "--hlh", "--lr",
+                               "1e-3")
+    assert args.lr == 1e-3 and source["lr"] == "given" and args.epochs == 15
+
+
+def test_4_3_parse__zero_is_a_value_that_can_be_given():
+    args, source = settings_of("--option", "gvac", "--smart", "--con", "--hlh",
+                               "--para-first", "0", "--seed", "0", "--clip", "0")
+    assert (args.para_first, args.clip) == (0, 0)
+    assert [source[name] for name in ("para_first", "seed", "clip")] == ["given"] * 3
+
+
+def test_4_3_parse__D11_sequential_takes_the_epochs_of_its_scores():
+    args, _ = settings_of("--option", "seq")
+    assert (args.batch_size, args.accumulate, args.epochs, args.lr) == (16, 1, 5, 1e-5)
+
+
+def test_4_3_parse__all_eight_rows_are_reached_by_their_flags():
+    rows = set()
+    for (option, smart_, con, hlh, fresh), row in train.TABLE_1.items():
+        flags = ["--option", option] + [name for name, on in (
+            ("--smart", smart_), ("--con", con), ("--hlh", hlh),
+            ("--fresh-streams", fresh)) if on]
+        args, source = settings_of(*flags)
+        assert (args.epochs, args.lr, args.accumulate) == (
+            row["epochs"], row["lr"], row["accumulate"])
+        rows.add(source["lr"])
+    assert len(rows) == 8
+
+
+def test_4_3_parse__values_out_of_range_and_contradictions_are_refused():
+    for flags, words in (
+            (["--accumulate", "0"], ["--accumulate", "'0'"]),
+            (["--lr", "-1"], ["--lr", "'-1'"]),
+            (["--lr", "nan"], ["--lr"]), (["--dropout", "1"], ["--dropout"]),
+            (["--batch-size", "2.5"], ["--batch-size", "whole"]),
+            (["--option", "best"], ["best"]),
+            (["--tasks", "sst,sst"], ["--tasks"]), (["--tasks", "ner"], ["ner"]),
+            (["--tasks", "sst", "--option", "pcgrad"], ["--tasks sst", "--option pcgrad"]),
+            (["--tasks", "sst", "--align", "sts"], ["--align sts", "--tasks sst"]),
+            (["--tasks", "sst", "--para-first", "1"], ["--para-first", "--tasks sst"]),
+            (["--option", "seq", "--align", "sst"], ["--align", "--option seq"]),
+            (["--smart-eps", "1"], ["--smart-eps", "--smart"]),
+            (["--smart-weight", "0"], ["--smart-weight", "--smart"]),
+            (["--smart", "--amp", "bf16", "--smart-eps", "1e-5"], ["--amp bf16", "1e-05"]),
+            (["--tasks", "sst", "--sts-loss", "ce"], ["--sts-loss", "--tasks"]),
+            (["--lr", "inf"], ["--lr", "'inf'"]),
+            (["--smart", "--smart-weight", "0", "--smart-eps", "1"], ["--smart-eps"]),
+            (["--vaccine-beta", "1"], ["--option gvac"]),
+            (["--freeze", "--option", "gvac"], ["--freeze", "--option gvac"])):
+        errors = io.StringIO()
+        with contextlib.redirect_stderr(errors):
+            try:
+                settings_of(*flags)
+            except SystemExit as end:
+                assert end.code == 2
+            else:
+                raise AssertionError(f"got no error for {flags}")
+        last, = errors.getvalue().strip().splitlines()
+        assert all(word in last for word in words), f"{flags}: got {last!r}"

@@ -1,0 +1,156 @@
+"""4.4 train.py: what each flag does, and what a run leaves."""
+
+import json
+import os
+
+import numpy as np
+import torch
+
+import data
+import heads
+from plumbing import safetensors
+from tests.checks import assert_close, assert_one_line
+from tests.world import files_of, fingerprint, run_train, tiny_world
+
+BASE = ("--option", "gvac", "--con")
+
+
+def differs(base, *flags):
+    a, b = fingerprint(*base), fingerprint(*base, *flags)
+    assert not torch.equal(a, b), (
+        f"got the same weights with and without {' '.join(map(str, flags))}")
+
+
+def test_4_4_train__option_changes_the_result():
+    prints = [fingerprint("--option", option) for option in ("seq", "rr", "pcgrad", "gvac")]
+    for i, a in enumerate(prints):
+        for b in prints[:i]:
+            assert not torch.equal(a, b)
+
+
+def test_4_4_train__every_other_flag_changes_the_result():
+    for base, flags in (
+            ((), ["--con"]), ((), ["--hlh"]), (BASE, ["--smart", "--smart-eps", .5]),
+            (BASE + ("--smart", "--bregman-weight", 0), ["--smart-weight", 9]),
+            (BASE + ("--smart", "--bregman-weight", 0, "--smart-weight", 9),
+             ["--smart-eps", 1]),
+            (BASE + ("--smart", "--smart-eps", 1), ["--smart-steps", 2]),
+            (BASE + ("--smart", "--smart-weight", 0), ["--bregman-weight", 50]),
+            ((), ["--freeze"]), ((), ["--tasks", "sst,sts"]), ((), ["--tasks", "para"]),
+            ((), ["--para-first", 1]), ((), ["--accumulate", 2]), ((), ["--batch-size", 8]),
+            (BASE, ["--vaccine-granularity", "layer"]),
+            (BASE, ["--vaccine-granularity", "matrix"]),
+            (BASE + ("--max-steps", 8), ["--vaccine-beta", 1]),
+            ((), ["--pool", "mean"]), ((), ["--clip", .1]),
+            ((), ["--clip", 0]), ((), ["--warmup", 1.0]), ((), ["--dropout", .4]),
+            ((), ["--sst-loss", "mse"]), ((), ["--sts-loss", "ce"]),
+            ((), ["--weight-decay", .1]), ((), ["--lr", .02]), ((), ["--seed", 1]),
+            ((), ["--amp", "bf16"]), ((), ["--max-steps", 3])):
+        differs(base, *flags)
+
+
+def test_4_4_train__sparse_rows_of_the_word_table_add_up_to_its_dense_gradient():
+    # Two micro-batches with words in common; ratio on, which takes gradients by itself.
+    G = []
+    for sparse in (True, False):
+        trainer = plan_of("--dropout", "0", "--smart", "--accumulate", "2")
+        table = trainer.model.bert.word_embeddings
+        assert table.sparse, "train.py asks for it on CPUs"
+        table.sparse = sparse
+        assert "smooth_grad_ratio_sst" in trainer.step()
+        G.append(trainer.flat.G.clone())
+    assert_close(*G, 1e-6)
+    place = trainer.flat.place["bert.word_embeddings.weight"]
+    assert G[0][0, place].any()
+
+
+def test_4_4_train__align_sets_the_length_of_an_epoch():
+    assert [len(e) for e in plan_of().plan] == [10, 10]
+    assert [len(e) for e in plan_of("--align", "sst").plan] == [6, 6]
+    assert [len(e) for e in plan_of("--tasks", "sst,para").plan] == [6, 6], (
+        "the smallest set")
+
+
+def test_4_4_train__fresh_streams_start_each_epoch_anew():
+    fresh, saved = plan_of("--fresh-streams", "--align", "sst"), plan_of("--align", "sst")
+    for trainer in (fresh, saved):
+        for _ in range(7):
+            trainer.step()
+    assert fresh.streams["para"].position == [1, 1]
+    assert saved.streams["para"].position == [0, 7]
+
+
+def test_4_4_train__frozen_encoder_stays_and_heads_move():
+    folder, weights = tiny_world()
+    before = safetensors.load(os.path.join(weights, "model.safetensors"))
+    after = safetensors.load(os.path.join(run_train("--freeze")[1], "best",
+                                          "model.safetensors"))
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), f"{name} moved"
+    assert after["heads.sst.layers.0.bias"].any()
+
+
+def test_4_4_train__idle_heads_do_not_move():
+    a, b = (safetensors.load(os.path.join(run_train(
+        "--tasks", "sst", "--weight-decay", .5, steps=steps)[1], "best",
+        "model.safetensors")) for steps in (1, 2))
+    assert torch.equal(a["heads.sts.layers.0.weight"], b["heads.sts.layers.0.weight"])
+    assert not torch.equal(a["heads.sst.layers.0.weight"], b["heads.sst.layers.0.weight"])
+
+
+def test_4_4_train__same_seed_same_metrics_bit_for_bit():
+    flags = ("--option", "gvac", "--smart", "--con", "--hlh")
+    runs = [run_train(*flags, steps=4)[1] for _ in range(2)]
+    for name in ("metrics.jsonl", "best/model.safetensors",
+                 "predictions/sts-dev-output.csv"):
+        a, b = (open(os.path.join(folder, name), "rb").read() for folder in runs)
+        assert a == b, f"{name} differs"
+
+
+def test_4_4_train__run_leaves_what_it_promises():
+    status, out, _ = run_train("--option", "gvac", "--smart", "--con", "--hlh", steps=3)
+    assert status == 0
+    with open(os.path.join(out, "result.json")) as file:
+        result = json.load(file)
+    assert set(result["dev"]) == {"sst", "para", "sts", "overall"}
+    assert (result["epoch"] == 1 and result["seconds"] > 0
+            and result["args"]["option"] == "gvac")
+    lines = [json.loads(line) for line in open(os.path.join(out, "metrics.jsonl"))]
+    assert [line["step"] for line in lines] == [1, 2, 3, 3] and "dev" in lines[-1]
+    assert {"loss_sst", "smooth_sts", "bregman_para", "cos_sst_para"} <= set(lines[0])
+    folder = tiny_world()[0]
+    for task in heads.tasks():
+        for split, number in (("dev", 12), ("test", 6)):
+            with open(os.path.join(out, "predictions",
+                                   f"{task.name}-{split}-output.csv")) as f:
+                rows = f.read().splitlines()
+            assert len(rows) == number + 1
+    # the predictions are those of the saved best model
+    model = heads.MultitaskBert.from_pretrained(os.path.join(out, "best"))
+    tokenizer = data.WordPiece(os.path.join(out, "best", "vocab.txt"))
+    dev = data.load(folder, model.tasks["sts"], "dev", tokenizer)
+    got, score = heads.evaluate(model, model.tasks["sts"], dev, tokenizer)
+    assert_close(score, result["dev"]["sts"], 1e-6)
+
+
+def test_4_4_train__logging_layers_changes_the_log_alone():
+    runs = [run_train(*BASE, *flags)[1] for flags in ((), ("--log-layers",))]
+    weights = [files_of(out)["best/model.safetensors"] for out in runs]
+    assert weights[0] == weights[1]
+    lines = [json.loads(files_of(out)["metrics.jsonl"].splitlines()[0]) for out in runs]
+    assert set(lines[1]) - set(lines[0]) == {"layers"} and "target_sst_sts" in lines[0]
+    status, _, errors = run_train("--option", "rr", "--log-layers")
+    assert_one_line(status, errors, "--log-layers", "--option")
+
+
+def test_4_4_train__it_learns():
+    # The last word of each tiny text gives its label away.
+    status, out, errors = run_train("--con", "--epochs", 12, "--lr", .003, "--dropout", 0,
+                                    steps=120)
+    assert status == 0, errors
+    lines = [json.loads(line) for line in open(os.path.join(out, "metrics.jsonl"))]
+    steps = [line for line in lines if "loss_sst" in line]
+    for task in ("sst", "para", "sts"):
+        first, last = (np.mean([line[f"loss_{task}"] for line in part])
+                       for part in (steps[:10], steps[-10:]))
+        assert last < .8 * first, f"{task}: loss went from {first:.3f} to {last:.3f}"

@@ -1,0 +1,97 @@
+"""What train.py refuses, in one line; the choice of precision."""
+
+import contextlib
+import json
+import os
+import tempfile
+import unittest.mock
+
+import torch
+
+from plumbing import machine
+from tests.checks import assert_one_line
+from tests.world import SMALL, WORDS, resume, run_train, tiny_world, with_file, write_file
+
+
+def test_run_refusals__data():
+    header = "\tid\tsentence\tsentiment\n"
+    for name, content, words in (
+            ("ids-sst-dev.csv", None, ["ids-sst-dev.csv", "no such file"]),
+            ("ids-sst-train.csv", "", ["line 1", "sentiment"]),
+            ("ids-sst-train.csv", "\tid\ttext\tsentiment\n", ["line 1", "sentence"]),
+            ("ids-sst-train.csv", header + "0\tx\tgood\t7\n", ["line 2", "'7'", "0 to 4"]),
+            ("ids-sst-train.csv", header + "0\tx\tgood\t2.5\n",
+             ["line 2", "whole", "'2.5'"]),
+            ("ids-sst-train.csv", header + "0\tx\tgood\tvery\n", ["line 2", "'very'"]),
+            ("ids-sst-train.csv", header, ["at least one example"]),
+            ("ids-sst-train.csv", header + "0\tx\tgood\t2\n",
+             ["batches of 4", "1 examples"]),
+            ("quora-dev.csv", bytes(range(256)) * 50, ["quora-dev.csv"])):
+        status, _, errors = run_train(**with_file("data", name, content))
+        assert_one_line(status, errors, name, *words)
+    status, _, errors = run_train(data_folder="nowhere")
+    assert_one_line(status, errors, "--data nowhere", "folder")
+
+
+def test_run_refusals__weights():
+    _, weights = tiny_world()
+    with open(os.path.join(weights, "model.safetensors"), "rb") as file:
+        whole = file.read()
+    lie = whole.replace(b'"data_offsets":[0,', b'"data_offsets":[4,', 1)
+    config = json.dumps({**vars(SMALL), "vocab_size": len(WORDS)})
+    for name, content, words in (
+            ("model.safetensors", None, ["model.safetensors"]),
+            ("model.safetensors", whole[:-100], ["data_offsets"]),
+            ("model.safetensors", whole[:5], ["8 bytes"]),
+            ("model.safetensors", lie, ["bytes"]),
+            ("model.safetensors", os.urandom(5000), ["safetensors"]),
+            ("config.json", "{}", ["vocab_size is missing"]),
+            ("config.json", "no", ["config.json"]),
+            ("config.json", config.replace('"hidden_size": 16', '"hidden_size": -16'),
+             ["hidden_size", "-16"]),
+            ("config.json", config.replace('"hidden_size": 16', '"hidden_size": 32'),
+             ["word_embeddings", "32"]),
+            ("config.json", config.replace('"hidden_size": 16', '"hidden_size": 9999996'),
+             ["word_embeddings", "9999996"]),
+            ("config.json", None, ["config.json"]), ("vocab.txt", None, ["vocab.txt"]),
+            ("vocab.txt", "\n".join(WORDS + ["x"] * 90), ["vocab.txt", str(len(WORDS))]),
+            ("vocab.txt", "\n".join(WORDS[1:] + ["x"]), ["[PAD]"])):
+        status, _, errors = run_train(**with_file("weights", name, content))
+        assert_one_line(status, errors, *words)
+    status, _, errors = run_train(weights="no-such-model")
+    assert_one_line(status, errors, "--weights no-such-model", "package")
+
+
+def test_run_refusals__resuming_what_is_no_run():
+    parts = '{"args": {"lr": {"value": 1}}, "digests": {"a": "b"}, "machine": {"c": "d"}}'
+    for folder in ("nowhere", tempfile.mkdtemp(), write_file("{}", "args.json"),
+                   write_file("[1", "args.json"), write_file(parts, "args.json"),
+                   write_file('{"args": 3, "digests": 4, "machine": 5}', "args.json")):
+        status, _, errors = resume(folder)
+        assert_one_line(status, errors, "--resume", "not the folder of a run")
+
+
+def test_run_refusals__flags_and_devices():
+    for flags, words in ((["--accumulate", 0], ["--accumulate", "'0'"]),
+                         (["--lr", -1], ["--lr", "'-1'"]),
+                         (["--option", "x"], ["--option", "'x'"]),
+                         (["--device", "gpu7"], ["--device", "'gpu7'"]),
+                         (["--los"], ["--los"]), (["--accumulate", 50], ["50 batches"])):
+        status, _, errors = run_train(*flags)
+        assert_one_line(status, errors, *words)
+
+
+def test_run_precision__the_choice_says_why_and_emulation_is_no_reason():
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    for native in (True, False):        # an A100 and a T4, which both "support" it
+        with unittest.mock.patch("torch.cuda.is_bf16_supported",
+                                 lambda including_emulation=True: native or
+                                 including_emulation):
+            context, why = machine.choose_precision("auto", gpu)
+        assert (context is contextlib.nullcontext) == (not native)
+        assert why == ("bfloat16 autocast (this cuda has it)" if native else
+                       "float32 (this cuda has no bfloat16)")
+    assert machine.choose_precision("off", cpu)[1] == "float32 (given)"
+    assert machine.choose_precision("bf16", cpu)[1] == "bfloat16 autocast (given)"
+    context, why = machine.choose_precision("auto", cpu, 1e-5)
+    assert context is contextlib.nullcontext and "--smart-eps 1e-05" in why

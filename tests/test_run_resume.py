@@ -1,0 +1,157 @@
+"""Runs that are interrupted and resumed."""
+
+import os
+import shutil
+import signal
+import tempfile
+import unittest.mock
+
+import heads
+from plumbing import run
+from tests.checks import assert_one_line
+from tests.world import (
+    HARD,
+    WORDS,
+    files_of,
+    resume,
+    run_train,
+    signalled_at,
+    small_bert,
+    tiny_world,
+    uninterrupted,
+)
+
+
+def test_run_resume__stopped_by_a_signal_it_goes_on_bit_for_bit():
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        for step in (1, 5, 8):
+            with signalled_at(step, number):
+                stopped, out, _ = run_train(*HARD, steps=12)
+            assert stopped == status, f"got exit status {stopped}, expected {status}"
+            assert not os.path.exists(os.path.join(out, "result.json"))
+            status_, output, _ = resume(out)
+            assert status_ == 0 and f"after update {step}" in output
+            for name, content in uninterrupted().items():
+                assert files_of(out)[name] == content, f"{name} differs, stopped at {step}"
+
+
+def test_run_resume__a_second_ctrl_c_ends_the_process_at_once():
+    before = signal.getsignal(signal.SIGINT)
+    child = os.fork()
+    if child == 0:
+        with run.Stop() as stop:
+            signal.raise_signal(signal.SIGINT)
+            if stop.asked == signal.SIGINT:         # the first one only asks
+                signal.raise_signal(signal.SIGINT)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGINT
+    with run.Stop():
+        pass
+    assert signal.getsignal(signal.SIGINT) is before, "the old handler must come back"
+
+
+def test_run_resume__metrics_are_cut_back_to_the_checkpoint():
+    with signalled_at(5):
+        _, out, _ = run_train(*HARD, steps=12)
+    with open(os.path.join(out, "metrics.jsonl"), "ab") as file:
+        file.write(b'{"step": 6, "half a li')
+    resume(out)
+    assert files_of(out) == uninterrupted()
+    with signalled_at(5):
+        _, out, _ = run_train(*HARD, steps=12)
+    os.truncate(os.path.join(out, "metrics.jsonl"), 10)
+    status, _, errors = resume(out)
+    assert status == 2 and "was changed" in errors
+
+
+def test_run_resume__a_damaged_checkpoint_is_found_and_the_one_before_it_used():
+    for damage in ("cut short", "one bit", "not a checkpoint"):
+        with signalled_at(8):
+            _, out, _ = run_train(*HARD, "--checkpoint-every", 3, steps=12)
+        path = os.path.join(out, "last.pt")
+        with open(path, "rb") as file:
+            content = bytearray(file.read())
+        if damage == "cut short":
+            content = content[:len(content) // 2]
+        elif damage == "one bit":
+            theta = run.load_checkpoint(path)["theta"].numpy().tobytes()
+            content[content.index(theta) + 1000] ^= 4
+        else:
+            content = b"rubbish"
+        with open(path, "wb") as file:
+            file.write(content)
+        status, output, _ = resume(out)
+        assert status == 0 and "damaged" in output and "after update 6" in output, output
+        assert files_of(out) == uninterrupted(), damage
+        for name in ("last.pt", "before.pt"):       # the damaged one took nobody's place
+            assert run.load_checkpoint(os.path.join(out, name)) is not None, name
+
+
+def test_run_resume__with_no_whole_checkpoint_left_it_stops():
+    with signalled_at(8):
+        _, out, _ = run_train(*HARD, "--checkpoint-every", 3, steps=12)
+    for name in ("last.pt", "before.pt"):
+        with open(os.path.join(out, name), "wb") as file:
+            file.write(b"rubbish")
+    status, _, errors = resume(out)
+    assert_one_line(status, errors, "last.pt, before.pt", "start a new run")
+    assert os.path.getsize(os.path.join(out, "metrics.jsonl")) > 0, "nothing may be lost"
+
+
+def test_run_resume__stopped_during_an_evaluation_twice():
+    original, calls = heads.evaluate, []
+
+    def evaluate_and_signal(*args, **more):
+        calls.append(1)
+        if len(calls) in (2, 4):
+            signal.raise_signal(signal.SIGTERM)
+        return original(*args, **more)
+    with unittest.mock.patch.object(heads, "evaluate", evaluate_and_signal):
+        status, out, _ = run_train(*HARD, steps=12)
+        assert status == 143
+        # as if it had been killed while it wrote the checkpoint: the log is longer
+        with open(os.path.join(out, "metrics.jsonl"), "ab") as file:
+            file.write(b"x" * 500)
+        assert resume(out)[0] == 143
+    assert resume(out)[0] == 0 and files_of(out) == uninterrupted()
+
+
+def test_run_resume__without_any_checkpoint_it_starts_again():
+    with signalled_at(2):
+        _, out, _ = run_train(*HARD, steps=12)
+    os.remove(os.path.join(out, "last.pt"))
+    assert resume(out)[0] == 0 and files_of(out) == uninterrupted()
+
+
+def test_run_resume__other_flags_data_or_weights_are_refused():
+    world, weights = tiny_world()
+    moved = shutil.copytree(world, os.path.join(tempfile.mkdtemp(), "moved"))
+    with signalled_at(2):
+        _, out, _ = run_train(steps=4, data_folder=moved)
+    for flags, words in ((["--lr", ".5"], ["--lr 0.5", "0.01"]), (["--con"], ["--con"]),
+                         (["--option", "gvac"], ["--option gvac", "rr"]),
+                         (["--tasks", "sst"], ["--tasks"]),
+                         (["--clip", "0"], ["--clip 0"])):
+        status, _, errors = resume(out, *flags)
+        assert status == 2 and all(word in errors for word in words), errors
+    assert resume(out, "--lr", ".01", "--data", world)[0] == 0, (
+        "equal flags, equal data elsewhere")
+    with signalled_at(2):
+        _, out, _ = run_train(steps=4, data_folder=moved)
+    with open(os.path.join(moved, "sts-dev.csv"), "a") as file:
+        file.write("99\tnew\ta\tb\t1.0\n")
+    status, _, errors = resume(out)
+    assert status == 2 and "sts-dev.csv" in errors and "quora" not in errors
+    other = os.path.join(tempfile.mkdtemp(), "other")
+    shutil.copytree(weights, other)
+    small_bert(seed=5, vocab_size=len(WORDS)).save_pretrained(other)
+    status, _, errors = resume(out, "--data", world, "--weights", other)
+    assert status == 2 and "model.safetensors" in errors
+
+
+def test_run_resume__a_finished_run_says_so():
+    out = run_train(steps=1)[1]
+    before = files_of(out)
+    status, output, _ = resume(out)
+    assert status == 0 and "finished" in output and files_of(out) == before

@@ -1,0 +1,80 @@
+"""tools/make_sample.py, and the sample it wrote."""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import tempfile
+import unittest.mock
+import warnings
+
+import data
+import heads
+import train
+from plumbing import sources
+from tests.checks import assert_equal
+from tools import make_sample
+
+
+def test_tools_make_sample__same_bytes_and_files_that_load_without_a_word():
+    module = make_sample
+    few = {task: (40, 12, 12) for task in module.SIZES}
+    unlabelled, folders = module.unlabelled, [tempfile.mkdtemp() for _ in range(2)]
+    with unittest.mock.patch.multiple(
+            module, SIZES=few, unlabelled=lambda *args: unlabelled(*args[:2], 60)):
+        for folder in folders:
+            module.write_sample(pathlib.Path(folder), 0)
+    for name in os.listdir(folders[0]):
+        a, b = (open(os.path.join(folder, name), "rb").read() for folder in folders)
+        assert a == b, f"{name} differs from one time to the next"
+    tokenizer = data.WordPiece(os.path.join(folders[0], "vocab.txt"))
+    for task in heads.tasks():
+        texts = []
+        for split, number in (("train", 40), ("dev", 12), ("test", 12)):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                dataset = data.load(folders[0], task, split, tokenizer)
+            assert len(dataset) == number
+            assert not any(tokenizer.unk in ids for pair in dataset.tokens for ids in pair)
+            texts += [str(sorted(pair)) for pair in dataset.tokens]
+        assert len(set(texts)) == 64, "a text occurs twice"
+
+
+def test_tools_make_sample__the_sample_is_what_it_writes_and_is_small():
+    module, folder = make_sample, pathlib.Path(tempfile.mkdtemp())
+    module.write_sample(folder, 0)
+    for path in folder.iterdir():
+        assert path.read_bytes() == pathlib.Path(sources.SAMPLE, path.name).read_bytes(), (
+            f"{path.name} is not what make_sample.py writes; make the sample anew")
+    assert sum(path.stat().st_size for path in pathlib.Path(sources.SAMPLE).iterdir()) < 5e6
+
+
+def test_tools_make_sample__train_takes_it_and_says_so_first_and_last():
+    output, place = io.StringIO(), tempfile.mkdtemp()
+    # A ROOT where nothing was downloaded.
+    with unittest.mock.patch.object(sources, "ROOT", place):
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(io.StringIO()):
+            status = train.main(["--max-steps", "1", "--out", os.path.join(place, "run")])
+    assert_equal(status, 0)
+    lines = output.getvalue().splitlines()
+    assert_equal(["This is the sample" in line for line in (lines[0], lines[-2])], [True, True])
+    assert_equal(["--download" in line for line in (lines[1], lines[-1])], [True, True])
+    assert f"--lr {train.SAMPLE['lr']} (the sample's)" in output.getvalue()
+
+
+def test_tools_make_sample__a_run_says_which_scores_to_expect():
+    # .702, .722, .742: mean .722, sd .02, so .722 ± (3 · .02 + .005) = .657 to .787
+    place = tempfile.mkdtemp()
+    os.mkdir(os.path.join(place, "results"))
+    seeds = {str(i): dict.fromkeys(("sst", "para", "sts", "overall"), .702 + .02 * i)
+             for i in range(3)}
+    with open(os.path.join(place, "results", "table2-sample-sample.json"), "w") as file:
+        json.dump({"rows": [{"commands": ["python train.py --option rr --con"],
+                             "seeds": seeds}]}, file)
+    with unittest.mock.patch.object(sources, "ROOT", place):
+        for flags, said in ((["--option", "rr", "--con", "--seed", "7"], True),
+                            (["--option", "rr"], False),
+                            (["--option", "rr", "--con", "--lr", "1"], False)):
+            line = sources.expected(train.parse(flags)[0], train.parse)
+            assert_equal("from 3 seeds: sst 0.66 to 0.79, para" in line, said)
