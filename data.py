@@ -16,15 +16,16 @@ Leaves out: cased vocabularies, and texts longer than the encoder's position tab
 truncated, a pair's longer sentence first).
 """
 
-import csv
 import dataclasses
+import math
 import os
 import re
 import unicodedata
-import warnings
 
 import numpy as np
 import torch
+
+from plumbing import tsv
 
 
 # --- 4.1 WordPiece ---
@@ -142,61 +143,73 @@ class Dataset:
         return len(self.ids)
 
 
-def load(folder, task, split, tokenizer):
+def path_of(folder: str, task, split: str) -> str:
+    """Where one of the nine files is, or would be.   split: "train", "dev" or "test" """
+    suffix = "test-student" if split == "test" else split
+    return os.path.join(folder, f"{task.file}-{suffix}.csv")
+
+
+def load(folder: str, task, split: str, tokenizer) -> Dataset:
     """Read one of nine files.   (folder, heads.Task, "train" | "dev" | "test") -> Dataset
 
     Rows that lack a field are skipped with one warning. Raises FileNotFoundError, or
     ValueError naming file and line.
     """
-    suffix = "test-student" if split == "test" else split
-    path = os.path.join(folder, f"{task.file}-{suffix}.csv")
+    path = path_of(folder, task, split)
     if not os.path.exists(path):
         raise FileNotFoundError(f"needed the {split} set of {task.name} as {path}, there "
-                                f"is no such file; give the folder of the nine CSV files "
-                                f"with --data")
-    label = None if split == "test" else task.label
-    needed = ["id", *task.texts, *([label] if label else [])]
-    ids, tokens, labels, skipped = [], [], [], []
-    with open(path, encoding="utf-8", newline="") as file:
-        # Not line.split("\t"): two rows in a hundred are quoted and hold tabs or newlines.
-        rows = csv.DictReader(file, delimiter="\t")
-        try:
-            for column in needed:
-                if column not in (rows.fieldnames or []):
-                    raise ValueError(f"{path}, line 1: needed the columns "
-                                     f"{', '.join(needed)} separated by tabs, got "
-                                     f"{str(rows.fieldnames)[:80]}")
-            for row in rows:
-                if None in row or any(row[column] in (None, "") for column in needed):
-                    skipped.append(rows.line_num)
-                    continue
-                ids.append(row["id"])
-                tokens.append(tuple(tokenizer(row[column]) for column in task.texts))
-                if label:
-                    labels.append(parse_label(row[label], task, path, rows.line_num))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path}, after line {rows.line_num}: needed UTF-8 text with "
-                             f"tabs, got {error}; copy the file again") from None
-    if skipped:
-        warnings.warn(f"{path}: skipped {len(skipped)} rows that lack a field or have one "
-                      f"too many, the first at line {skipped[0]}")
+                                f"is no such file; give the folder of the CSV files with "
+                                f"--data")
+    label = [] if split == "test" else [task.label]
+    lines, ids, tokens, labels = {}, [], [], []
+    for line, (example, *values) in tsv.read(path, ["id", *task.texts, *label]):
+        note_id(lines, example, path, line)
+        ids.append(example)
+        tokens.append(tuple(tokenizer(text) for text in values[:len(task.texts)]))
+        if label:
+            labels.append(parse_label(values[-1], task, path, line))
     if not ids:
         raise ValueError(f"{path}: needed at least one example, got none; "
                          f"copy the file again")
     return Dataset(path, ids, tokens, np.array(labels, np.float32) if label else None)
 
 
-def parse_label(text, task, path, line):
+def note_id(lines: dict[str, int], example: str, path: str, line: int) -> str:
+    """Add an id to lines {id: line}, stripped and lower-cased as all readers compare ids.
+
+    Returns it. Raises ValueError for one that is there already, or that holds a line's end.
+    """
+    name = example.strip().lower()
+    if "\n" in example:
+        raise ValueError(f"{path}, line {line}: an id must stand in one line, got "
+                         f"{example[:40]!r}; rename it")
+    if name in lines:
+        raise ValueError(f"{path}, lines {lines[name]} and {line} have the same id, "
+                         f"{name[:40]!r} (blanks around it and upper case don't count); "
+                         f"rename or remove one of them")
+    lines[name] = line
+    return name
+
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+
+
+def parse_number(text: str) -> float:
+    """"3", "2.75 " or "1e-05" -> float; anything else is NaN.
+
+    float() alone would also read "1_0" as 10 and "٣" as 3.
+    """
+    return float(text) if NUMBER.fullmatch(text.strip()) else float("nan")
+
+
+def parse_label(text: str, task, path: str, line: int) -> float:
     """"3" or "2.75" -> float, checked against the task's range."""
-    low, high, whole = task.label_range
-    kind = "a whole number" if whole else "a number"
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not low <= value <= high or (whole and value != int(value)):
-        raise ValueError(f"{path}, line {line}: {task.label} must be {kind} from {low} to "
-                         f"{high}, got {text[:40]!r}; mend or remove that line")
+    lowest, highest, whole_labels = task.label_range
+    value = parse_number(text)
+    if not lowest <= value <= highest or (whole_labels and value != int(value)):
+        kind = "a whole number" if whole_labels else "a number"
+        raise ValueError(f"{path}, line {line}: {task.label} must be {kind} from {lowest} "
+                         f"to {highest}, got {text[:40]!r}; mend or remove that line")
     return value
 
 
@@ -361,19 +374,24 @@ def write_predictions(path, task, ids, predictions):
             file.write(f"{example} , {value} \n")
 
 
-def read_predictions(path):
+def read_predictions(path: str) -> dict[str, float]:
     """What write_predictions() wrote.   -> {id: value}; raises ValueError naming the line
 
-    Ids are stripped and lower-cased, as the course's grader does.
+    Ids are stripped and lower-cased, as the course's grader does. They may hold commas.
     """
-    found = {}
-    with open(path, encoding="utf-8") as file:
-        next(file, None)                                # the header
+    lines, found = {}, {}
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        header = file.readline()
+        if not re.match(r"\s*id[\s,]", header, re.IGNORECASE):
+            raise ValueError(f"{path}, line 1: needed the header id and the column's name, "
+                             f"got {header[:40]!r}; predict again")
         for number, line in enumerate(file, 2):
-            example, _, value = line.partition(",")
-            try:
-                found[example.strip().lower()] = float(value)
-            except ValueError:
-                raise ValueError(f"{path}, line {number}: needed id , value, got "
-                                 f"{line[:40]!r}; predict again") from None
+            if not line.strip():
+                continue
+            example, _, text = line.rpartition(",")
+            value = parse_number(text)
+            if not example.strip() or not math.isfinite(value):
+                raise ValueError(f"{path}, line {number}: needed id , number, got "
+                                 f"{line[:80]!r}; predict again")
+            found[note_id(lines, example, path, number)] = value
     return found
