@@ -114,6 +114,10 @@ class WordPiece:
             start = end
         return found
 
+    def save(self, folder):
+        with open(os.path.join(folder, "vocab.txt"), "w", encoding="utf-8") as file:
+            file.write("".join(token + "\n" for token in self.tokens))
+
     def __call__(self, text):
         """str -> list of ids, without [CLS] and [SEP]."""
         ids = []
@@ -204,12 +208,12 @@ def parse_number(text: str) -> float:
 
 def parse_label(text: str, task, path: str, line: int) -> float:
     """"3" or "2.75" -> float, checked against the task's range."""
-    lowest, highest, whole_labels = task.label_range
     value = parse_number(text)
-    if not lowest <= value <= highest or (whole_labels and value != int(value)):
-        kind = "a whole number" if whole_labels else "a number"
-        raise ValueError(f"{path}, line {line}: {task.label} must be {kind} from {lowest} "
-                         f"to {highest}, got {text[:40]!r}; mend or remove that line")
+    in_range = task.lowest <= value <= task.highest
+    if not in_range or (task.whole_labels and value != int(value)):
+        kind = "a whole number" if task.whole_labels else "a number"
+        raise ValueError(f"{path}, line {line}: {task.label} must be {kind} from "
+                         f"{task.lowest} to {task.highest}, got {text[:40]!r}; mend or remove that line")
     return value
 
 

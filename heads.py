@@ -7,14 +7,14 @@
     3.6    hidden layers in the heads (HLH)
     4.2    accuracy(), pearson(), overall_score(), evaluate(), outputs()
 
-Symbols: B examples in a batch, R rows of T tokens that they take (R = 2B for pairs apart),
-H features of the encoder, C outputs of a task.
+Symbols: B examples in a batch, R rows of T tokens that they take (R = 2B for pairs encoded
+apart), H features of the encoder, C outputs of a task, N examples in a file.
 
 D1: Section 3.1 gives STS "5 classes" with "cross entropy" and calls SST "a regression" with
 "mean-squared-error". SST has five classes and is scored by accuracy; STS is a graded float,
-69% of the labels not whole, scored by correlation. The two losses were swapped; so SST has
-cross-entropy on 5 logits here and STS squared error on one. The printed version stays
-within reach: tasks(sst_loss="mse", sts_loss="ce").
+69% of the labels not whole, scored by correlation. The two losses were swapped. Here SST
+has cross-entropy on 5 logits and STS squared error on one. tasks(sst_loss="mse",
+sts_loss="ce") is the printed version; its STS has 6 classes, since labels go from 0 to 5.
 D9: 3.6 gives the pair heads two hidden layers, 4.4 speaks of one. We follow 3.6, which also
 gives their sizes.
 """
@@ -33,6 +33,7 @@ from torch import nn
 
 import bert
 import data
+import optim
 import smart
 from plumbing import safetensors
 
@@ -41,31 +42,33 @@ from plumbing import safetensors
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """All that distinguishes one task. A fourth is one more of these and its CSV files."""
+    """All that distinguishes one task. To add a task, add a Task and its CSV files."""
     name: str
-    file: str                   # beginning of its file names
-    texts: tuple                # columns with one or two sentences
-    label: str                  # column with the label
-    label_range: tuple          # (lowest, highest, whole numbers only?)
-    prediction_column: str
+    file: str                   # its files are FILE-train.csv, FILE-dev.csv, …
+    texts: tuple                # the columns with one or two sentences
+    label: str                  # the column with the label
+    lowest: float               # labels go from here …
+    highest: float              # … to here
+    whole_labels: bool          # only whole numbers?
+    prediction_column: str      # title in a prediction file
     num_outputs: int            # C
     loss: Callable              # (logits, labels [B]) -> scalar
     predict: Callable           # logits -> [B]
-    probabilities: Callable     # logits -> [B, C], or [B] where C = 1; None: no classes
+    probabilities: Callable | None      # logits -> [B, C], or [B] where C = 1
     metric: Callable            # (predictions [N], labels [N]) -> float
     divergence: Callable        # (logits, logits) -> scalar: SMART's ℓ_s
 
     @property
-    def pair(self):
+    def pair(self) -> bool:
         return len(self.texts) == 2
 
-    def hidden_sizes(self, H):
+    def hidden_sizes(self, H: int) -> list:
         """Widths of the head's hidden layers.   [report 3.6]"""
         return [H, H // 4] if self.pair else [H]
 
 
 def cross_entropy(logits, labels):
-    """Of SST: -log softmax(logits)[label], mean over the batch.   [report 3.1, D1]
+    """The SST loss: -log softmax(logits)[label], mean over the batch.   [report 3.1, D1]
 
     logits [B, C]; labels [B], floats as they come from the file -> scalar. Five equal
     logits cost ln 5 = 1.609. A label that is not whole counts as the nearest class.
@@ -74,90 +77,75 @@ def cross_entropy(logits, labels):
 
 
 def binary_cross_entropy(logits, labels):
-    """Of paraphrases: -y log σ(z) - (1 - y) log(1 - σ(z)), batch mean.   [report 3.1]
+    """The paraphrase loss: -y log σ(z) - (1 - y) log(1 - σ(z)), batch mean.   [report 3.1]
 
     logits z [B]; labels y [B], 0 or 1 -> scalar. A logit of 0 costs ln 2 = 0.693; one of
-    -200 for a paraphrase 200: the logarithm of σ(z) itself would be infinite there.
+    -200 for a paraphrase costs 200, where the logarithm of σ(z) itself would be infinite.
     """
     return F.binary_cross_entropy_with_logits(logits, labels)
 
 
 def squared_error(logits, labels):
-    """Of STS: (ŷ - y)², mean over the batch.   [report 3.1, D1]   [B], [B] -> scalar"""
+    """The STS loss: (ŷ - y)², mean over the batch.   [report 3.1, D1]   [B], [B] -> scalar
+    """
     return F.mse_loss(logits, labels)
 
 
-def accuracy(predictions, labels):
-    """Share of examples that are right, 0 to 1.   [report 4.2]   [N], [N] -> float"""
-    return float(np.mean(np.asarray(predictions) == np.asarray(labels)))
+def argmax(logits):
+    return logits.argmax(-1)
 
 
-def pearson(predictions, labels):
-    """Linear correlation, -1 to 1.   [report 4.2]   [N], [N] -> float
-
-        r = Σ (x - x̄)(y - ȳ) / √(Σ (x - x̄)² Σ (y - ȳ)²)
-
-    (1, 2, 3) with (1, 2, 4): 3 / √(2 · 14/3) = 0.982. Adding a constant to all predictions,
-    or doubling them, changes nothing. If one side is constant r is 0/0: 0, and says so.
-    """
-    x, y = np.asarray(predictions, np.float64), np.asarray(labels, np.float64)
-    x, y = x - x.mean(), y - y.mean()
-    spread = np.sqrt((x * x).sum() * (y * y).sum())
-    # Not spread == 0: the mean of equal floats may be off by one rounding. `not >` also
-    # catches NaN, which would compare False with every later score.
-    if not spread > 1e-12 * len(x):
-        warnings.warn("Pearson's r of a constant prediction is undefined; reported as 0")
-        return 0.0
-    return float((x * y).sum() / spread)
+def argmax_as_float(logits):
+    return logits.argmax(-1).float()
 
 
-def overall_score(scores):
-    """Mean over the tasks, with r moved from [-1, 1] to [0, 1].   {Task: score} -> float
-
-        (SST accuracy + paraphrase accuracy + (STS r + 1) / 2) / 3     [report, Tables 2, 3]
-
-    .517, .871, .891 -> .778. (D12: Table 2's "0.0493" is .493, and its "0.772" is .773.)
-    """
-    return sum((score + 1) / 2 if task.metric is pearson else score
-               for task, score in scores.items()) / len(scores)
+def softmax(logits):
+    return logits.softmax(-1)
 
 
-def tasks(sst_loss="ce", sts_loss="mse"):
+def above_zero(logits):
+    """σ(z) > ½, as 0.0 or 1.0."""
+    return (logits > 0).float()
+
+
+def nearest_class(logits):
+    return logits.round().clamp(0, 4).long()
+
+
+def identity(logits):
+    return logits
+
+
+def tasks(sst_loss="ce", sts_loss="mse") -> tuple:
     """The report's three tasks, in the order SST, paraphrase, STS.   [report 3.1, D1]
 
     sst_loss "mse" predicts sentiment as a number, rounded to a class; sts_loss "ce" takes
     the similarity, rounded, as one of the six classes 0 to 5.
     """
-    def argmax(logits):
-        return logits.argmax(-1)
-
-    def itself(logits):
-        return logits
-
-    def softmax(logits):
-        return logits.softmax(-1)
-
-    def nearest_class(logits):
-        return logits.round().clamp(0, 4).long()
-
-    classes = dict(loss=cross_entropy, predict=argmax, probabilities=softmax,
-                   divergence=smart.symmetric_kl)
-    number = dict(num_outputs=1, loss=squared_error, probabilities=None,
-                  divergence=smart.squared_difference)
-    sst = Task("sst", "ids-sst", ("sentence",), "sentiment", (0, 4, True),
-               "Predicted_Sentiment", metric=accuracy,
-               **(dict(classes, num_outputs=5) if sst_loss == "ce" else
-                  dict(number, predict=nearest_class)))
-    para = Task("para", "quora", ("sentence1", "sentence2"), "is_duplicate", (0, 1, True),
-                "Predicted_Is_Paraphrase", num_outputs=1, metric=accuracy,
-                loss=binary_cross_entropy,
-                predict=lambda logits: (logits > 0).float(), probabilities=torch.sigmoid,
-                divergence=smart.binary_symmetric_kl)
-    sts = Task("sts", "sts", ("sentence1", "sentence2"), "similarity", (0, 5, False),
-               "Predicted_Similiary", metric=pearson,       # spelled as the course does
-               **(dict(classes, num_outputs=6,
-                       predict=lambda logits: argmax(logits).float())
-                  if sts_loss == "ce" else dict(number, predict=itself)))
+    sst = Task(
+        name="sst", file="ids-sst", texts=("sentence",), label="sentiment",
+        lowest=0, highest=4, whole_labels=True, prediction_column="Predicted_Sentiment",
+        num_outputs=5, loss=cross_entropy, predict=argmax, probabilities=softmax,
+        metric=accuracy, divergence=smart.symmetric_kl)
+    para = Task(
+        name="para", file="quora", texts=("sentence1", "sentence2"), label="is_duplicate",
+        lowest=0, highest=1, whole_labels=True, prediction_column="Predicted_Is_Paraphrase",
+        num_outputs=1, loss=binary_cross_entropy, predict=above_zero,
+        probabilities=torch.sigmoid, metric=accuracy, divergence=smart.binary_symmetric_kl)
+    sts = Task(
+        name="sts", file="sts", texts=("sentence1", "sentence2"), label="similarity",
+        lowest=0, highest=5, whole_labels=False,
+        prediction_column="Predicted_Similiary",        # spelled as the course does
+        num_outputs=1, loss=squared_error, predict=identity, probabilities=None,
+        metric=pearson, divergence=smart.squared_difference)
+    if sst_loss == "mse":
+        sst = dataclasses.replace(
+            sst, num_outputs=1, loss=squared_error, predict=nearest_class,
+            probabilities=None, divergence=smart.squared_difference)
+    if sts_loss == "ce":
+        sts = dataclasses.replace(
+            sts, num_outputs=6, loss=cross_entropy, predict=argmax_as_float,
+            probabilities=softmax, divergence=smart.symmetric_kl)
     return sst, para, sts
 
 
@@ -194,13 +182,13 @@ class Head(nn.Module):
 
 
 class MultitaskBert(nn.Module):
-    """One encoder, one head a task.   [report 3.1]
+    """One encoder and a head for each task.   [report 3.1]
 
-    con: encode a pair as one sequence [3.4]; hlh: hidden layers in the heads [3.6];
-    pool: "cls", BERT's pooler output, or "mean", the mean of the last hidden states over
-    real tokens; sst_loss, sts_loss as for tasks(). Raises ValueError for another pool.
-    All heads exist from the start, also those of tasks that are not trained, so that a
-    single-task model is evaluated on all three, as in the report's Table 2.
+    con: encode a pair as one sequence [3.4]; hlh: hidden layers in the heads [3.6]; pool:
+    "cls", BERT's pooler output, or "mean", the mean of the last hidden states over real
+    tokens; sst_loss, sts_loss as for tasks(). Raises ValueError for another pool.
+    Every task has its head from the start, trained or not, so that a single-task model can
+    be evaluated on all three, as in the report's Table 2.
     """
 
     def __init__(self, encoder, con=False, hlh=False, pool="cls", sst_loss="ce",
@@ -208,8 +196,8 @@ class MultitaskBert(nn.Module):
         super().__init__()
         if pool not in ("cls", "mean"):
             raise ValueError(f"pool must be 'cls' or 'mean', got {pool!r}")
-        self.settings = dict(con=con, hlh=hlh, pool=pool, sst_loss=sst_loss,
-                             sts_loss=sts_loss)
+        self.settings = {"con": con, "hlh": hlh, "pool": pool, "sst_loss": sst_loss,
+                         "sts_loss": sts_loss}
         self.bert, self.con, self.pool = encoder, con, pool
         self.tasks = {task.name: task for task in tasks(sst_loss, sts_loss)}
         H, config = encoder.config.hidden_size, encoder.config
@@ -226,14 +214,14 @@ class MultitaskBert(nn.Module):
     def logits(self, task, x, batch):
         """x [R, T, H] -> logits [B, C], or [B] where C = 1.
 
-        Without CON the R = 2B rows are encoded in one pass, and each pair of vectors is
-        then put side by side. (Dropout on [u; v] is dropout on u and on v.)
+        Without CON the R = 2B rows are encoded in one pass, and the two vectors of a pair
+        are then put side by side. (Dropout on [u; v] is dropout on u and on v.)
         """
         hidden_states, pooled = self.bert.encode(x, batch.attention_mask)
         if self.pool == "mean":
             if batch.attention_mask is None:
                 pooled = hidden_states.mean(1)
-            else:       # padding must not count, neither above nor below the line
+            else:       # padding must count neither in the sum nor in the number of tokens
                 mask = batch.attention_mask[:, :, None].to(hidden_states.dtype)
                 pooled = (hidden_states * mask).sum(1) / mask.sum(1)
         if task.pair and not self.con:
@@ -264,11 +252,11 @@ class MultitaskBert(nn.Module):
         model.heads.load_state_dict({names[name]: p for name, p in tensors.items()})
         return model
 
-    def blocks(self):
-        """{block: [(name, parameter)]} for optim.FlatParameters, shared blocks first.
+    def blocks(self) -> list[optim.Block]:
+        """The parameters, for optim.FlatParameters: what is shared, and what is a head's.
 
-        embeddings, layer 1 … layer L, pooler: shared by all tasks, what a treatment sees.
-        head sst, head para, head sts: one task's own. Nobody else decides what is shared.
+        embeddings, layer 1 … layer L and pooler are shared by all tasks: a treatment sees
+        their gradient. Each head belongs to one task.
         """
         blocks = {}
         for name, p in self.named_parameters():
@@ -279,44 +267,99 @@ class MultitaskBert(nn.Module):
                 block = f"layer {int(rest[1]) + 1}"
             else:
                 block = "pooler" if rest[0] == "pooler" else "embeddings"
-            blocks.setdefault(block, []).append((name, p))
-        return blocks
+            blocks.setdefault(block, optim.Block(block, {}, shared=part != "heads"))
+            blocks[block].parameters[name] = p
+        return list(blocks.values())
 
 
-# --- 4.2 Evaluation ---
+# --- 4.2 Scores ---
 
-@torch.no_grad()
-def evaluate(model, task, dataset, tokenizer, device="cpu", autocast=contextlib.nullcontext,
-             batch_size=64):
-    """Predict a whole set.   -> (predictions [N] in the file's order, score or None)
+def accuracy(predictions, labels) -> float:
+    """Share of examples that are right, 0 to 1.   [report 4.2]   [N], [N] -> float"""
+    return float(np.mean(np.asarray(predictions) == np.asarray(labels)))
 
-    The score is the task's metric, or None for a set without labels. autocast() is a
-    context for the passes. Leaves the model's training mode as it was.
+
+def pearson(predictions, labels) -> float:
+    """Linear correlation, -1 to 1.   [report 4.2]   [N], [N] -> float
+
+        r = Σ (x - x̄)(y - ȳ) / √(Σ (x - x̄)² Σ (y - ȳ)²)
+
+    (1, 2, 3) with (1, 2, 4): 3 / √(2 · 14/3) = 0.982. Adding a constant to all predictions,
+    or doubling them, changes nothing. If one side is constant r is 0/0, which is undefined:
+    it is reported as 0, with a warning; so is r of predictions that are not finite.
     """
-    was_training, predictions = model.training, None
+    def centred(values):
+        """Deviations from the mean, the largest ± 1; None if all values are equal."""
+        values = np.asarray(values, np.float64)
+        values = values / (np.abs(values).max() or 1)       # so that no square overflows
+        deviations = values - values.mean()
+        spread = np.abs(deviations).max()
+        # Not spread > 0: the mean of equal floats may be off by a few roundings.
+        return deviations / spread if spread > 1e-14 else None
+
+    if not (np.isfinite(predictions).all() and np.isfinite(labels).all()):
+        warnings.warn("Pearson's r is undefined: some predictions are not finite; "
+                      "reported as 0", stacklevel=2)
+        return 0.0
+    x, y = centred(predictions), centred(labels)
+    if x is None or y is None:
+        warnings.warn(f"Pearson's r of constant {'predictions' if x is None else 'labels'} "
+                      f"is undefined; reported as 0", stacklevel=2)
+        return 0.0
+    return float((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()))
+
+
+def overall_score(scores: dict) -> float:
+    """Mean over the tasks, with r moved from [-1, 1] to [0, 1].   {Task: score} -> float
+
+        (SST accuracy + paraphrase accuracy + (STS r + 1) / 2) / 3     [report, Tables 2, 3]
+
+    .517, .871, .891 -> .778. (D12: Table 2's "0.0493" is .493, and its "0.772" is .773.)
+    """
+    return sum((score + 1) / 2 if task.metric is pearson else score
+               for task, score in scores.items()) / len(scores)
+
+
+def all_logits(model, task, dataset, tokenizer, device="cpu",
+               autocast=contextlib.nullcontext, batch_size=64) -> torch.Tensor:
+    """Logits of a whole set, [N, C] or [N], in the file's order.
+
+    autocast() is a context for the passes. Leaves the model's training mode as it was.
+    """
+    was_training, logits = model.training, None
     model.eval()
     order = data.in_order_of_length(data.lengths(dataset, model.con), batch_size)
-    for indices in order:
-        batch = data.collate(dataset, indices, tokenizer, model.con,
-                             model.bert.config.max_position_embeddings).to(device)
-        with autocast():
-            values = task.predict(model(task, batch)).cpu().numpy()
-        if predictions is None:
-            predictions = np.empty((len(dataset), *values.shape[1:]), values.dtype)
-        predictions[indices] = values
+    with torch.no_grad():
+        for indices in order:
+            batch = data.collate(dataset, indices, tokenizer, model.con,
+                                 model.bert.config.max_position_embeddings).to(device)
+            with autocast():
+                values = model(task, batch).cpu()
+            if logits is None:
+                logits = values.new_empty(len(dataset), *values.shape[1:])
+            logits[torch.as_tensor(indices)] = values
     model.train(was_training)
+    return logits
+
+
+def evaluate(model, task, dataset, tokenizer, **where):
+    """Predict a whole set.   -> (predictions [N] in the file's order, score or None)
+
+    The score is the task's metric, or None for a set without labels. where: device,
+    autocast and batch_size, as for all_logits().
+    """
+    predictions = task.predict(all_logits(model, task, dataset, tokenizer, **where)).numpy()
     if dataset.labels is None:
         return predictions, None
     return predictions, task.metric(predictions, dataset.labels)
 
 
-def outputs(model, task, dataset, tokenizer, *where):
+def outputs(model, task, dataset, tokenizer, **where):
     """A whole set's predictions [N], and probabilities [N, C], or [N] where C = 1.
 
-    numpy, in the file's order; probabilities are None for a task without classes. where:
-    device, autocast and batch_size as for evaluate().
+    numpy, in the file's order; probabilities are None for a task without classes. where: as
+    for evaluate().
     """
-    bare = dataclasses.replace(task, predict=lambda logits: logits, metric=lambda *_: None)
-    logits = torch.from_numpy(evaluate(model, bare, dataset, tokenizer, *where)[0])
-    return (task.predict(logits).numpy(),
-            None if task.probabilities is None else task.probabilities(logits).numpy())
+    logits = all_logits(model, task, dataset, tokenizer, **where)
+    probabilities = task.probabilities and task.probabilities(logits).numpy()
+    return task.predict(logits).numpy(), probabilities

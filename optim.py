@@ -1,8 +1,8 @@
-"""The parameters and the task gradients as vectors, AdamW, and the learning rate's course.
+"""AdamW, the learning-rate schedule, and all parameters and gradients as vectors.
 
-    3.1    AdamW: the optimizer, in the form of the course; FusedAdamW: faster
-    3.3    FlatParameters: θ, the task gradients G, their inner products
-    4.3    learning_rate_factor(): warm-up and linear decay
+    3.1    AdamW: the optimizer, in the course's form; FusedAdamW: the same, faster
+    3.3    Block, FlatParameters: θ, the task gradients G, their inner products
+    4.3    learning_rate_factor(): linear warm-up and decay
 
 Symbols: P parameters in all, K task gradients held side by side.
     θ   theta [P]     all parameters of the model
@@ -10,13 +10,15 @@ Symbols: P parameters in all, K task gradients held side by side.
 
 The papers do algebra on vectors: g_i · g_j, θ_t, ‖g‖. Here it is literally that: every
 parameter of the model is a view of one vector θ, and during the backward pass of task k
-every parameter's .grad is a view of row k of G. Autograd then adds up the gradient where it
-is needed: nothing is copied, flattened or stacked, and gradient accumulation is merely
-"don't zero yet".
+every parameter's .grad is a view of row k of G. Autograd therefore adds up the gradient
+right where it is needed: nothing is copied, flattened or stacked, and gradient
+accumulation simply means not zeroing G in between.
 """
 
+import dataclasses
 import math
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim.adamw import adamw
@@ -35,8 +37,8 @@ class AdamW(torch.optim.Optimizer):
     for settings out of range. By hand: θ = 1, g = 1, lr = weight_decay = 0.1. The first
     step is lr · sign(g), to 0.9; the decay takes 1% of that, to 0.891.
 
-    torch.optim.AdamW decays before the step (0.89), and divides by √v / √(1 - β₂ᵗ) + eps,
-    so that its eps weighs 1 / √(1 - β₂ᵗ) = 32 times less in the first step than ours.
+    torch.optim.AdamW decays before the step (0.89) and divides by √v / √(1 - β₂ᵗ) + eps, so
+    in the first step its eps counts 1 / √(1 - β₂) = 32 times less than ours.
     """
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0,
@@ -59,8 +61,8 @@ class AdamW(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             for p in group["params"]:
-                # Trap: skip on None, never fill in zeros. A head that is not used in this
-                # step would else drift on by its momentum, and decay.
+                # Trap: skip on None; never fill in zeros. A head that is not used in this
+                # step would otherwise keep moving on its momentum, and decay.
                 if p.grad is None:
                     continue
                 state = self.state[p]
@@ -70,10 +72,10 @@ class AdamW(torch.optim.Optimizer):
                     state["v"] = torch.zeros_like(p)
                 state["step"] += 1
                 self.update(p, p.grad, state["m"], state["v"], state["step"], group)
-                # Decoupled: multiplied by lr but not by the adaptive step (adding decay · θ
-                # to g would divide it by √v), and after the step, on the new θ.
-                # Trap: not p.mul_(1 - lr · decay). In float32 1 - 1e-7 is 1 - 1.2e-7, a
-                # decay that is 20% too strong.
+                # Decoupled: scaled by lr but not by the adaptive step (adding decay · θ to
+                # g would divide it by √v), and applied after the step, to the new θ.
+                # Trap: not p.mul_(1 - lr · decay). In float32, 1 - 1e-7 is 1 - 1.2e-7: the
+                # decay would be 20% too strong.
                 if group["weight_decay"]:
                     p.add_(p, alpha=-group["lr"] * group["weight_decay"])
         return loss
@@ -83,20 +85,20 @@ class AdamW(torch.optim.Optimizer):
         beta1, beta2 = group["betas"]
         m.mul_(beta1).add_(g, alpha=1 - beta1)
         v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        # m and v start at 0, so at first they are too small by 1 - βᵗ. Correcting the
-        # scalar step size instead of m and v saves two passes over P numbers.
-        size = group["lr"]
+        # m and v start at 0, so at first they are too small by a factor 1 - βᵗ. Correcting
+        # the scalar step size instead of m and v saves two passes over P numbers.
+        step_size = group["lr"]
         if group["correct_bias"]:
-            size *= math.sqrt(1 - beta2 ** t) / (1 - beta1 ** t)
-        p.addcdiv_(m, v.sqrt().add_(group["eps"]), value=-size)
+            step_size *= math.sqrt(1 - beta2 ** t) / (1 - beta1 ** t)
+        p.addcdiv_(m, v.sqrt().add_(group["eps"]), value=-step_size)
 
 
 class FusedAdamW(AdamW):
-    """AdamW whose update is one kernel of torch's: the same function and state, faster.
+    """AdamW with torch's fused kernel: the same function and the same state, faster.
 
-    One pass over θ, g, m and v instead of six: a quarter of the time, no temporary
-    copy. torch divides by √v / √(1 - β₂ᵗ) + eps. Given eps / √(1 - β₂ᵗ) it is the
-    equation above to rounding, numerator and denominator over √(1 - β₂ᵗ).
+    One pass over θ, g, m and v instead of six: a quarter of the time and no temporary
+    copies. torch's kernel divides by √v / √(1 - β₂ᵗ) + eps. If it gets eps / √(1 - β₂ᵗ)
+    instead of eps, that equals AdamW's equation up to rounding.
     """
 
     def update(self, p, g, m, v, t, group):
@@ -115,23 +117,42 @@ class FusedAdamW(AdamW):
 
 # --- 3.3 θ and the task gradients as vectors ---
 
+@dataclasses.dataclass
+class Block:
+    """A named part of the model, such as "layer 3", with a slice of θ to itself.
+
+    parameters: {name: nn.Parameter}. shared: do all tasks use it? A head is not shared.
+    span: the block's slice of θ, filled in by FlatParameters.
+    """
+    name: str
+    parameters: dict
+    shared: bool = True
+    span: slice | None = None
+
+
+@dataclasses.dataclass
+class Leaf:
+    """One of the few long nn.Parameters that AdamW gets, aliasing a slice of θ."""
+    block: str
+    span: slice
+    decays: bool                # does weight decay apply to it?
+    parameter: nn.Parameter
+
+
 class FlatParameters:
     """θ [P], of which every parameter becomes a view, and G [K, P].   [report 3.3.1, 3.3.2]
 
-    blocks: {block name: [(parameter name, nn.Parameter), …]}, in the order of θ. Within a
-    block the matrices come first, then biases and gains, so that "no weight decay on those"
-    is a slice too. rows is K. Raises ValueError if parameters differ in dtype or device.
-    Trap: make it after model.to(device); a later move would silently break the views, and
-    every update would go to a θ that no layer reads. check_views() finds that.
+    blocks: a list of Block, in the order of θ; rows is K. Within a block, matrices come
+    first, then biases and gains, so that the part without weight decay is a slice too.
+    Raises ValueError if parameters differ in dtype or device.
+    Trap: make it after model.to(device). A later move would silently break the views, and
+    every update would go to a θ that no layer reads. check_views() notices that.
     """
 
     CHUNK = 1 << 18         # numbers of a row handled at once: 3 rows of them fit a cache
 
-    def __init__(self, blocks, rows):
-        # A stable sort: False (two dimensions or more) comes before True.
-        blocks = {block: sorted(named, key=lambda item: item[1].dim() < 2)
-                  for block, named in blocks.items()}
-        named = [item for block in blocks.values() for item in block]
+    def __init__(self, blocks: list[Block], rows: int):
+        named = [item for block in blocks for item in block.parameters.items()]
         kinds = {(p.dtype, p.device) for _, p in named}
         if len(kinds) != 1:
             raise ValueError(f"parameters must share one dtype and device, got {kinds}")
@@ -139,38 +160,37 @@ class FlatParameters:
         self.theta = torch.empty(P, dtype=named[0][1].dtype, device=named[0][1].device)
         self.G = torch.zeros(rows, P, dtype=self.theta.dtype, device=self.theta.device)
         self.parameters = dict(named)
+        self.blocks = {}        # block name -> Block with its span
         self.place = {}         # parameter name -> slice of θ
-        self.blocks = {}        # block name -> slice of θ
-        self.matrices = {}      # block name -> names of its parameters
-        self.groups = []        # (slice, decays?, nn.Parameter aliasing that slice)
+        self.leaves = []
         start = 0
-        for block, named in blocks.items():
+        for block in blocks:
             first = start
-            for name, p in named:
-                here = slice(start, start + p.numel())
-                self.theta[here] = p.detach().reshape(-1)
-                p.data = self.theta[here].view(p.shape)
-                self.place[name] = here
-                start = here.stop
-            self.blocks[block] = slice(first, start)
-            self.matrices[block] = [name for name, _ in named]
-            middle = first + sum(p.numel() for _, p in named if p.dim() >= 2)
-            for here, decays in ((slice(first, middle), True),
-                                 (slice(middle, start), False)):
-                if here.start < here.stop:
-                    self.groups.append((here, decays, nn.Parameter(self.theta[here])))
+            for is_matrix in (True, False):
+                begin = start
+                for name, p in block.parameters.items():
+                    if (p.dim() >= 2) == is_matrix:
+                        place = self.place[name] = slice(start, start + p.numel())
+                        self.theta[place] = p.detach().reshape(-1)
+                        p.data = self.theta[place].view(p.shape)
+                        start = place.stop
+                if begin < start:
+                    span = slice(begin, start)
+                    self.leaves.append(Leaf(block.name, span, is_matrix,
+                                            nn.Parameter(self.theta[span])))
+            self.blocks[block.name] = dataclasses.replace(block, span=slice(first, start))
 
     def param_groups(self, weight_decay=0.0):
         """What AdamW gets: a few long parameters instead of 200 short ones."""
-        return [{"params": [p for _, decays, p in self.groups if decays],
+        return [{"params": [leaf.parameter for leaf in self.leaves if leaf.decays],
                  "weight_decay": weight_decay},
-                {"params": [p for _, decays, p in self.groups if not decays],
+                {"params": [leaf.parameter for leaf in self.leaves if not leaf.decays],
                  "weight_decay": 0.0}]
 
     def views(self, vector):
         """A vector [P] as {parameter name: tensor of its shape}; no copy."""
-        return {name: vector[here].view(self.parameters[name].shape)
-                for name, here in self.place.items()}
+        return {name: vector[place].view(self.parameters[name].shape)
+                for name, place in self.place.items()}
 
     def check_views(self):
         """Raise RuntimeError if some parameter no longer lies in θ."""
@@ -179,60 +199,79 @@ class FlatParameters:
                 raise RuntimeError(f"{name} was moved out of θ "
                                    f"after FlatParameters was made")
 
-    def attach(self, row):
+    def attach(self, row: int):
         """Let the next backward pass add to G[row]: point each .grad at its place there."""
         for name, view in self.views(self.G[row]).items():
             if self.parameters[name].requires_grad:
                 self.parameters[name].grad = view
 
-    def gram(self, slices, rows=slice(None)):
-        """All inner products of G's rows, on each of `slices`.   -> float64 numpy [L, k, k]
+    def gram(self, spans: list, rows: list):
+        """All inner products of some rows of G, on each of `spans`.   -> numpy [R, k, k]
 
-            gram[l, i, j] = g_i · g_j  over slice l
+            gram[r, i, j] = g_i · g_j  over the slice spans[r], for the k rows asked for
 
-        rows: a slice of k of the K rows. Why float64, in pieces: a float32 sum over 20
-        million products is off by up to 2e-3; short float32 sums added up in float64 are
-        right to 1e-6 and take as long. One copy to the host for all of them.
+        In float64. Why in chunks: a float32 sum over 20 million products is off by up to
+        2e-3; short float32 sums added up in float64 are right to 1e-6 and take as long.
+        Why numpy: a treatment takes a few dozen decisions on K × K numbers. On the host
+        they cost nothing; on a GPU each would wait for the queue. So: one copy for all.
         """
-        k = len(self.G[rows])
-        sums = torch.zeros(len(slices), k, k, dtype=torch.float64, device=self.G.device)
-        for l, here in enumerate(slices):
-            n = (here.stop - here.start) // self.CHUNK
-            middle = here.start + n * self.CHUNK
-            whole = self.G[rows, here.start:middle].view(k, n, self.CHUNK).transpose(0, 1)
-            rest = self.G[rows, middle:here.stop]                   # [k, < CHUNK]
-            # One batched product [n, k, CHUNK], whose n pieces all cores share.
-            sums[l] = torch.bmm(whole, whole.mT).double().sum(0) + (rest @ rest.T).double()
-        return sums.cpu().numpy()
+        first, last = min(rows), max(rows) + 1
+        chosen = np.ix_([row - first for row in rows], [row - first for row in rows])
+        k = last - first
+        sums = torch.zeros(len(spans), k, k, dtype=torch.float64, device=self.G.device)
+        for r, span in enumerate(spans):
+            n = (span.stop - span.start) // self.CHUNK
+            middle = span.start + n * self.CHUNK
+            whole = self.G[first:last, span.start:middle].view(k, n, self.CHUNK)
+            whole = whole.transpose(0, 1)                           # [n, k, CHUNK]
+            rest = self.G[first:last, middle:span.stop]             # [k, < CHUNK]
+            # One batched product, whose n chunks all cores share.
+            sums[r] = torch.bmm(whole, whole.mT).double().sum(0) + (rest @ rest.T).double()
+        grams = np.stack([gram[chosen] for gram in sums.cpu().numpy()])
+        # float32 squares overflow beyond 1e19 and vanish below 1e-23.
+        for r, span in enumerate(spans):
+            for row, square in zip(rows, np.diagonal(grams[r])):
+                in_range = 1e-30 < square < 1e30
+                if not in_range and (square != 0 or self.G[row, span].any()):
+                    grams[r] = self.exact_gram(span, rows)
+                    break
+        return grams
 
-    def combine(self, coefficients, slices, rows=slice(None)):
-        """G[0] ← Σ_k coefficients[l, k] G[k], slice l: the update's gradient, in place.
+    def exact_gram(self, span: slice, rows: list):
+        """gram() of one slice with float64 products: slow, and right at every scale."""
+        total = 0
+        for start in range(span.start, span.stop, self.CHUNK):
+            piece = slice(start, min(start + self.CHUNK, span.stop))
+            g = self.G[rows, piece].cpu().double()                  # [k, <= CHUNK]
+            total = total + (g @ g.T)
+        return total.numpy()
 
-        rows: as in gram(), and the k rows that coefficients [L, k] belong to.
+    def combine(self, coefficients, spans: list, rows: list):
+        """G[0] ← Σ_k coefficients[r, k] G[rows[k]] on spans[r]: the update, in place.
+
+        coefficients [R, k]. rows ascend, so that G[0] is read before it is overwritten.
         """
-        for (c, *others), here in zip(torch.as_tensor(coefficients).tolist(), slices):
-            for start in range(here.start, here.stop, self.CHUNK):
-                piece = slice(start, min(start + self.CHUNK, here.stop))
-                out, (first, *more) = self.G[0, piece], self.G[rows, piece]
-                torch.mul(first, c, out=out)                # first may be G[0] itself
-                for c_k, g in zip(others, more):
-                    out.add_(g, alpha=c_k)
+        for (c, *others), span in zip(torch.as_tensor(coefficients).tolist(), spans):
+            for start in range(span.start, span.stop, self.CHUNK):
+                piece = slice(start, min(start + self.CHUNK, span.stop))
+                update = torch.mul(self.G[rows[0], piece], c, out=self.G[0, piece])
+                for c_k, row in zip(others, rows[1:]):
+                    update.add_(self.G[row, piece], alpha=c_k)
 
     def give_gradients(self, used):
-        """Hand G[0] to the optimizer, block by block; a block outside `used` gets None."""
-        for here, _, p in self.groups:
-            inside = any(u.start <= here.start and here.stop <= u.stop for u in used)
-            p.grad = self.G[0, here] if inside else None
+        """Hand G[0] to the optimizer; a block whose name is not in `used` gets None."""
+        for leaf in self.leaves:
+            leaf.parameter.grad = self.G[0, leaf.span] if leaf.block in used else None
 
 
 # --- 4.3 Learning rate ---
 
-def learning_rate_factor(step, total, warmup):
-    """By how much to multiply the learning rate in update `step` (0, 1, …) of `total`.
+def learning_rate_factor(step: int, total: int, warmup: float) -> float:
+    """What the learning rate is multiplied by in update `step` (0, 1, …) of `total`.
 
-    warmup is a fraction of total. 0 keeps the rate constant, as the report does; otherwise
-    it rises linearly over the warm-up and falls linearly to 0 at the end, as in BERT's own
-    fine-tuning [Devlin et al. 2018, app. A.3]. With total 10 and warmup 0.2:
+    warmup is a share of total. With 0 the learning rate is constant, as in the report;
+    otherwise it rises linearly during the warm-up and falls linearly to 0 at the end, as in
+    BERT's own fine-tuning [Devlin et al. 2018, app. A.3]. With total 10 and warmup 0.2:
     .5  1  1  .875  .75  .625  .5  .375  .25  .125
     """
     if warmup == 0:

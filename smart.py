@@ -10,16 +10,17 @@ Symbols: x [B, T, H] embeddings, f the network from x to logits, x̃ = x + δ, �
 δ, η the size of an ascent step, λ_s and μ the weights of the two terms.
 
 D7: The report takes θ_t itself as the reference of D_Breg. But at θ = θ_t the divergence is
-0 and so is its gradient, since it is smallest there. With one gradient step for each t,
-which is how everyone trains, the step is computed exactly at θ_t: the term does nothing at
-all. The source gives the remedy: a reference that lags behind, θ̃ = an average of past θ
-(its "momentum" form). A test shows both.
+smallest: it is 0, and so is its gradient. With one gradient step for each t, which is how
+everyone trains, that step is computed exactly at θ_t, and the term does nothing at all. The
+source offers the remedy: a reference that lags behind, θ̃ = an average of past θ (its
+"momentum" form).
 D6: The report calls 𝓛 "the loss function after gradient treatment". Gradients are treated,
 losses are not: the terms are added to each task's own loss, and the treatment sees the sum.
-Leaves out: the p-norms other than ∞, and the variant that normalises δ to length 1.
+Leaves out: p-norms other than ∞, and the variant that normalises δ to length 1.
 """
 
 import copy
+import dataclasses
 
 import torch
 
@@ -27,7 +28,7 @@ import torch
 # --- 3.5 ℓ_s: how far two predictions lie apart ---
 
 def check_pair(a, b):
-    # Trap: [B] against [B, 1] would broadcast to [B, B] and compare everyone with everyone.
+    # Trap: [B] against [B, 1] would broadcast to [B, B] and compare all with all.
     if a.shape != b.shape:
         raise ValueError(f"needed logits of one shape, got {list(a.shape)} and "
                          f"{list(b.shape)}")
@@ -45,7 +46,7 @@ def symmetric_kl(a, b):
 
 
 def binary_symmetric_kl(a, b):
-    """symmetric_kl of coins, one logit each: (σ(a) - σ(b)) (a - b).   [B], [B] -> scalar"""
+    """symmetric_kl of two coins: (σ(a) - σ(b)) (a - b), mean.   [B], [B] -> scalar"""
     check_pair(a, b)
     return ((a.sigmoid() - b.sigmoid()) * (a - b)).mean()
 
@@ -60,6 +61,20 @@ def squared_difference(a, b):
 
 
 # --- 3.5 First step: smoothness-inducing adversarial regularization ---
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """SMART's settings.   [report 3.5; Jiang et al. 2019, sec. 4.1]
+
+    weight is λ_s, eps ε, steps the number of ascent steps, bregman_weight μ; a weight of 0
+    turns its term off. Why these values: the source's ε = 1e-5 changes no prediction unless
+    dropout does (R_s ≈ 1e-10), so ε and the weights are those that helped on dev.
+    """
+    weight: float = 1.0
+    eps: float = 0.02
+    steps: int = 1
+    bregman_weight: float = 0.1
+
 
 def random_state(device):
     """The state of the generator that draws dropout on this device."""
@@ -84,7 +99,8 @@ def smoothness(f, x, divergence, eps, steps=1, attention_mask=None, noise=None):
 
     x [B, T, H] with its graph; f: x -> logits, drawing dropout as it likes; attention_mask
     [B, T] or None; noise replaces the random start. Returns (f(x), R_s), so that the clean
-    pass is not paid for twice. η is 100 ε: the source's 1e-3 beside its ε = 1e-5.
+    pass is not paid for twice. η is 100 ε, the ratio of the source's 1e-3 to its ε = 1e-5:
+    after one step nearly every coordinate of δ is clamped to ±ε.
     """
     # Why noise: ℓ_s is smallest, 0, at δ = 0, so its gradient there is exactly 0. It is
     # drawn before the state is saved, or every pass would reuse its numbers for dropout.
@@ -104,8 +120,9 @@ def smoothness(f, x, divergence, eps, steps=1, attention_mask=None, noise=None):
         # clean side is a constant: x̃ moves, x does not.
         change = divergence(f(x.detach() + delta), clean.detach())
         (g,) = torch.autograd.grad(change, delta)
-        # ‖g‖_∞ is each row's own: a row is one x_i, and its step must not depend on the
-        # batch-mates. The tiny floor only guards against 0 / 0.
+        # ‖g‖_∞ is taken for each row alone: a row is one x_i (each sentence of a pair that
+        # is encoded apart is its own), and its step must not depend on its batch-mates.
+        # The tiny floor only guards against 0 / 0.
         largest = g.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(g.dtype).tiny)
         delta = (delta.detach() + 100 * eps * g / largest).clamp(-eps, eps) * real
     set_random_state(state, x.device)
@@ -116,7 +133,7 @@ def smoothness(f, x, divergence, eps, steps=1, attention_mask=None, noise=None):
 # --- 3.5 Second step: Bregman proximal point ---
 
 class Teacher:
-    """A copy of the model at θ̃, the running average of θ.   [Jiang et al. 2019, sec. 2.2]
+    """A copy of the model at θ̃, the moving average of θ.   [Jiang et al. 2019, sec. 2.2]
 
         θ̃ ← β θ̃ + (1 - β) θ      after every update
 
@@ -125,23 +142,18 @@ class Teacher:
     """
 
     def __init__(self, model, flat):
-        # eval: the reference is one function, not a random one (the source doesn't say).
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = copy.deepcopy(model).requires_grad_(False)
         # Trap: clone. A reference that shares memory with θ is θ, and the term is 0 (D7).
         self.theta = flat.theta.clone()
         views = flat.views(self.theta)
         for name, p in self.model.named_parameters():
             p.data, p.grad = views[name], None
 
-    @torch.no_grad()
-    def __call__(self, *args):
-        return self.model(*args)
-
     def follow(self, theta, beta):
         self.theta.lerp_(theta, 1 - beta)
 
 
-def momentum_beta(step, total):
+def momentum_beta(step: int, total: int) -> float:
     """β: .99 in the first tenth of updates, then .999.   [Jiang et al. 2019, sec. 4.1]"""
     return 0.99 if step < total // 10 else 0.999
 
@@ -153,39 +165,54 @@ def bregman(logits, teacher_logits, divergence):
 
 # --- 3.5 Both steps together ---
 
-def objective(f, x, loss, divergence, weight, eps, steps=1, attention_mask=None,
-              bregman_weight=0.0, teacher_logits=None):
+def objective(model, task, batch, settings, teacher=None):
     """𝓕(θ) = 𝓛(θ) + λ_s R_s(θ) + μ D_Breg(θ, θ̃).   [report 3.5]
 
-    f: x -> logits; loss: logits -> scalar; weight is λ_s, bregman_weight μ. A term whose
-    weight is 0, or that has no teacher's logits, costs nothing. Returns (𝓕, the terms
-    without their weights: {"loss", "smooth", "bregman"}).
+    model: embed(batch) -> x, and logits(task, x, batch); task: loss and divergence;
+    settings: a Settings. A term whose weight is 0, or that has no teacher, costs nothing.
+    Returns (𝓕, the terms without their weights: {"loss", "smooth", "bregman"}).
     """
-    parts = {}
-    if weight:
-        logits, parts["smooth"] = smoothness(f, x, divergence, eps, steps, attention_mask)
+    use_teacher = teacher is not None and settings.bregman_weight > 0
+    device, parts = batch.input_ids.device, {}
+    embed_state = random_state(device)
+    x = model.embed(batch)                                          # [R, T, H]
+    noise = settings.eps * torch.randn_like(x) if settings.weight else None
+    encode_state = random_state(device)
+    if settings.weight:
+        logits, parts["smooth"] = smoothness(
+            lambda x: model.logits(task, x, batch), x, task.divergence, settings.eps,
+            settings.steps, batch.attention_mask, noise)
     else:
-        logits = f(x)
-    total = parts["loss"] = loss(logits)
-    if weight:
-        total = total + weight * parts["smooth"]
-    if bregman_weight and teacher_logits is not None:
-        parts["bregman"] = bregman(logits, teacher_logits, divergence)
-        total = total + bregman_weight * parts["bregman"]
+        logits = model.logits(task, x, batch)
+    total = parts["loss"] = task.loss(logits, batch.labels)
+    if settings.weight:
+        total = total + settings.weight * parts["smooth"]
+    if use_teacher:
+        # Trap: the teacher shares the student's dropout masks. With other masks, or none,
+        # D_Breg is not 0 at θ̃ = θ: with dropout .1 it was .006 to .017 before the first
+        # step, nearly all noise. With the same masks value and gradient are exactly 0.
+        end_state = random_state(device)
+        teacher.model.train(model.training)
+        with torch.no_grad():
+            set_random_state(embed_state, device)
+            teacher_x = teacher.model.embed(batch)
+            set_random_state(encode_state, device)
+            teacher_logits = teacher.model.logits(task, teacher_x, batch)
+        set_random_state(end_state, device)
+        parts["bregman"] = bregman(logits, teacher_logits, task.divergence)
+        total = total + settings.bregman_weight * parts["bregman"]
     return total, parts
 
 
-# --- 3.5 How much the terms weigh ---
-
 def gradient_ratio(term, loss, parameters):
-    """‖∇ term‖ / ‖∇ loss‖: whether a term does anything. Near 0 it is decoration.
+    """‖∇ term‖ / ‖∇ loss‖: does a term do anything? Near 0 it doesn't.   -> scalar
 
-    Two more backward passes, which leave .grad alone: for the log, now and then. -> scalar
+    For the log, now and then: two more backward passes, which leave .grad alone.
     """
     parameters = [p for p in parameters if p.requires_grad]
 
-    def norm2(scalar):
+    def squared_norm(scalar):
         gradients = torch.autograd.grad(scalar, parameters, retain_graph=True,
                                         allow_unused=True)
         return sum(g.square().sum() for g in gradients if g is not None)
-    return (norm2(term) / norm2(loss)).sqrt()
+    return (squared_norm(term) / squared_norm(loss)).sqrt()

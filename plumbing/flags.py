@@ -1,16 +1,24 @@
-"""The flags of train.py, one for each ablation, and what is refused: values out of range,
-and flags that contradict each other or would change nothing.
+"""The flags of train.py, one for each ablation, and what is rejected: values out of range,
+flags that contradict each other, and flags that would change nothing.
 """
 
 import argparse
 import math
 
 
+def text(value):
+    """An argparse type: anything but the empty string, which a script's unset variable is.
+    """
+    if not value.strip():
+        raise argparse.ArgumentTypeError("needed a value, got an empty one")
+    return value
+
+
 def number(kind, low, high=float("inf")):
-    """An argparse type: a number from low to high, else one clear line."""
+    """An argparse type: a number from low to high, or else one clear line."""
     def convert(text):
         try:
-            value = kind(text)
+            value = kind(text) if len(text) < 100 else float("nan")
         except ValueError:
             value = float("nan")
         if not (low <= value <= high and math.isfinite(value)):         # also for NaN
@@ -18,7 +26,7 @@ def number(kind, low, high=float("inf")):
                       else f"of at least {low}")
             raise argparse.ArgumentTypeError(
                 f"needed {'a whole number' if kind is int else 'a number'} {limits}, got "
-                f"{text!r}")
+                f"{text[:40]!r}")
         return value
     return convert
 
@@ -44,7 +52,7 @@ def given(parser, argv):
 def parser():
     """One flag for one ablation. None is filled in from Table 1."""
     whole, share, amount = number(int, 1), number(float, 0, 1), number(float, 0)
-    # Without the usage, which argparse else prints before every error: 17 lines of flags.
+    # Without the usage, which argparse would print before every error: 17 lines of flags.
     p = argparse.ArgumentParser(description="Fine-tune one BERT for sentiment, paraphrase "
                                 "and similarity.", allow_abbrev=False,
                                 usage=argparse.SUPPRESS)
@@ -77,14 +85,15 @@ def parser():
     g.add_argument("--align", choices=["sst", "para", "sts"],
                    help="the set whose size makes an epoch (report 3.3: sts)")
     g.add_argument("--lr", type=amount, help="(report, Table 1; else 1e-5)")
-    g.add_argument("--warmup", type=share, metavar="SHARE", help="share of the updates "
-                   "with rising rate; if not 0, it then falls to 0 (report: 0)")
+    g.add_argument("--warmup", type=share, metavar="SHARE", help="share of updates "
+                   "in which the learning rate rises; if not 0, it then falls to 0 "
+                   "(report: 0)")
     g.add_argument("--clip", type=amount, default=1.0, metavar="NORM",
                    help="largest norm of an update's gradient, 0 for none (BERT: 1)")
     g.add_argument("--weight-decay", type=amount, default=0.0,
                    help="on matrices (course: 0)")
     g.add_argument("--vaccine-granularity", choices=["model", "layer", "matrix"],
-                   default="model", help="what gets a target of its own (report: model)")
+                   default="model", help="what has a target of its own (report: model)")
     g.add_argument("--vaccine-beta", type=share, default=0.01,
                    help="(Gradient Vaccine: 0.01)")
     g = p.add_argument_group("SMART")
@@ -103,14 +112,17 @@ def parser():
     g.add_argument("--sts-loss", choices=["mse", "ce"], default="mse",
                    help="(ours, see D1)")
     g = p.add_argument_group("run")
-    g.add_argument("--data", metavar="DIR", help="folder of the nine CSV files (data/)")
-    g.add_argument("--weights", metavar="DIR|NAME",
+    g.add_argument("--data", type=text, metavar="DIR",
+                   help="folder of the CSV files (data/)")
+    g.add_argument("--weights", type=text, metavar="DIR|NAME",
                    help="a pre-trained BERT: a folder, a name under weights/, or an "
                    "installed package (weights/bert-base-uncased)")
     g.add_argument("--download", action="store_true",
                    help="get data/ and weights/bert-base-uncased/, then stop")
-    g.add_argument("--out", metavar="DIR", help="new folder for this run (under runs/)")
-    g.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    g.add_argument("--out", type=text, metavar="DIR", help="new folder for this run (under "
+                   "runs/)")
+    g.add_argument("--resume", type=text, metavar="RUN",
+                   help="continue the run in this folder")
     g.add_argument("--checkpoint-every", type=whole, default=500, metavar="N",
                    help="updates between checkpoints; there is one at each epoch's end "
                    "(ours)")
@@ -118,21 +130,25 @@ def parser():
                    help="log each layer's cosines between task gradients too (ours: off)")
     g.add_argument("--seed", type=number(int, 0, 2 ** 32 - 1), default=0,
                    help="of the heads, dropout, orders and noise (0)")
-    g.add_argument("--device", default="auto",
+    g.add_argument("--device", type=text, default="auto",
                    help="cpu, cuda, cuda:1, … (auto: cuda if there is one)")
     g.add_argument("--amp", choices=["auto", "off", "bf16"], default="auto",
                    help="bfloat16 in the forward passes (auto: where the machine has it)")
     return p
 
 
-def check(parser, args, source):
-    """End with one line if two flags contradict each other, or one would change nothing."""
+def check(parser, args, source, treatments):
+    """End with one line if two flags contradict each other, or one would change nothing.
+
+    source: {name: "given" or another word}; treatments: options that treat task gradients.
+    """
     tasks, option = ",".join(args.tasks), args.option
+    treated = option in treatments
     for wrong, one, other, why in (
-            (option in ("pcgrad", "gvac") and len(args.tasks) == 1, f"--tasks {tasks}",
+            (treated and len(args.tasks) == 1, f"--tasks {tasks}",
              f"--option {option}",
              "one task has nothing to conflict with; use --option rr"),
-            (option in ("pcgrad", "gvac") and args.freeze, "--freeze", f"--option {option}",
+            (treated and args.freeze, "--freeze", f"--option {option}",
              "what is treated would be frozen; use --option rr"),
             (args.align and args.align not in args.tasks, f"--align {args.align}",
              f"--tasks {tasks}", "align to a set that is trained on"),
@@ -146,6 +162,9 @@ def check(parser, args, source):
              "so small a change is lost in bfloat16; use --amp auto")):
         if wrong:
             parser.error(f"{one} and {other} contradict each other: {why}")
+    if args.epochs > 10 ** 6 and not args.max_steps:
+        parser.error(f"--epochs {args.epochs} is more than a run can take; needed at most "
+                     f"1000000, or --max-steps with it")
     for name, needs, present in (
             ("smart_weight", "--smart", args.smart),
             ("bregman_weight", "--smart", args.smart),
@@ -158,7 +177,7 @@ def check(parser, args, source):
             ("vaccine_granularity", "--option gvac", option == "gvac"),
             ("vaccine_beta", "--option gvac", option == "gvac"),
             ("log_layers", "--option pcgrad or gvac, which keep task gradients apart",
-             option in ("pcgrad", "gvac"))):
+             treated)):
         if source[name] == "given" and not present:
             parser.error(f"--{name.replace('_', '-')} would change nothing: "
                          f"it needs {needs}")

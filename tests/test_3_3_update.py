@@ -33,13 +33,14 @@ def test_3_3_FlatParameters__blocks_follow_each_other_and_matrices_come_first():
     model, flat = flat_model()
     assert list(flat.blocks) == ["embeddings", "layer 1", "layer 2", "pooler", "head sst",
                                  "head para", "head sts"]
-    edges = [edge for here in flat.blocks.values() for edge in (here.start, here.stop)]
+    edges = [edge for block in flat.blocks.values()
+             for edge in (block.span.start, block.span.stop)]
     assert edges[0] == 0 and edges[-1] == len(flat.theta) and edges[1:-1:2] == edges[2::2]
-    for here, decays, alias in flat.groups:
+    for leaf in flat.leaves:
         inside = [p for name, p in model.named_parameters()
-                  if here.start <= flat.place[name].start < here.stop]
-        assert all((p.dim() >= 2) == decays for p in inside)
-        assert alias.numel() == sum(p.numel() for p in inside)
+                  if leaf.span.start <= flat.place[name].start < leaf.span.stop]
+        assert all((p.dim() >= 2) == leaf.decays for p in inside)
+        assert leaf.parameter.numel() == sum(p.numel() for p in inside)
 
 
 def test_3_3_FlatParameters__backward_fills_the_row_and_only_that():
@@ -62,9 +63,11 @@ def test_3_3_FlatParameters__gram_in_chunks_is_exact():
     flat.G.normal_(generator=torch.Generator().manual_seed(0))
     cut = [slice(0, 5000), slice(5000, flat.G.shape[1])]
     want = [(flat.G[:, here].double() @ flat.G[:, here].double().T).numpy() for here in cut]
-    assert_close(flat.gram(cut), want, 0, relative=1e-5)
+    assert_close(flat.gram(cut, [0, 1, 2]), want, 0, relative=1e-5)
+    # rows that do not lie side by side
+    assert_close(flat.gram(cut, [0, 2]), np.array(want)[:, ::2, ::2], 0, relative=1e-5)
     rows = flat.G.clone()
-    flat.combine(np.array([[1, 2, 3], [0, 1, -1]]), cut)
+    flat.combine(np.array([[1, 2, 3], [0, 1, -1]]), cut, [0, 1, 2])
     assert_close(flat.G[0, cut[0]],
                  rows[0, cut[0]] + 2 * rows[1, cut[0]] + 3 * rows[2, cut[0]], 1e-5)
     assert_close(flat.G[0, cut[1]], rows[1, cut[1]] - rows[2, cut[1]], 1e-5)
@@ -74,7 +77,7 @@ def test_3_3_update__rows_of_absent_tasks_are_not_touched():
     flat, loss_fn = toy()
     flat.G[0].fill_(float("nan"))
     multitask.backward(flat, [{1: 1.0}], loss_fn, {1: 1})
-    multitask.treat(flat, multitask.regions(flat, "model"), [1], multitask.pcgrad, 0,
+    multitask.treat(flat, multitask.regions(flat, "model"), {1: 1}, multitask.pcgrad, 0,
                     np.random.default_rng(0))
     assert_close(flat.G[0], [-1, 1, 0, 5], 1e-6)
 
@@ -140,12 +143,47 @@ def test_3_3_update__treatment_comes_after_the_last_batch():
 
 def test_3_3_update__norm_is_that_of_the_update_and_clipping_keeps_its_direction():
     flat, treated = toy_step(multitask.pcgrad)
-    assert_close(treated["norm"], math.sqrt(.25 + 2.25 + 9 + 25), 1e-5)
+    assert_close(treated.norm, math.sqrt(.25 + 2.25 + 9 + 25), 1e-5)
     clipped, _ = toy_step(multitask.pcgrad, clip=1.0)
     assert_close(clipped.G[0].norm(), 1.0, 1e-5)
-    assert_close(clipped.G[0] * treated["norm"], flat.G[0], 1e-4)
+    assert_close(clipped.G[0] * treated.norm, flat.G[0], 1e-4)
     loose, _ = toy_step(multitask.pcgrad, clip=100.0)
     assert_close(loose.G[0], flat.G[0], 0)
+
+
+def two_rows(g_0, g_1):
+    """Two task gradients on one shared vector.   -> FlatParameters"""
+    w = torch.nn.Parameter(torch.zeros(len(g_0)))
+    flat = optim.FlatParameters([optim.Block("shared", {"w": w})], 2)
+    flat.G.copy_(torch.tensor(np.stack([g_0, g_1]), dtype=torch.float32))
+    return flat
+
+
+def test_3_3_update__norm_is_true_where_gradients_cancel():
+    # What is left is far below the rounding of g · g in float32, so it has to be measured.
+    for size, left in ((1e4, 10.0), (1e10, 1e5), (1.0, 1e-5)):
+        g = np.full(1000, size / 1000 ** .5, np.float32)
+        rest = np.zeros(1000, np.float32)
+        rest[0] = left
+        for clip in (0.0, left / 10):
+            flat = two_rows(g + rest, -g)
+            want = (flat.G[0].double() + flat.G[1].double()).norm().item()
+            treated = multitask.treat(flat, multitask.regions(flat), {0: 0, 1: 1},
+                                      multitask.plain_sum, clip)
+            assert_close(treated.norm, want, 0, relative=1e-3)
+            assert_close(flat.G[0].double().norm(), clip or want, 0, relative=1e-3)
+
+
+def test_3_3_update__gradients_of_every_finite_size_are_used():
+    # float32 squares overflow beyond 1e19 and vanish below 1e-23.
+    for size in (1e-30, 1e-20, 1.0, 1e20, 1e30):
+        flat = two_rows(np.array([size, 0]), np.array([-size, size]))
+        treated = multitask.treat(flat, multitask.regions(flat), {0: 0, 1: 1},
+                                  multitask.pcgrad, rng=np.random.default_rng(0))
+        assert treated is not None, f"{size:g} counts as not finite"
+        assert_close(flat.G[0] / size, [.5, 1.5], 1e-5)
+        assert_close(treated.norm / size, 2.5 ** .5, 1e-5)
+        assert flat.leaves[0].parameter.grad is not None, f"{size:g} counts as no gradient"
 
 
 def test_3_3_update__gradient_that_is_not_finite_changes_nothing():
@@ -153,7 +191,7 @@ def test_3_3_update__gradient_that_is_not_finite_changes_nothing():
         flat, loss_fn = toy()
         gv = multitask.GradVac()
         multitask.backward(flat, [{0: bad, 1: 1.0}], loss_fn, {0: 0, 1: 1})
-        assert multitask.treat(flat, multitask.regions(flat, "model"), [0, 1], gv, 1.0,
+        assert multitask.treat(flat, multitask.regions(flat, "model"), {0: 0, 1: 1}, gv, 1.0,
                                np.random.default_rng(0)) is None
         assert gv.target is None, "the vaccine's state was touched"
 
@@ -161,30 +199,37 @@ def test_3_3_update__gradient_that_is_not_finite_changes_nothing():
 def test_3_3_update__idle_head_gets_no_gradient_and_stays():
     flat, loss_fn = toy()
     multitask.backward(flat, [{0: 1.0}], loss_fn, {0: 0})
-    multitask.treat(flat, multitask.regions(flat, "model"), [0], multitask.pcgrad, 0,
+    multitask.treat(flat, multitask.regions(flat, "model"), {0: 0}, multitask.pcgrad, 0,
                     np.random.default_rng(0))
-    assert [p.grad is None for _, _, p in flat.groups] == [False, False, True]
+    assert [p.grad is None for p in (leaf.parameter for leaf in flat.leaves)] == [False, False, True]
 
 
 def test_3_3_update__regions_cover_theta_once_at_every_granularity():
     _, flat = flat_model()
-    groups = {}
+    numbers = {}
     for granularity in ("model", "layer", "matrix"):
         regions = multitask.regions(flat, granularity)
-        cover = torch.zeros_like(flat.theta)
-        for here, block, group in regions:
-            cover[here] += 1
-            assert (group is None) == block.startswith("head ")
-            assert (flat.blocks[block].start <= here.start <= here.stop
-                    <= flat.blocks[block].stop)
+        cover, sizes = torch.zeros_like(flat.theta), {}
+        for region in regions:
+            block, size = flat.blocks[region.block], region.span.stop - region.span.start
+            cover[region.span] += 1
+            assert (region.unit is None) == (not block.shared)
+            assert block.span.start <= region.span.start <= region.span.stop <= block.span.stop
+            if block.shared:
+                sizes[region.unit] = sizes.get(region.unit, 0) + size
         assert (cover == 1).all(), granularity
-        groups[granularity] = {g for _, _, g in regions if g is not None}
-        sizes = {g: sum(h.stop - h.start for h, _, k in regions if k == g)
-                 for g in groups[granularity]}
-        assert min(sizes.values()) >= 64, "a block too small for a meaningful cosine"
-    assert [len(groups[g]) for g in ("model", "layer")] == [1, 4]
+        numbers[granularity] = len(sizes)
+        assert min(sizes.values()) >= 64, "a unit too small for a meaningful cosine"
     # 3 tables (token types: 32 numbers, joins the words), 6 matrices a layer, the pooler
-    assert len(groups["matrix"]) == 2 + 2 * 6 + 1
+    assert numbers == {"model": 1, "layer": 4, "matrix": 2 + 2 * 6 + 1}
+
+
+def test_3_3_update__a_tensor_of_64_numbers_has_a_unit_of_its_own():
+    flat = optim.FlatParameters([optim.Block("a", {
+        "large": torch.nn.Parameter(torch.zeros(10, 10)),
+        "exactly 64": torch.nn.Parameter(torch.zeros(8, 8)),
+        "only 63": torch.nn.Parameter(torch.zeros(63))})], 2)
+    assert_equal([region.unit for region in multitask.regions(flat, "matrix")], [0, 1, 0])
 
 
 def test_3_3_update__accumulating_two_batches_of_4_is_one_of_8():
@@ -203,7 +248,7 @@ def test_3_3_update__accumulating_two_batches_of_4_is_one_of_8():
                     for t in ("para", "sts")} for part in np.split(np.arange(8), parts)]
         rows = {"para": 0, "sts": 1}
         multitask.backward(flat, batches, loss_fn, rows)
-        multitask.treat(flat, multitask.regions(flat, "model"), [0, 1], multitask.pcgrad, 0,
+        multitask.treat(flat, multitask.regions(flat, "model"), rows, multitask.pcgrad, 0,
                         np.random.default_rng(0))
         optimizer = optim.AdamW(flat.param_groups(), lr=1e-3, eps=1e-3)
         optimizer.step()
@@ -214,13 +259,19 @@ def test_3_3_update__accumulating_two_batches_of_4_is_one_of_8():
 def test_3_3_describe__surgery_by_hand():
     # g1 = (1, 0), g2 = (-1, 1): cosine -1/√2.
     # g1' = (½, ½), g2' = (0, 1): cosine ½ / √½ = 1/√2.
-    log = multitask.describe(toy_step(multitask.pcgrad)[1], ["a", "b"])
-    assert_close([log[name] for name in ("cos_a_b", "treated_cos_a_b", "norm_a", "norm_b",
-                                         "coefficient_a", "coefficient_b", "acted", "acted_a_b")],
+    log = multitask.describe(toy_step(multitask.pcgrad)[1])
+    assert_close([log[name] for name in ("cos_0_1", "treated_cos_0_1", "norm_0", "norm_1",
+                                         "coefficient_0", "coefficient_1", "acted",
+                                         "acted_0_1")],
                  [-.5 ** .5, .5 ** .5, 1, 2 ** .5, 2, 1.5, 1, 1], 1e-6)
     assert not any("target" in name or name == "layers" for name in log)
-    log = multitask.describe(toy_step(multitask.plain_sum)[1], ["a", "b"])
-    assert_close([log["treated_cos_a_b"], log["acted"], log["acted_b_a"]], [-.5 ** .5, 0, 0], 1e-6)
+    log = multitask.describe(toy_step(multitask.plain_sum)[1])
+    assert_close([log["treated_cos_0_1"], log["acted"], log["acted_1_0"]],
+                 [-.5 ** .5, 0, 0], 1e-6)
+
+
+def treated_as(names, gram, C, target=None):
+    return multitask.Treated(list(names), gram, gram, C, target, 1.0)
 
 
 def test_3_3_describe__which_pairs_acted_and_the_vaccines_targets():
@@ -229,25 +280,31 @@ def test_3_3_describe__which_pairs_acted_and_the_vaccines_targets():
     vectors = np.array([[1.0, 0, 0], [-1, 1, 0], [1, 1, 0]])
     gv, gram = multitask.GradVac(), (vectors @ vectors.T)[None]
     C = gv(gram, [[1, 2], [0, 2], [0, 1]])
-    log = multitask.describe({"norm": 1, "gram": gram, "C": C, "target": gv.target}, "abc")
+    log = multitask.describe(treated_as("abc", gram, C, gv.target))
     assert {name: log[name] for name in log if name.startswith("acted_")} == {
         "acted_a_b": 1, "acted_a_c": 0, "acted_b_a": 1, "acted_b_c": 0, "acted_c_a": 0,
         "acted_c_b": 0}
     assert_close(log["acted"], 2 / 6)
     assert_close([log["target_a_b"], log["target_b_a"], log["target_c_a"]],
                  [-.01 * .5 ** .5, -.01 * .5 ** .5, .01 * .5 ** .5])
-    # Row a of C says what a got: some of b, in one of two groups.
+    # Row a of C says what a got: some of b, in one of two units.
     C = np.stack([np.eye(2), [[1, .5], [0, 1]]])
-    log = multitask.describe({"norm": 1, "gram": np.stack([np.eye(2)] * 2), "C": C,
-                              "target": None}, "ab")
+    log = multitask.describe(treated_as("ab", np.stack([np.eye(2)] * 2), C))
     assert_close([log["acted_a_b"], log["acted_b_a"], log["acted"]], [.5, 0, .25])
 
 
 def test_3_3_describe__nothing_left_of_a_gradient_is_a_cosine_of_zero():
     gram = np.array([[[1.0, -2.0], [-2.0, 4.0]]])
     C = multitask.pcgrad(gram, [[1], [0]])
-    log = multitask.describe({"norm": 0, "gram": gram, "C": C, "target": None}, "ab")
+    log = multitask.describe(treated_as("ab", gram, C))
     assert log["cos_a_b"] == -1 and log["treated_cos_a_b"] == 0
+    # Rounding leaves a squared norm of some 1e-17 here, of either sign.
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        g = rng.normal(size=50) * rng.lognormal(0, 5)
+        gram = np.array([[g @ g, -3 * (g @ g)], [-3 * (g @ g), 9 * (g @ g)]])[None]
+        C = multitask.pcgrad(gram, [[1], [0]])
+        assert multitask.describe(treated_as("ab", gram, C))["treated_cos_a_b"] == 0
 
 
 def test_3_3_describe__cosines_by_layer_are_those_of_the_slices():
@@ -255,10 +312,10 @@ def test_3_3_describe__cosines_by_layer_are_those_of_the_slices():
         _, flat = flat_model(rows=2)
         flat.G.normal_(generator=torch.Generator().manual_seed(0))
         G, regions = flat.G.clone(), multitask.regions(flat, granularity)
-        treated = multitask.treat(flat, regions, [0, 1], multitask.pcgrad, 1.0,
+        treated = multitask.treat(flat, regions, {"a": 0, "b": 1}, multitask.pcgrad, 1.0,
                                   np.random.default_rng(0))
-        layers = multitask.describe(treated, ["a", "b"], regions)["layers"]
+        layers = multitask.describe(treated, regions)["layers"]
         assert list(layers) == ["embeddings", "layer 1", "layer 2", "pooler"]
         for block, found in layers.items():
-            here = flat.blocks[block]
+            here = flat.blocks[block].span
             assert_close(found["cos_a_b"], F.cosine_similarity(G[0, here], G[1, here], dim=0), 6e-5)

@@ -213,7 +213,7 @@ def test_3_5_Teacher__follows_by_hand():
     # β = .99, θ = 1, 2, 3 from 0: .01, .0299, .059601.
     layer = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(layer.weight)
-    flat = optim.FlatParameters({"w": [("weight", layer.weight)]}, 1)
+    flat = optim.FlatParameters([optim.Block("w", {"weight": layer.weight})], 1)
     teacher = smart.Teacher(layer, flat)
     path = []
     for value in (1.0, 2.0, 3.0):
@@ -226,22 +226,9 @@ def test_3_5_Teacher__follows_by_hand():
         "θ̃ is not what the teacher's model uses": [0, 0, 0]})
 
 
-def test_3_5_Teacher__is_a_copy_in_eval_mode_without_gradient():
-    model, flat = flat_model()
-    model.train()
-    teacher = smart.Teacher(model, flat)
-    batch = tiny_batch(True)[1]
-    a, b = (teacher(model.tasks["para"], batch) for _ in range(2))
-    assert torch.equal(a, b), "the teacher is in training mode: dropout makes it random"
-    assert not a.requires_grad, "the teacher's output must carry no gradient"
-    assert_close(a, model.eval()(model.tasks["para"], batch), 1e-6)
-    assert (model.bert.pooler.weight.data_ptr()
-            != teacher.model.bert.pooler.weight.data_ptr())
-
-
 def test_3_5_Teacher__owns_its_parameters():
     layer = torch.nn.Linear(2, 1)
-    flat = optim.FlatParameters({"w": list(layer.named_parameters())}, 1)
+    flat = optim.FlatParameters([optim.Block("w", dict(layer.named_parameters()))], 1)
     teacher = smart.Teacher(layer.train(), flat)
     with torch.no_grad():
         flat.theta.zero_()
@@ -249,8 +236,7 @@ def test_3_5_Teacher__owns_its_parameters():
     for name, p in teacher.model.named_parameters():
         assert not p.requires_grad, f"{name} of the teacher would be trained"
         assert_close(p.flatten(), teacher.theta[flat.place[name]], 0, f"{name} is no view of θ̃")
-    assert layer.training and not teacher.model.training, (
-        "the teacher is in training mode, or the model no longer is")
+    assert layer.training, "the model is no longer in training mode"
     assert layer.weight.requires_grad, "the model itself can no longer be trained"
 
 
@@ -265,26 +251,53 @@ def test_3_5_bregman__by_hand():
     assert b.grad is None, "the teacher's logits got a gradient; detach them"
 
 
+def bregman_term(model, flat, task, teacher, weight=1.0, smooth=0.0):
+    """D_Breg on a fixed batch, and its gradient in G[0].   -> (D, largest |gradient|)"""
+    torch.manual_seed(1)
+    settings = smart.Settings(weight=smooth, bregman_weight=weight)
+    _, parts = smart.objective(model, task, tiny_batch(True, task.pair)[1], settings,
+                               teacher)
+    flat.G.zero_()
+    flat.attach(0)
+    parts["bregman"].backward()
+    return parts["bregman"].item(), flat.G[0].abs().max().item()
+
+
 def test_3_5_bregman__D7_at_theta_itself_value_and_gradient_are_zero():
+    # Exactly, under dropout too, with and without the passes that R_s makes in between.
+    for dropout in (0.0, 0.1):
+        model, flat = flat_model(hidden_dropout_prob=dropout,
+                                 attention_probs_dropout_prob=dropout)
+        model.train()
+        for task in model.tasks.values():
+            for smooth in (0.0, 1.0):
+                teacher = smart.Teacher(model, flat)
+                assert_equal(bregman_term(model, flat, task, teacher, smooth=smooth), (0, 0),
+                             "the teacher draws dropout masks of its own, or none")
+
+
+def test_3_5_bregman__D7_a_reference_that_lags_behind_pulls_back():
     model, flat = flat_model()
-    model.eval()
-    teacher = smart.Teacher(model, flat)
+    teacher = smart.Teacher(model.train(), flat)
+    with torch.no_grad():
+        flat.theta.mul_(1.1)
     for task in model.tasks.values():
-        batch = tiny_batch(True, task.pair)[1]
-        D = smart.bregman(model(task, batch), teacher(task, batch), task.divergence)
-        assert_close(D, 0, 1e-9)
-        flat.G.zero_()
-        flat.attach(0)
-        D.backward()
-        assert_close(flat.G[0].abs().max(), 0, 1e-6)
-        # … but a reference that lags behind pulls back:
-        with torch.no_grad():
-            flat.theta.mul_(1.1)
-        D = smart.bregman(model(task, batch), teacher(task, batch), task.divergence)
-        D.backward()
-        assert D > 1e-6 and flat.G[0].abs().max() > 1e-5
-        with torch.no_grad():
-            flat.theta.copy_(teacher.theta)
+        D, gradient = bregman_term(model, flat, task, teacher)
+        assert D > 1e-6 and gradient > 1e-5
+
+
+def test_3_5_objective__the_teacher_gets_no_gradient_and_moves_no_random_number():
+    model, flat = flat_model()
+    model.train()
+    teacher, task = smart.Teacher(model, flat), model.tasks["para"]
+    bregman_term(model, flat, task, teacher)
+    assert all(p.grad is None for p in teacher.model.parameters())
+    after = torch.rand(1)
+    bregman_term(model, flat, task, smart.Teacher(model, flat))
+    assert_equal(torch.rand(1), after)
+    torch.manual_seed(1)
+    smart.objective(model, task, tiny_batch(True)[1], smart.Settings(0, bregman_weight=0))
+    assert_equal(torch.rand(1), after, "the teacher's pass has moved the generator")
 
 
 def test_3_5_momentum_beta__rises_after_a_tenth():
@@ -293,29 +306,18 @@ def test_3_5_momentum_beta__rises_after_a_tenth():
 
 def test_3_5_terms__D6_are_part_of_each_tasks_own_gradient():
     # Were they added after the treatment, each task's row of G would not contain them.
-    folder, weights = tiny_world()
     rows = []
-    for weight in (0.0, 5.0):
-        args, _ = train.parse(["--data", folder, "--weights", weights, "--option", "pcgrad",
-                               "--con", "--smart", "--smart-weight", str(weight), "--amp",
-                               "off", "--bregman-weight", "0", "--batch-size", "4",
-                               "--dropout", "0", "--device", "cpu"]
-                              + (["--smart-eps", "0.5"] if weight else []))
-        tokenizer, model = train.load_model(args)
-        sets = {t.name: data.load(folder, t, "train", tokenizer)
-                for t in model.tasks.values()}
-        trainer = train.Trainer(args, model, tokenizer, sets)
-        batches = {name: trainer.next_batch(name) for name in args.tasks}
-        multitask.backward(trainer.flat, [batches], trainer.objective, trainer.rows)
-        rows.append(trainer.flat.G.clone())
+    for weight in ("0", "5"):
+        training, _ = training_of(
+            "--option", "pcgrad", "--con", "--smart", "--smart-weight", weight,
+            "--bregman-weight", "0", "--dropout", "0",
+            *(["--smart-eps", "0.5"] if weight == "5" else []))
+        batches = {name: training.next_batch(name) for name in training.rows}
+        multitask.backward(training.flat, [batches], training.loss, training.rows)
+        rows.append(training.flat.G.clone())
     assert all(not torch.allclose(a, b) for a, b in zip(*rows))
 
 
 def test_3_5_1_plan__D8_paraphrase_first_is_a_phase_of_its_own():
-    folder, weights = tiny_world()
-    args, _ = train.parse(["--data", folder, "--weights", weights, "--epochs", "1",
-                           "--para-first", "2", "--batch-size", "8", "--device", "cpu"])
-    tokenizer, model = train.load_model(args)
-    sets = {t.name: data.load(folder, t, "train", tokenizer) for t in model.tasks.values()}
-    plan = train.Trainer(args, model, tokenizer, sets).plan
-    assert plan == [[("para",)] * 5] * 2 + [[("sst", "para", "sts")] * 5]
+    _, plan = training_of("--epochs", "1", "--para-first", "2", "--batch-size", "8")
+    assert_equal(plan, [[("para",)] * 5] * 2 + [[("sst", "para", "sts")] * 5])

@@ -40,13 +40,13 @@ def test_4_3_parse__D11_sequential_takes_the_epochs_of_its_scores():
 
 def test_4_3_parse__all_eight_rows_are_reached_by_their_flags():
     rows = set()
-    for (option, smart_, con, hlh, fresh), row in train.TABLE_1.items():
-        flags = ["--option", option] + [name for name, on in (
-            ("--smart", smart_), ("--con", con), ("--hlh", hlh),
-            ("--fresh-streams", fresh)) if on]
+    for row in train.TABLE_1:
+        flags = ["--option", row.option] + [name for name, on in (
+            ("--smart", row.smart), ("--con", row.con), ("--hlh", row.hlh),
+            ("--fresh-streams", row.fresh_streams)) if on]
         args, source = settings_of(*flags)
         assert (args.epochs, args.lr, args.accumulate) == (
-            row["epochs"], row["lr"], row["accumulate"])
+            row.epochs, row.lr, row.accumulate)
         rows.add(source["lr"])
     assert len(rows) == 8
 

@@ -1,5 +1,6 @@
 """4.4 train.py: what each flag does, and what a run leaves."""
 
+import functools
 import json
 import os
 
@@ -8,9 +9,11 @@ import torch
 
 import data
 import heads
+import multitask
 from plumbing import safetensors
-from tests.checks import assert_close, assert_one_line
-from tests.world import files_of, fingerprint, run_train, tiny_world
+from plumbing.folder import load_checkpoint
+from tests.checks import assert_close, assert_equal, assert_one_line
+from tests.world import files_of, fingerprint, run_train, tiny_world, training_of
 
 BASE = ("--option", "gvac", "--con")
 
@@ -53,31 +56,32 @@ def test_4_4_train__sparse_rows_of_the_word_table_add_up_to_its_dense_gradient()
     # Two micro-batches with words in common; ratio on, which takes gradients by itself.
     G = []
     for sparse in (True, False):
-        trainer = plan_of("--dropout", "0", "--smart", "--accumulate", "2")
-        table = trainer.model.bert.word_embeddings
+        training, _ = training_of("--dropout", "0", "--smart", "--accumulate", "2")
+        table = training.model.bert.word_embeddings
         assert table.sparse, "train.py asks for it on CPUs"
         table.sparse = sparse
-        assert "smooth_grad_ratio_sst" in trainer.step()
-        G.append(trainer.flat.G.clone())
+        batches = [{name: training.next_batch(name) for name in training.rows}
+                   for _ in range(2)]
+        torch.manual_seed(0)
+        losses = multitask.backward(training.flat, batches, functools.partial(
+            training.loss, with_ratio=True), training.rows)
+        assert "smooth_grad_ratio_sst" in losses
+        G.append(training.flat.G.clone())
     assert_close(*G, 1e-6)
-    place = trainer.flat.place["bert.word_embeddings.weight"]
-    assert G[0][0, place].any()
+    assert G[0][0, training.flat.place["bert.word_embeddings.weight"]].any()
 
 
 def test_4_4_train__align_sets_the_length_of_an_epoch():
-    assert [len(e) for e in plan_of().plan] == [10, 10]
-    assert [len(e) for e in plan_of("--align", "sst").plan] == [6, 6]
-    assert [len(e) for e in plan_of("--tasks", "sst,para").plan] == [6, 6], (
-        "the smallest set")
+    for flags, length in (((), 10), (("--align", "sst"), 6), (("--tasks", "sst,para"), 6)):
+        _, plan = training_of("--epochs", "2", *flags, sst=24)
+        assert_equal([len(epoch) for epoch in plan], [length, length])
 
 
 def test_4_4_train__fresh_streams_start_each_epoch_anew():
-    fresh, saved = plan_of("--fresh-streams", "--align", "sst"), plan_of("--align", "sst")
-    for trainer in (fresh, saved):
-        for _ in range(7):
-            trainer.step()
-    assert fresh.streams["para"].position == [1, 1]
-    assert saved.streams["para"].position == [0, 7]
+    for flags, position in ((["--fresh-streams"], [1, 1]), ([], [0, 11])):
+        out = run_train("--epochs", 2, *flags, steps=11)[1]
+        state = load_checkpoint(os.path.join(out, "last.pt"))
+        assert_equal(state["streams"]["para"], position)
 
 
 def test_4_4_train__frozen_encoder_stays_and_heads_move():

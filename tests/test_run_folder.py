@@ -6,7 +6,8 @@ import json
 import os
 import tempfile
 
-from plumbing import run
+from plumbing import folder as folders
+from plumbing.progress import Progress, clock
 from tests import ROOT
 from tests.checks import assert_raises
 from tests.world import (
@@ -23,7 +24,7 @@ from tests.world import (
 
 def test_run_folder__args_json_says_where_each_value_came_from():
     _, out, _ = run_train("--option", "gvac", "--smart", "--con", "--hlh", steps=1)
-    settings = run.read_settings(out)
+    settings = folders.read_settings(out)
     assert settings["args"]["lr"] == {"value": .01, "from": "given"}
     assert settings["args"]["pool"] == {"value": "cls", "from": "default"}
     assert settings["args"]["batch_size"]["from"] == "given"
@@ -52,26 +53,26 @@ def test_run_folder__a_checkpoint_is_never_seen_half_written():
     # replace() must leave the old file in place whatever happens while the new one is made.
     folder = tempfile.mkdtemp()
     path = os.path.join(folder, "x")
-    run.write_json(path, [1])
+    folders.write_json(path, [1])
 
     def fails(temporary):
         with open(temporary, "w") as file:
             file.write("half")
         raise OSError("disk full")
     with assert_raises("disk full", error=OSError):
-        run.replace(path, fails)
+        folders.replace(path, fails)
     with open(path) as file:
         assert json.load(file) == [1]
 
 
 def test_run_folder__progress_tells_step_losses_speed_and_time_left():
     log = io.StringIO()
-    progress = run.Progress(10, every=0.0, stream=log)
+    progress = Progress(10, every=0.0, stream=log)
     progress.show(4, "epoch 1  loss sst 1.234")
     line = log.getvalue()
     assert line.startswith("4/10  epoch 1  loss sst 1.234  ") and line.endswith(" left\n")
     assert "steps/s" in line
-    assert [run.clock(s) for s in (5, 65, 3665)] == ["0:05", "1:05", "1:01:05"]
+    assert [clock(s) for s in (5, 65, 3665)] == ["0:05", "1:05", "1:01:05"]
 
 
 def test_run_folder__every_name_in_the_log_is_in_the_readme():

@@ -7,7 +7,8 @@ import tempfile
 import unittest.mock
 
 import heads
-from plumbing import run
+from plumbing import loop
+from plumbing.folder import load_checkpoint
 from tests.checks import assert_one_line
 from tests.world import (
     HARD,
@@ -39,14 +40,14 @@ def test_run_resume__a_second_ctrl_c_ends_the_process_at_once():
     before = signal.getsignal(signal.SIGINT)
     child = os.fork()
     if child == 0:
-        with run.Stop() as stop:
+        with loop.Stop() as stop:
             signal.raise_signal(signal.SIGINT)
             if stop.asked == signal.SIGINT:         # the first one only asks
                 signal.raise_signal(signal.SIGINT)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGINT
-    with run.Stop():
+    with loop.Stop():
         pass
     assert signal.getsignal(signal.SIGINT) is before, "the old handler must come back"
 
@@ -62,7 +63,7 @@ def test_run_resume__metrics_are_cut_back_to_the_checkpoint():
         _, out, _ = run_train(*HARD, steps=12)
     os.truncate(os.path.join(out, "metrics.jsonl"), 10)
     status, _, errors = resume(out)
-    assert status == 2 and "was changed" in errors
+    assert status == 2 and "metrics.jsonl" in errors
 
 
 def test_run_resume__a_damaged_checkpoint_is_found_and_the_one_before_it_used():
@@ -75,7 +76,7 @@ def test_run_resume__a_damaged_checkpoint_is_found_and_the_one_before_it_used():
         if damage == "cut short":
             content = content[:len(content) // 2]
         elif damage == "one bit":
-            theta = run.load_checkpoint(path)["theta"].numpy().tobytes()
+            theta = load_checkpoint(path)["theta"].numpy().tobytes()
             content[content.index(theta) + 1000] ^= 4
         else:
             content = b"rubbish"
@@ -85,7 +86,7 @@ def test_run_resume__a_damaged_checkpoint_is_found_and_the_one_before_it_used():
         assert status == 0 and "damaged" in output and "after update 6" in output, output
         assert files_of(out) == uninterrupted(), damage
         for name in ("last.pt", "before.pt"):       # the damaged one took nobody's place
-            assert run.load_checkpoint(os.path.join(out, name)) is not None, name
+            assert load_checkpoint(os.path.join(out, name)) is not None, name
 
 
 def test_run_resume__with_no_whole_checkpoint_left_it_stops():

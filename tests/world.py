@@ -7,6 +7,7 @@ then fails only the tests that need this module.
 import contextlib
 import functools
 import io
+import itertools
 import json
 import os
 import shutil
@@ -84,8 +85,9 @@ def toy(rows=2):
     a = torch.tensor([[1.0, 0.0], [-1.0, 1.0]])
     w = torch.nn.Parameter(torch.zeros(1, 2))
     h = [torch.nn.Parameter(torch.zeros(1, 1)) for _ in range(2)]
-    flat = optim.FlatParameters({"shared": [("w", w)], "head 0": [("h0", h[0])],
-                                 "head 1": [("h1", h[1])]}, rows)
+    flat = optim.FlatParameters([optim.Block("shared", {"w": w}),
+                                 optim.Block("head 0", {"h0": h[0]}, shared=False),
+                                 optim.Block("head 1", {"h1": h[1]}, shared=False)], rows)
 
     def loss_fn(task, batch):
         loss = batch * (w[0] @ a[task] + (3.0, 5.0)[task] * h[task][0, 0])
@@ -98,8 +100,8 @@ def toy_step(treatment, micro_batches=({0: 1.0, 1: 1.0},), clip=0.0, granularity
     import multitask
     flat, loss_fn = toy()
     multitask.backward(flat, list(micro_batches), loss_fn, {0: 0, 1: 1})
-    treated = multitask.treat(flat, multitask.regions(flat, granularity), [0, 1], treatment,
-                              clip, np.random.default_rng(0))
+    treated = multitask.treat(flat, multitask.regions(flat, granularity), {0: 0, 1: 1},
+                              treatment, clip, np.random.default_rng(0))
     return flat, treated
 
 
@@ -129,10 +131,10 @@ def tiny_world():
     for task in heads.tasks():
         for split, number in (("train", 40), ("dev", 12), ("test-student", 6)):
             columns = ["id", *task.texts] + ([] if "test" in split else [task.label])
-            low, high, whole = task.label_range
             lines = ["\t".join(["", *columns])]
             for i in range(number):
-                label = rng.integers(low, high + 1) if whole else round(5 * rng.random(), 2)
+                label = (rng.integers(task.lowest, task.highest + 1) if task.whole_labels
+                         else round(5 * rng.random(), 2))
                 # The last word of each text tells the label, so that it can be learned.
                 texts = [" ".join([*rng.choice(words, rng.integers(1, 8)),
                                    WORDS[5 + int(label)]])
@@ -209,20 +211,18 @@ def run_tool(module, *flags, stdin="", typed=False):
     return status, output.getvalue(), errors.getvalue()
 
 
-def trainer_of(*flags, sst=None):
-    """The Trainer that train.py makes on the tiny world, before its first step.
+def training_of(*flags, sst=None):
+    """What train.py makes of the flags on the tiny world.   -> (train.Training, plan)
 
-    sst: how many examples of SST it gets, if not all 40.
+    sst: how many training examples of SST there are, if not all 40.
     """
-    import data
     import train
     args, _ = settings_of("--device", "cpu", "--batch-size", "4", *flags)
-    tokenizer, model = train.load_model(args)
-    sets = {task.name: data.load(args.data, task, "train", tokenizer)
-            for task in model.tasks.values()}
+    training, _ = train.prepare(args, torch.device("cpu"), contextlib.nullcontext)
     if sst:
-        sets["sst"].ids, sets["sst"].tokens = sets["sst"].ids[:sst], sets["sst"].tokens[:sst]
-    return train.Trainer(args, model, tokenizer, sets)
+        dataset = training.sets["train"]["sst"]
+        dataset.ids, dataset.tokens = dataset.ids[:sst], dataset.tokens[:sst]
+    return training, train.make_plan(args, training.sets["train"])
 
 
 def settings_of(*flags):
@@ -265,18 +265,16 @@ def log_of(out):
         return [json.loads(line) for line in file]
 
 
-def signalled_at(step, number=signal.SIGTERM, trainer=None):
-    """Within this context the process gets a signal after one step of a Trainer."""
-    import train
-    trainer = trainer or train.Trainer
-    original = trainer.step
+def signalled_at(step, number=signal.SIGTERM):
+    """Within this context the process gets a signal in the middle of its step `step`."""
+    import multitask
+    original, count = multitask.treat, itertools.count(1)
 
-    def step_and_signal(self):
-        line = original(self)
-        if self.step_number == step:
+    def treat_and_signal(*args):
+        if next(count) == step:
             signal.raise_signal(number)
-        return line
-    return unittest.mock.patch.object(trainer, "step", step_and_signal)
+        return original(*args)
+    return unittest.mock.patch.object(multitask, "treat", treat_and_signal)
 
 
 # A run in which as much as possible has a state that must survive an interruption.

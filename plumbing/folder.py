@@ -1,0 +1,381 @@
+"""A run's folder and its checkpoints.
+
+    args.json       each setting and its source, versions, digests of data and weights
+    metrics.jsonl   a line a step, and an evaluation line an epoch
+    best/           the best model so far: config.json, vocab.txt, model.safetensors
+    last.pt         all that an exact resume needs; before.pt is the one before it
+    predictions/    dev and test, in the course's format
+    result.json     the dev scores of the best model; only a finished run has it
+
+A process can be killed at any moment. So every file that a resume reads is written to a
+temporary file, fsynced and renamed, which is atomic. And a file can be changed by hand or
+swapped: args.json holds a digest of itself, and a checkpoint those of args.json and of the
+part of metrics.jsonl that it counts.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+import warnings
+
+import torch
+
+try:
+    import fcntl
+except ImportError:         # Windows
+    fcntl = None
+    import msvcrt
+
+# --- Files that are whole or absent ---
+
+@contextlib.contextmanager
+def naming(path):
+    """Errors of the disk in the body name this path, unless they name one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise OSError(error.errno or errno.EIO, error.strerror or str(error),
+                          path) from None
+        raise
+
+
+def sync(path):
+    """Wait until a file's bytes are on the disk."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def replace(path, write, keep=None):
+    """Let write(temporary path) make a file, and put it at `path` when it is on the disk.
+
+    keep(), just before that, may put the old file elsewhere. If writing fails, the
+    temporary file is removed and what was at `path` stays.
+    """
+    temporary = path + ".new"
+    try:
+        with naming(temporary):
+            write(temporary)
+            sync(temporary)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise
+    if keep:
+        keep()
+    os.replace(temporary, path)
+
+
+def write_json(path, value):
+    def write(temporary):
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            json.dump(value, file, indent=2)
+            file.write("\n")
+    replace(path, write)
+
+
+def file_digest(path, algorithm="sha256", prefix=b"") -> str:
+    """Digest of a file's bytes, in hex."""
+    digest = hashlib.new(algorithm, prefix)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def content_digest(value) -> str:
+    """Digest of nested dicts and lists of tensors and plain values, in hex."""
+    digest = hashlib.sha256()
+
+    def add(value):
+        if torch.is_tensor(value):
+            digest.update(f"{value.dtype}{list(value.shape)}".encode())
+            raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(memoryview(raw.numpy()))
+        elif isinstance(value, dict):
+            for key in sorted(value, key=repr):
+                digest.update(repr(key).encode())
+                add(value[key])
+        elif isinstance(value, (list, tuple)):
+            digest.update(f"[{len(value)}".encode())
+            for part in value:
+                add(part)
+        else:
+            digest.update(repr(value).encode())
+    add(value)
+    return digest.hexdigest()
+
+
+def finite(value):
+    """value with None for each NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --- The folder ---
+
+class Folder:
+    """A run's folder. state: what its newest whole checkpoint holds, a dict or None."""
+
+    def __init__(self, path, settings):
+        self.path, self.state, self.settings_digest = path, None, settings.get("digest")
+        self.saving = 0.0       # seconds spent on checkpoints
+        self.metrics = open(self / "metrics.jsonl", "ab")
+        try:
+            lock(self.metrics)
+        except OSError:
+            self.metrics.close()
+            raise ValueError(f"another process is using {path}; wait for its end, or stop "
+                             f"it") from None
+        self.metrics_digest = hashlib.sha256()
+
+    def __truediv__(self, name) -> str:
+        return os.path.join(self.path, name)
+
+    @classmethod
+    def create(cls, path, settings):
+        """A new folder with args.json.   Raises ValueError if there is something in it."""
+        check_free(path)
+        os.makedirs(path, exist_ok=True)
+        settings = {**settings, "digest": content_digest(settings)}
+        folder = cls(path, settings)
+        write_json(folder / "args.json", settings)
+        return folder
+
+    @classmethod
+    def reopen(cls, path, settings):
+        """Go on in an existing folder, from its newest whole checkpoint.
+
+        settings: of read_settings(). metrics.jsonl is cut back to that checkpoint. Returns
+        a Folder; its state is None if no checkpoint was written yet: the run then starts
+        from its beginning. Raises ValueError if there are checkpoints but none is whole, or
+        if args.json or metrics.jsonl is not the one that the checkpoint was written with.
+        """
+        folder = cls(path, settings)
+        try:
+            folder.read_checkpoint()
+            folder.cut_metrics()
+        except BaseException:
+            folder.metrics.close()
+            raise
+        return folder
+
+    def read_checkpoint(self):
+        found = [name for name in ("last.pt", "before.pt") if os.path.exists(self / name)]
+        for name in found:
+            self.state = load_checkpoint(self / name)
+            if self.state is not None:
+                break
+            # Out of the way, or it would soon take the place of the one that is whole.
+            os.replace(self / name, self / (name + ".damaged"))
+            print(f"{self / name} is damaged; going back to the checkpoint before it")
+        if found and self.state is None:
+            raise ValueError(f"no checkpoint in {self.path} can be read "
+                             f"({', '.join(found)}); start a new run")
+        if self.state and self.state.get("settings_digest") != self.settings_digest:
+            raise ValueError(f"{self / 'args.json'} is not the one that {self / name} was "
+                             f"written with: one of the two was changed or belongs to "
+                             f"another run; put the right one back, or start a new run")
+        if not os.path.exists(self / "best") and os.path.exists(self / "best.old"):
+            os.replace(self / "best.old", self / "best")
+        self.saving = (self.state or {}).get("saving", 0.0)
+
+    def cut_metrics(self):
+        """Cut metrics.jsonl back to the lines that the checkpoint counts."""
+        length = self.state["metrics_bytes"] if self.state else 0
+        with open(self / "metrics.jsonl", "rb") as file:
+            counted = file.read(length)
+        self.metrics_digest.update(counted)
+        if self.state and self.metrics_digest.hexdigest() != self.state["metrics_digest"]:
+            raise ValueError(f"{self / 'metrics.jsonl'}: its first {length} bytes are not "
+                             f"those that were there when the checkpoint was written; put "
+                             f"the file back, or start a new run")
+        self.metrics.truncate(length)
+        self.metrics.seek(length)       # or tell() would go on counting from the old end
+
+    def log(self, line: dict):
+        """One line of metrics.jsonl; null stands for NaN and infinity."""
+        text = json.dumps(finite(line), allow_nan=False).encode() + b"\n"
+        with naming(self / "metrics.jsonl"):
+            self.metrics.write(text)
+        self.metrics_digest.update(text)
+
+    def checkpoint(self, state: dict):
+        """Write last.pt; the one that was last becomes before.pt."""
+        begin = time.monotonic()
+        with naming(self / "metrics.jsonl"):
+            self.metrics.flush()
+            os.fsync(self.metrics.fileno())
+        state = {**state, "metrics_bytes": self.metrics.tell(), "saving": self.saving,
+                 "metrics_digest": self.metrics_digest.hexdigest(),
+                 "settings_digest": self.settings_digest}
+        state["digest"] = content_digest(state)
+
+        def write(temporary):
+            try:
+                torch.save(state, temporary)
+            except RuntimeError as error:       # torch's word for a disk that is full
+                full = shutil.disk_usage(self.path).free < 1 << 20
+                code = errno.ENOSPC if full else errno.EIO
+                raise OSError(code, str(error).split("\n")[0], temporary) from None
+
+        def keep():
+            if os.path.exists(self / "last.pt"):
+                os.replace(self / "last.pt", self / "before.pt")
+        replace(self / "last.pt", write, keep)
+        self.saving += time.monotonic() - begin
+
+    def replace_folder(self, name, write):
+        """Let write(temporary folder) make a folder; put it in the place of an old one.
+
+        No file system swaps two folders in one step; reopen() repairs what a kill leaves.
+        """
+        temporary, old = self / (name + ".new"), self / (name + ".old")
+        shutil.rmtree(temporary, ignore_errors=True)
+        with naming(temporary):
+            write(temporary)
+            for file in os.listdir(temporary):
+                sync(os.path.join(temporary, file))
+        shutil.rmtree(old, ignore_errors=True)
+        if os.path.exists(self / name):
+            os.replace(self / name, old)
+        os.replace(temporary, self / name)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def close(self):
+        """If no step was ever logged, the start failed: remove what create() has made."""
+        nothing = self.metrics.tell() == 0 and not os.path.exists(self / "last.pt")
+        with contextlib.suppress(OSError):      # lines that the last checkpoint lacks
+            self.metrics.close()
+        if nothing:
+            for name in ("args.json", "metrics.jsonl"):
+                if os.path.exists(self / name):
+                    os.remove(self / name)
+            if not os.listdir(self.path):
+                os.rmdir(self.path)
+
+
+def lock(file):
+    """Raise OSError if another process has locked `file`; a process's end unlocks it."""
+    if fcntl:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    else:           # one byte far beyond the end, so that the file can still be read
+        here = file.tell()
+        file.seek(1 << 40)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        finally:
+            file.seek(here)
+
+
+def check_free(path):
+    """Raise ValueError if `path` holds anything but the remains of a killed start."""
+    remains = {"args.json.new", "metrics.jsonl"}
+    started = os.path.join(path, "metrics.jsonl")
+    if os.path.lexists(path) and not (
+            os.path.isdir(path) and set(os.listdir(path)) <= remains
+            and not (os.path.exists(started) and os.path.getsize(started))):
+        kind = ("holds another run" if os.path.exists(os.path.join(path, "args.json"))
+                else "holds files" if os.path.isdir(path) else "is no folder")
+        resume = f", or go on with it by --resume {path}" if "run" in kind else ""
+        raise ValueError(f"--out {path} {kind}; give a new folder{resume}")
+
+
+def unused(path) -> str:
+    """path, or path-2, path-3, …: the first that does not exist."""
+    number, candidate = 1, path
+    while os.path.lexists(candidate):
+        number += 1
+        candidate = f"{path}-{number}"
+    return candidate
+
+
+def new_settings(args, source, files, machine) -> dict:
+    """args.json: each value and where it is from; the machine; digests of what is read."""
+    return {"args": {name: {"value": value, "from": source[name]}
+                     for name, value in vars(args).items()},
+            "machine": machine,
+            "digests": {name: file_digest(path) for name, path in files.items()}}
+
+
+def read_settings(path) -> dict:
+    """args.json of the run at `path`.   Raises ValueError if there is none."""
+    try:
+        with open(os.path.join(path, "args.json"), encoding="utf-8") as file:
+            settings = json.load(file)
+        for part in ("args", "digests", "machine"):
+            if not isinstance(settings[part], dict) or not settings[part]:
+                raise ValueError(f"{part} is no object")
+        for name, entry in settings["args"].items():
+            if not isinstance(entry, dict) or set(entry) != {"value", "from"}:
+                raise ValueError(f'{name} needs a "value" and a "from"')
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"--resume {path} is not the folder of a run: args.json cannot be "
+                         f"read ({error}); give a folder that train.py wrote") from None
+    without = {key: value for key, value in settings.items() if key != "digest"}
+    if settings.get("digest", content_digest(without)) != content_digest(without):
+        raise ValueError(f"{os.path.join(path, 'args.json')} was changed after the run had "
+                         f"written it; put the old one back, or start a new run")
+    return settings
+
+
+def compare(settings, path, files, machine):
+    """Is this what the run at `path` was started with?   Raises ValueError naming a file
+
+    files: {name: path} of all that the run reads now; machine: what a result may depend on.
+    Another machine, or other versions, are only a warning.
+    """
+    found = {name: file_digest(file) for name, file in files.items()}
+    changed = [name for name in {**found, **settings["digests"]}
+               if settings["digests"].get(name) != found.get(name)]
+    if changed:
+        raise ValueError(f"{', '.join(sorted(changed))}: not what the run in {path} was "
+                         f"started with; put the old files back, or start a new run")
+    for name, value in settings["machine"].items():
+        if machine.get(name) != value:
+            warnings.warn(f"{name} is {machine.get(name)}, was {value}: what follows will "
+                          f"not be bit for bit what it would have been", stacklevel=2)
+
+
+def resumed(args, source, path) -> tuple:
+    """Settings of the run at `path`, after a check that nothing else was asked for.
+
+    args, source: {flag's name: value}, {name: "given" or where it is from} of this command.
+    Returns ({name: value} of the run, its args.json). A flag that is newer than the run
+    takes its default. Raises ValueError for a flag that differs, or that is unknown now.
+    """
+    settings = read_settings(path)
+    values = {name: entry["value"] for name, entry in settings["args"].items()}
+    unknown = sorted(set(values) - set(args))
+    if unknown:
+        raise ValueError(f"--resume {path}: that run has settings which this version does "
+                         f"not know ({', '.join(unknown)}); resume it with the program or "
+                         f"version that wrote it")
+    for name, value in args.items():
+        if name not in values:
+            values[name] = value
+        elif name in ("data", "weights"):       # may have moved: their digests are compared
+            values[name] = value if source[name] == "given" else values[name]
+        elif source[name] == "given" and name != "resume" and values[name] != value:
+            raise ValueError(f"--{name.replace('_', '-')} {value} differs from the run in "
+                             f"{path}, which has {values[name]}; leave it out, or start a "
+                             f"new run")
+    return values, settings
+
+
+def load_checkpoint(path):
+    """-> the state, or None if the file is damaged. weights_only: it can run no code."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        digest = state.pop("digest")
+        return state if content_digest(state) == digest else None
+    except (PermissionError, MemoryError):
+        raise               # that is no fault of the file's
+    except Exception:       # cut short, overwritten, not ours: damaged one way or another
+        return None

@@ -1,0 +1,160 @@
+"""What a training loop needs besides training: checkpoints, signals, progress, resuming.
+
+    with Loop(folder, state, total, checkpoint_every=500) as loop:
+        for epoch, steps in loop.epochs(plan):      # after a resume, what is left of them
+            for step, item in steps:
+                …                                   # one update
+                loop.log({…}, "what to show")
+            with loop.interruptible():
+                …                                   # evaluation
+
+The order of things makes a resume exact: log, then checkpoint, then go on. Whatever comes
+after the last checkpoint is done again from the same state, and gives the same bits.
+"""
+
+import contextlib
+import math
+import signal
+import time
+
+import torch
+
+from plumbing.progress import Progress
+
+
+class Interrupted(Exception):
+    """A signal has asked the loop to end; its checkpoint is written."""
+
+
+class Diverged(Exception):
+    """Training cannot go on: the message says since which step, and what to try."""
+
+
+def check_divergence(theta, skipped_in_a_row, step, losses):
+    """Raise Diverged if θ is not finite, or 20 updates in a row were skipped.
+
+    step: number of the update from 0; losses: {name: number} of it.
+    """
+    bad = [name for name, value in losses.items() if not math.isfinite(value)]
+    cause = f"{', '.join(bad) or 'the gradient'} not finite"
+    advice = "try a smaller --lr, a --warmup, or --amp off"
+    if not torch.isfinite(theta).all():
+        raise Diverged(f"diverged: the parameters were not finite any more at update "
+                       f"{step + 1} ({cause}); {advice}")
+    if skipped_in_a_row >= 20:
+        raise Diverged(f"diverged: 20 updates in a row were skipped, the last was update "
+                       f"{step + 1} ({cause}); {advice}")
+
+
+class Stop:
+    """Turns a first Ctrl-C or SIGTERM into a request; a second Ctrl-C kills the process.
+
+    As a context manager it listens. asked is the signal's number, or 0. In the body of
+    `with stop.abandon():` a request raises Interrupted at once.
+    """
+
+    def __init__(self):
+        self.asked, self.abandoning = 0, False
+
+    def __enter__(self):
+        self.before = {number: signal.signal(number, self.hear)
+                       for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def hear(self, number, frame):
+        self.asked = number
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if self.abandoning:
+            raise Interrupted
+
+    @contextlib.contextmanager
+    def abandon(self):
+        self.abandoning = True
+        try:
+            if self.asked:          # the request came just before
+                raise Interrupted
+            yield
+        finally:
+            self.abandoning = False
+
+
+class Loop:
+    """Counts steps and epochs, writes checkpoints, shows progress, obeys signals.
+
+    folder: a folder.Folder; state() -> all that later steps depend on, for a checkpoint;
+    total: steps in all. step counts finished steps. best is whatever the caller wants to be
+    remembered about the best model so far. Leaving the `with` closes the folder.
+    """
+
+    def __init__(self, folder, state, total, checkpoint_every):
+        saved = folder.state or {}
+        folder.state = None         # as large as θ and AdamW's state together
+        self.folder, self.state, self.checkpoint_every = folder, state, checkpoint_every
+        self.step, self.finished_epochs = saved.get("step", 0), saved.get("epochs", 0)
+        self.best = saved.get("best")
+        self.start = time.monotonic() - saved.get("seconds", 0.0)
+        self.stop, self.progress = Stop(), Progress(total, self.step)
+
+    def __enter__(self):
+        self.stop.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self.stop.__exit__(*error)
+        self.progress.clear()
+        self.folder.close()
+
+    @property
+    def seconds(self) -> float:
+        """Since the start, without the time between an interruption and its resume."""
+        return time.monotonic() - self.start
+
+    def epochs(self, plan):
+        """[[item, …], …] -> (epoch, an iterator of (step, item)), for all that is left."""
+        first = 0
+        for epoch, items in enumerate(plan):
+            if epoch >= self.finished_epochs:
+                yield epoch, self.steps(first, items)
+                self.finished_epochs = epoch + 1
+                self.checkpoint()
+            first += len(items)
+
+    def steps(self, first, items):
+        for step in range(self.step, first + len(items)):
+            yield step, items[step - first]
+            self.step = step + 1
+            if self.stop.asked or self.step % self.checkpoint_every == 0:
+                self.checkpoint()
+            if self.stop.asked:
+                raise Interrupted
+
+    def log(self, line: dict, shown=None):
+        """A line of metrics.jsonl; shown: what the progress line says of this step."""
+        self.folder.log(line)
+        if shown is not None:
+            self.progress.show(self.step + 1, shown)
+
+    def say(self, text):
+        self.progress.clear()
+        print(text, flush=True)
+
+    def checkpoint(self):
+        # θ with AdamW's m and v, and θ̃ with SMART: 3 to 4 numbers a parameter, 1.3 to 1.8
+        # GB for bert-base. Hence not after every step.
+        self.progress.clear()
+        self.folder.checkpoint({**self.state(), "step": self.step, "best": self.best,
+                                "epochs": self.finished_epochs, "seconds": self.seconds})
+
+    @contextlib.contextmanager
+    def interruptible(self):
+        """For work that a signal may end at any point, such as an evaluation."""
+        try:
+            with self.stop.abandon():
+                yield
+        except Interrupted:
+            self.checkpoint()
+            raise
