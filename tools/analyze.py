@@ -6,7 +6,7 @@
     5      paraphrase(): false positives and negatives, the probabilities     (Figure 2)
     5      similarity(): errors, their mean, sd and skew                      (Figure 3)
     5      quoted(): the examples that the report quotes
-    3.3    gradients(): the task gradients over training and by layer, from metrics.jsonl
+    3.3    tools/gradients.py: the task gradients over training, and by layer
 
 Everything is about dev. It is printed as text, and written with figures to
 RUN/analysis/analysis.html and PNG files beside it; only the figures need matplotlib.
@@ -17,7 +17,6 @@ D15: Figure 1 is captioned STS in the report and shows SST.
 
 import argparse
 import dataclasses
-import itertools
 import os
 import re
 import sys
@@ -29,10 +28,11 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import data
 import heads
-from plumbing import machine, run
+from plumbing import command, folder, machine
 from plumbing.console import printable
 from tools import page, reading
-from tools.page import Figure, Heading, Paragraph, Table
+from tools.gradients import gradients, read_steps
+from tools.page import Figure, Heading, Paragraph, Table, share
 
 EXAMPLES = 5        # of the worst, and of the best, for each task
 
@@ -95,84 +95,35 @@ class Dev:
         return self.truth - self.predicted
 
 
-@dataclasses.dataclass
-class Steps:
-    """The lines of metrics.jsonl that hold task gradients, all of them checked."""
-    tasks: list                 # names of the tasks that were trained
-    lines: list                 # [S] dicts, as multitask.describe() made them
-    targets: bool               # with vaccine's targets?
-    layers: list                # names of the blocks of θ, if they were logged
-
-    @property
-    def pairs(self):
-        return list(itertools.combinations(self.tasks, 2))
-
-    @property
-    def ordered_pairs(self):
-        return list(itertools.permutations(self.tasks, 2))
-
-    def column(self, *names):
-        """column("cos", "sst", "para") -> the values of cos_sst_para, [S]"""
-        return np.array([line["_".join(names)] for line in self.lines])
-
-    def layer_column(self, layer, a, b):
-        """Cosines in one block of θ.   -> [S]"""
-        return np.array([line["layers"][layer][f"cos_{a}_{b}"] for line in self.lines])
-
-
-def read_steps(path, tasks):
-    """metrics.jsonl -> Steps.   Raises ValueError naming the line"""
-    lines = list(enumerate(reading.read_json_lines(path), 1))
-    steps = Steps(tasks, [], False, [])
-    if not steps.pairs:
-        return steps
-    cosines = [f"cos_{a}_{b}" for a, b in steps.pairs]
-    # Other lines: evaluations, paraphrase first, skipped steps, all steps without treatment.
-    lines = [(number, line) for number, line in lines if cosines[0] in line]
-    if not lines:
-        return steps
-    _, first = lines[0]
-    a, b = steps.ordered_pairs[0]
-    steps.targets, steps.layers = f"target_{a}_{b}" in first, list(first.get("layers", {}))
-    needed = ["step", "epoch", "acted", *cosines, *(f"treated_{name}" for name in cosines)]
-    needed += [f"{kind}_{task}" for kind in ("norm", "coefficient") for task in tasks]
-    needed += [f"{kind}_{a}_{b}" for kind in ["acted"] + ["target"] * steps.targets
-               for a, b in steps.ordered_pairs]
-    for number, line in lines:
-        reading.check_fields(path, line, dict.fromkeys(needed, reading.NUMBER), number)
-        if steps.layers:
-            reading.check_fields(path, line, {"layers": dict}, number)
-            reading.check_fields(path, line["layers"], dict.fromkeys(steps.layers, dict),
-                                 number)
-            for layer in steps.layers:
-                reading.check_fields(path, line["layers"][layer],
-                                     dict.fromkeys(cosines, reading.NUMBER), number)
-        steps.lines.append(line)
-    return steps
-
-
 def check_prediction(path, task, example, value):
     """Raise ValueError for a prediction that the task does not have."""
-    low, high, whole = task.label_range
-    if not (value in range(low, high + 1) if whole else np.isfinite(value)):
-        needed = f"a class from {low} to {high}" if whole else "a finite number"
+    needed, right = "a finite number", np.isfinite(value)
+    if task.whole_labels:
+        needed = f"a class from {task.lowest} to {task.highest}"
+        right = task.lowest <= value <= task.highest and value == int(value)
+    if not right:
         raise reading.mistake(path, f"{needed} for {example}", f"{value:g}; did the "
                               f"training diverge?")
 
 
 def read_dev(run_folder, data_folder, model):
-    """Truth, predictions and probabilities of all tasks.   -> {task name: Dev}"""
+    """Truth, predictions and probabilities of the tasks that the run has predicted.
+
+    -> {task name: Dev}
+    """
     device = machine.find_device("auto")
     autocast, _ = machine.choose_precision("auto", device)
     model = model.to(device)
     tokenizer = data.WordPiece(os.path.join(run_folder, "best", "vocab.txt"))
     found = {}
     for name, task in model.tasks.items():
+        path = os.path.join(run_folder, "predictions", f"{name}-dev-output.csv")
+        if not os.path.exists(path):    # not trained, and the data folder has no such file
+            continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")     # the run itself has named skipped rows
             dataset = data.load(data_folder, task, "dev", tokenizer)
             texts = data.load(data_folder, task, "dev", str).tokens
-        path = os.path.join(run_folder, "predictions", f"{name}-dev-output.csv")
         predictions = data.read_predictions(path)
         ids = [example.strip().lower() for example in dataset.ids]
         if set(ids) != set(predictions):
@@ -180,7 +131,8 @@ def read_dev(run_folder, data_folder, model):
                              f"run's own data with --data")
         for example in ids:
             check_prediction(path, task, example, predictions[example])
-        _, probabilities = heads.outputs(model, task, dataset, tokenizer, device, autocast)
+        _, probabilities = heads.outputs(model, task, dataset, tokenizer, device=device,
+                                         autocast=autocast)
         found[name] = Dev(task, texts, dataset.labels.astype(np.float64),
                           np.array([predictions[i] for i in ids]), probabilities)
     return found
@@ -188,18 +140,10 @@ def read_dev(run_folder, data_folder, model):
 
 # --- 5 The three tasks ---
 
-def share(part, whole):
-    return f"{part} ({100 * part / max(1, whole):.1f}%)"
-
-
-def signed(value):
-    return f"{value:+.3f}"
-
-
 def examples(dev, order, name, values):
     """A table of examples: truth, prediction, a value [N] with its name, text."""
     def row(i):
-        predicted = (f"{dev.predicted[i]:.0f}" if dev.task.label_range[2]
+        predicted = (f"{dev.predicted[i]:.0f}" if dev.task.whole_labels
                      else f"{dev.predicted[i]:.3f}")
         return [f"{dev.truth[i]:g}", predicted, f"{values[i]:.3f}",
                 "  |  ".join(printable(text.strip()) for text in dev.texts[i])]
@@ -336,6 +280,9 @@ def similarity(dev):
         Paragraph("Best:"), examples(dev, order[:EXAMPLES], "error", error)]
 
 
+SECTIONS = {"sst": sentiment, "para": paraphrase, "sts": similarity}
+
+
 def bare(text):
     """Only letters and digits, in lower case, to compare texts by"""
     return re.sub(r"[\W_]+", "", text.lower())
@@ -345,8 +292,9 @@ def quoted(found):
     """What this run makes of the examples that the report quotes.   [report 5]   -> parts"""
     rows = []
     for example in QUOTED:
-        dev, wanted = found[example.task], [bare(text) for text in example.texts]
-        places = [i for i, texts in enumerate(dev.texts) if list(map(bare, texts)) == wanted]
+        dev, wanted = found.get(example.task), [bare(text) for text in example.texts]
+        places = [i for i, texts in enumerate(dev.texts if dev else [])
+                  if list(map(bare, texts)) == wanted]
         here = ["", "not here"]
         if places:
             here = [f"{dev.truth[places[0]]:g}", f"{dev.predicted[places[0]]:.3g}"]
@@ -357,130 +305,6 @@ def quoted(found):
                       "ignored:"),
             Table(["task", "truth", "predicted", "report: truth", "report: predicted",
                    "text"], rows)]
-
-
-# --- 3.3 The task gradients ---
-
-LOOKS = [{"color": color, "linestyle": style, "marker": marker} for color, style, marker in (
-    ("black", "-", "o"), ("black", "--", "s"), ("black", ":", "^"),
-    (".55", "-", "D"), (".55", "--", "v"), (".55", ":", "P"))]
-
-
-def smooth(values, window):
-    """The mean of each `window` values in turn.   [N] -> [N // window]"""
-    values = np.asarray(values)
-    return values[:len(values) // window * window].reshape(-1, window).mean(-1)
-
-
-@dataclasses.dataclass
-class Panel:
-    """One of the curves' plots: column(kind, *names) for each of the names."""
-    kind: str
-    names: list                 # of tuples of task names
-    label: str
-    between: str = ", "         # two tasks' names
-
-
-def gradients(steps):
-    """The task gradients over training, and by layer.   [report 3.3]   -> parts"""
-    heading = Heading("The task gradients")
-    if not steps.lines:
-        return [heading, Paragraph("This run has not kept them apart; --option pcgrad and "
-                                   "gvac do.")]
-    number, epochs = len(steps.lines), steps.column("epoch")
-    window = max(1, number // 40)
-    conflicts = [f"{a} and {b} {share((steps.column('cos', a, b) < 0).sum(), number)}"
-                 for a, b in steps.pairs]
-    rows = []
-    for epoch in sorted(set(epochs)):
-        def mean(*names, of_epoch=epochs == epoch):
-            return steps.column(*names)[of_epoch].mean()
-        rows.append([str(epoch), *(signed(mean("cos", a, b)) for a, b in steps.pairs),
-                     *(signed(mean("treated_cos", a, b)) for a, b in steps.pairs),
-                     *(f"{mean('coefficient', task):.2f}" for task in steps.tasks),
-                     f"{mean('acted'):.2f}"])
-    changes = [[a, b, f"{steps.column('acted', a, b).mean():.2f}"]
-               for a, b in steps.ordered_pairs]
-    header = ["gradient", "gets some of", "share of steps"]
-    if steps.targets:
-        header.append("φᵀ at the end")
-        for change, (a, b) in zip(changes, steps.ordered_pairs):
-            change.append(signed(steps.column("target", a, b)[-1]))
-    tasks = [(task,) for task in steps.tasks]
-    panels = [Panel("cos", steps.pairs, "cosine before treatment"),
-              Panel("treated_cos", steps.pairs, "cosine after treatment"),
-              Panel("target", steps.ordered_pairs, "vaccine's target φᵀ", " ← "),
-              Panel("norm", tasks, "gradient norm"),
-              Panel("coefficient", tasks, "coefficient in the update"),
-              Panel("acted", steps.ordered_pairs, "share of all steps so far that acted",
-                    " ← ")]
-
-    def draw(figure):
-        shown = [panel for panel in panels if panel.kind != "target" or steps.targets]
-        for axes, panel in zip(figure.subplots(2, 3).flat, shown):
-            for names, look in zip(panel.names, LOOKS):
-                values = steps.column(panel.kind, *names)
-                if panel.kind == "acted":   # 0 or 1 a step: only long means say anything
-                    values = values.cumsum() / np.arange(1, number + 1)
-                axes.plot(smooth(steps.column("step"), window), smooth(values, window),
-                          label=panel.between.join(names), markersize=3, markevery=4, **look)
-            axes.set(xlabel="step", ylabel=panel.label)
-            axes.legend(fontsize=6, loc="best")
-            if panel.kind == "norm":
-                axes.set_yscale("log", base=2)
-                axes.yaxis.set_major_formatter("{x:g}")
-            if panel.kind in ("cos", "treated_cos"):
-                axes.axhline(0, color=".7", linewidth=.8, zorder=0)
-        for axes in figure.axes[len(shown):]:
-            axes.remove()
-    return [
-        heading,
-        Paragraph("Means over the steps of an epoch, on the shared parameters: cosines "
-                  "before and after treatment, each task's coefficient in the update, and "
-                  "the share of ordered pairs that were changed. Steps in which two "
-                  "gradients conflict (cosine below 0): " + ", ".join(conflicts) + "."),
-        Table(["epoch", *(f"cos {a} {b}" for a, b in steps.pairs),
-               *(f"after: {a} {b}" for a, b in steps.pairs),
-               *(f"coeff. {task}" for task in steps.tasks), "acted"], rows),
-        Table(header, changes),
-        Figure("gradients", f"Task gradients over training, means over {window} steps; "
-               f"a ← b: of a when it meets b", draw, (11, 6)),
-        *by_layer(steps)]
-
-
-def by_layer(steps):
-    """Cosines in each block of θ, where they were logged.   -> parts"""
-    if not steps.layers:
-        return [Paragraph("By layer: train with --log-layers.")]
-    cosines = {pair: np.stack([steps.layer_column(layer, *pair) for layer in steps.layers],
-                              -1) for pair in steps.pairs}                  # [S, L]
-    # A block that no gradient reaches has cosines of 0: the pooler, with --pool mean.
-    reached = np.any([(values != 0).any(0) for values in cosines.values()], 0)      # [L]
-    layers = [layer for layer, is_reached in zip(steps.layers, reached) if is_reached]
-    mean = {pair: values.mean(0)[reached] for pair, values in cosines.items()}
-    conflict = {pair: (values < 0).mean(0)[reached] for pair, values in cosines.items()}
-
-    def draw(figure):
-        left, right = figure.subplots(1, 2)
-        short = [layer.replace("layer ", "").replace("embeddings", "emb.")
-                 for layer in layers]
-        for pair, look in zip(steps.pairs, LOOKS):
-            left.plot(short, mean[pair], label=", ".join(pair), **look)
-            right.plot(short, conflict[pair], label=", ".join(pair), **look)
-        left.axhline(0, color=".7", linewidth=.8, zorder=0)
-        left.set(xlabel="block", ylabel="mean cosine before treatment")
-        right.axhline(.5, color=".7", linewidth=.8, zorder=0)
-        right.set(xlabel="block", ylabel="share of steps in conflict", ylim=(0, 1))
-        left.legend(fontsize="small")
-    return [
-        Paragraph("By layer: mean cosine before treatment, and share of steps with a "
-                  "conflict (two unrelated gradients would conflict in half of them)."),
-        Table(["block", *(f"cos {a} {b}" for a, b in steps.pairs),
-               *(f"conflict {a} {b}" for a, b in steps.pairs)],
-              [[layer, *(signed(mean[pair][k]) for pair in steps.pairs),
-                *(f"{conflict[pair][k]:.2f}" for pair in steps.pairs)]
-               for k, layer in enumerate(layers)]),
-        Figure("layers", "Task gradients by block of θ, over the whole run", draw)]
 
 
 # --- The command ---
@@ -501,7 +325,7 @@ def analyze(path, data_folder=None, out=None):
     """Analyze the run in the folder `path`.   -> exit status"""
     if not os.path.exists(os.path.join(path, "args.json")):
         raise ValueError(f"{path} is not the folder of a run; give one that train.py wrote")
-    settings = run.read_settings(path)["args"]
+    settings = folder.read_settings(path)["args"]
     if "tasks" not in settings:
         raise ValueError(f"{path} is a run of pre-training, which has no tasks; give one "
                          f"that train.py wrote")
@@ -517,7 +341,8 @@ def analyze(path, data_folder=None, out=None):
     parts = [
         Paragraph(command_of(settings)),
         Paragraph(f"Dev: {', '.join(words)}, overall {heads.overall_score(scores):.3f}."),
-        *sentiment(found["sst"]), *paraphrase(found["para"]), *similarity(found["sts"]),
+        *(part for name, parts_of in SECTIONS.items() if name in found
+          for part in parts_of(found[name])),
         *quoted(found), *gradients(steps)]
     page.show(printable(os.path.basename(os.path.abspath(path))), parts,
               out or os.path.join(path, "analysis"))
@@ -531,7 +356,7 @@ def main(argv=None):
     p.add_argument("--data", metavar="DIR", help="where its data is now (where it was)")
     p.add_argument("--out", metavar="DIR", help="for the page and figures (RUN/analysis)")
     args = p.parse_args(argv)
-    return run.one_line(lambda: analyze(args.run, args.data, args.out))
+    return command.one_line(lambda: analyze(args.run, args.data, args.out))
 
 
 if __name__ == "__main__":

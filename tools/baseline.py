@@ -16,6 +16,7 @@ import os
 import re
 import sys
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import data
 import heads
-from plumbing import run, sources
+from plumbing import command, sources
 
 PENALTIES = 3e-4, 1e-3, 3e-3, 1e-2, 3e-2
 BIAS = "bias"       # a feature that every example has; the names of all others are tuples
@@ -40,7 +41,7 @@ def features(texts):
     For one sentence: its words and its pairs of neighboring words. For two: those that both
     sentences have, those that only one has, and the share that both have.
     """
-    bags = [{(word,) for word in text} | set(zip(text, text[1:])) for text in texts]
+    bags = [{(word,) for word in text} | set(pairwise(text)) for text in texts]
     if len(bags) == 1:
         return dict.fromkeys(bags[0], 1.0)
     a, b = bags
@@ -142,14 +143,14 @@ def main(argv=None):
     parser.add_argument("--data", metavar="DIR", help="as in train.py")
     args = parser.parse_args(argv)
 
-    def command():
+    def compare():
         folder, _ = sources.find(args.data, sources.SAMPLE)
         for name, scores in (("n-grams", ngram_scores(folder)),
                              ("majority", majority_scores(folder))):
             print(f"{name:9}" + "  ".join(f"{task} {score:.3f}"
                                           for task, score in scores.items()))
         return 0
-    return run.one_line(command)
+    return command.one_line(compare)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,14 @@ class Figure:
                 f"<figcaption>{caption}</figcaption></figure>")
 
 
+def share(part, whole):
+    return f"{part} ({100 * part / max(1, whole):.1f}%)"
+
+
+def signed(value):
+    return f"{value:+.3f}"
+
+
 STYLE = """body { font: 16px/1.5 Georgia, serif; max-width: 62em; margin: 2em auto;
 padding: 0 1em; color: #111; background: #fff } table { border-collapse: collapse;
 margin: 1em 0; font-size: 14px } td, th { border-bottom: 1px solid #bbb; text-align: left;
