@@ -1,7 +1,7 @@
 """minBERT: the bidirectional transformer encoder that all three tasks share.
 
     3.1    BertConfig, Dropout, attention(), BertLayer, BertModel: embed() and encode()
-    4.1    from_pretrained(), save_pretrained(): the common checkpoint format
+    4.1    from_pretrained(), save_pretrained(): the Hugging Face checkpoint format
 
 Symbols: B sequences in a batch, T tokens in the longest of them, H features of a token
 (hidden_size), A attention heads, D = H / A features of a head.
@@ -10,7 +10,7 @@ Symbols: B sequences in a batch, T tokens in the longest of them, H features of 
                                                             pooled output [B, H]
 
 Why two functions: SMART (report 3.5) perturbs x, which lies between them.
-Shapes, dropout places, post-layer-norm order and the exact GELU are those of the released
+Shapes, dropout positions, post-layer-norm order and the exact GELU are those of the released
 BERT [Devlin et al. 2018], so its weights give its outputs to 1e-5.
 Leaves out: the masked-LM and next-sentence heads, decoders, relative positions.
 """
@@ -19,12 +19,13 @@ import dataclasses
 import json
 import math
 import os
+import warnings
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from plumbing import safetensors
+from plumbing import checkpoint, safetensors
 
 
 # --- 3.1 Configuration ---
@@ -48,65 +49,76 @@ class BertConfig:
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
     initializer_range: float = 0.02
+    others: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
+        *sizes, _ = dataclasses.fields(self)
+        for field in sizes:
             value = getattr(self, field.name)
             whole = field.type in (int, "int")
             if type(value) is not int and (whole or type(value) is not float):
-                raise ValueError(f"{field.name} must be a number, got {value!r}")
+                raise ValueError(f"{field.name} must be a {'whole ' * whole}number, got "
+                                 f"{safetensors.shown(value)}")
             low, high = (1, 10 ** 7) if whole else (0.0, 1.0)
             if field.name in ("num_hidden_layers", "num_attention_heads"):
                 high = 1000
+            if field.name == "max_position_embeddings":
+                low = 5                          # [CLS] a [SEP] b [SEP]
+            if field.name.endswith("dropout_prob"):
+                high = 0.999                     # with 1 nothing would be left to scale up
             if not low <= value <= high:         # False for NaN too
-                raise ValueError(f"{field.name} must be in [{low}, {high}], got {value!r}")
+                raise ValueError(f"{field.name} must be in [{low}, {high}], got "
+                                 f"{safetensors.shown(value)}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size must be a multiple of num_attention_heads, got "
                              f"{self.hidden_size} and {self.num_attention_heads}")
 
     @classmethod
     def from_json(cls, path):
-        """path of a config.json -> BertConfig. Raises ValueError naming path and entry."""
+        """path of a config.json -> BertConfig. Raises ValueError naming path and entry.
+
+        Entries that we don't use are kept as `others` and written again by to_json().
+        """
+        entries = checkpoint.read_json(path)
+        checkpoint.refuse_other_models(path, entries)
+        known = [field.name for field in dataclasses.fields(cls)][:-1]
         try:
-            with open(path, encoding="utf-8") as file:
-                entries = json.load(file)
-            if not isinstance(entries, dict):
-                raise ValueError(f"needed a JSON object, got {type(entries).__name__}")
-            # Keys that we don't know describe training or other software; these two would
-            # change the function that the weights were trained for.
-            for key, ours in (("hidden_act", "gelu"),
-                              ("position_embedding_type", "absolute")):
-                if entries.get(key, ours) != ours:
-                    raise ValueError(f"{key} must be {ours!r}, got {entries[key]!r}")
-            known = [field.name for field in dataclasses.fields(cls)]
             for key in known[:6]:        # sizes: a default could only be wrong
                 if key not in entries:
                     raise ValueError(f"{key} is missing")
-            return cls(**{key: entries[key] for key in known if key in entries})
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} does not describe a BERT: {error}") from None
+            return cls(**{key: entries.pop(key) for key in known if key in entries},
+                       others=entries)
+        except ValueError as error:
+            raise ValueError(f"{path} does not describe a BERT: {error}; use the one that "
+                             f"came with the weights") from None
 
     def to_json(self, path, **more):
-        entries = {"architectures": ["BertModel"], "model_type": "bert",
-                   "hidden_act": "gelu", "position_embedding_type": "absolute",
-                   "pad_token_id": 0, **dataclasses.asdict(self), **more}
+        entries = {"pad_token_id": 0, **self.others, "architectures": ["BertModel"],
+                   "model_type": "bert", "hidden_act": "gelu",
+                   "position_embedding_type": "absolute", **dataclasses.asdict(self)}
+        # Other software's, or true of the weights that were read but not of these.
+        for key in ("others", "dtype", "torch_dtype", "auto_map", "_name_or_path",
+                    "multitask", "transformers_version"):
+            entries.pop(key, None)
         with open(path, "w", encoding="utf-8", newline="\n") as file:
-            json.dump(entries, file, indent=2)
+            json.dump({**entries, **more}, file, indent=2)
             file.write("\n")
 
 
 # --- 3.1 Dropout ---
 
-def sixteen_bit_dropout(x, p):
-    """F.dropout(x, p) with a cheaper mask: each number is 0 or, with 1 - p, over 1 - p.
+def sixteen_bit_dropout(x: torch.Tensor, p: float) -> torch.Tensor:
+    """F.dropout(x, p) with a cheaper mask: x / (1 - p) with probability 1 - p, else 0.
 
-    x any shape -> the same. Why: on CPUs one random number for each entry of the mask takes
-    a tenth of a training step. A random number of 64 bits is four of 16, which round p to a
-    multiple of 1/65536: 0.1 to 0.100006.
+    x any shape -> the same. Raises ValueError for p of 1. Why: on CPUs one random number
+    for each entry of the mask takes a tenth of a training step. A random number of 64 bits
+    is four of 16, which round p to a multiple of 1/65536: 0.1 to 0.100006.
     """
     if x.device.type != "cpu" or p == 0:
         return F.dropout(x, p)
     dropped = round(p * 65536)
+    if dropped > 65535:
+        raise ValueError(f"dropout must be below 1, got {p}: nothing would be left")
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2 ** 63, None)
     bits = bits.view(torch.int16)[:x.numel()].view(x.shape)     # each -32768 … 32767
     # out: the comparison writes 0 and 1 as x's own type, which saves a slow copy from bool.
@@ -123,7 +135,8 @@ class Dropout(nn.Dropout):
 
 # --- 3.1 Multi-head attention ---
 
-def attention(query, key, value, attention_mask=None, dropout=0.0):
+def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+              attention_mask: torch.Tensor | None = None, dropout=0.0) -> torch.Tensor:
     """Every token takes a weighted mean of all values.   [Vaswani et al. 2017, eq. 1]
 
         softmax(Q Kᵀ / √D + mask) V
@@ -139,11 +152,8 @@ def attention(query, key, value, attention_mask=None, dropout=0.0):
         raise ValueError(f"attention_mask must be [{B}, {T}] for a query of "
                          f"{list(query.shape)}, got {list(attention_mask.shape)}")
     if query.is_cuda:
-        # The same function as one kernel: it never writes the T × T scores to memory.
         # On CPUs the lines below are as fast or faster, at the lengths of these data sets.
-        visible = (None if attention_mask is None else
-                   attention_mask.bool()[:, None, None, :])
-        return F.scaled_dot_product_attention(query, key, value, visible, dropout)
+        return fused_attention(query, key, value, attention_mask, dropout)
 
     # Why √D: the dot product of two random vectors of D unit features has variance D, and
     # softmax of large scores is nearly one-hot, with no gradient.
@@ -158,6 +168,12 @@ def attention(query, key, value, attention_mask=None, dropout=0.0):
     return weights @ value                                          # [B, A, T, D]
 
 
+def fused_attention(query, key, value, attention_mask=None, dropout=0.0):
+    """attention() as one kernel, which never writes the T × T scores to memory."""
+    visible = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+    return F.scaled_dot_product_attention(query, key, value, visible, dropout)
+
+
 # --- 3.1 One layer ---
 
 class BertLayer(nn.Module):
@@ -166,9 +182,9 @@ class BertLayer(nn.Module):
         x = LN(x + Dropout(W_o Attention(x)))
         x = LN(x + Dropout(W_2 GELU(W_1 x)))            [Devlin et al. 2018; post-LN]
 
-    x [B, T, H] -> [B, T, H]. Post-LN: the layer norm stands after the sum, as in the first
-    transformers. Moving it in front of the sub-layer, as newer models do, gives another
-    function, for which BERT's weights are of no use.
+    x [B, T, H] -> [B, T, H]. Post-LN: the layer norm follows the sum, as in the original
+    transformer. Putting it before the sub-layer, as newer models do, gives a different
+    function, for which BERT's weights are useless.
     """
 
     def __init__(self, config):
@@ -211,7 +227,8 @@ class BertLayer(nn.Module):
 class BertModel(nn.Module):
     """Embedding, num_hidden_layers layers, pooler.   [report 3.1; Devlin et al. 2018]
 
-    Bidirectional: no mask hides the words to come, so that every token sees the whole text.
+    Bidirectional: no mask hides the words that follow, so every token sees the whole text.
+    pooler is None where the weights have none and none was asked for.
     """
 
     def __init__(self, config):
@@ -228,18 +245,22 @@ class BertModel(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
         initialize(self, config.initializer_range)
 
-    def embed(self, input_ids, token_type_ids=None):
+    def embed(self, input_ids: torch.Tensor,
+              token_type_ids: torch.Tensor | None = None) -> torch.Tensor:
         """LN(word + position + segment), then dropout.
 
         input_ids [B, T] -> x [B, T, H]. token_type_ids [B, T] is 0 for the first sentence
         and 1 for the second; None means 0 throughout. Raises ValueError for a sequence
-        longer than the position table. Why positions: attention by itself cannot tell one
-        order of the words from another.
+        longer than the position table, and for segments where the weights know only one.
+        Why positions: attention by itself cannot tell one word order from another.
         """
         T = input_ids.size(1)
         if T > self.config.max_position_embeddings:
             raise ValueError(f"needed at most {self.config.max_position_embeddings} tokens "
                              f"(max_position_embeddings), got {T}; truncate the text")
+        if token_type_ids is not None and self.config.type_vocab_size == 1:
+            raise ValueError("needed weights with two segments to encode a pair as one "
+                             "sequence, got type_vocab_size 1; train without --con")
         if token_type_ids is None:
             segments = self.token_type_embeddings.weight[0]             # [H]
         else:
@@ -251,12 +272,12 @@ class BertModel(nn.Module):
         """All layers, then tanh(W h_[CLS] + b), the pooler.
 
         x [B, T, H], attention_mask [B, T] or None -> hidden states [B, T, H], pooled [B, H]
-        Why [CLS]: it stands first in every text and means nothing by itself, so its last
-        hidden state is free to become a summary.
+        (None without a pooler). Why [CLS]: it comes first in every text and means nothing
+        by itself, so its last hidden state is free to become a summary.
         """
         for layer in self.layers:
             x = layer(x, attention_mask)
-        return x, torch.tanh(self.pooler(x[:, 0]))
+        return x, None if self.pooler is None else torch.tanh(self.pooler(x[:, 0]))
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None):
         """ids [B, T] -> {"last_hidden_state" [B, T, H], "pooler_output" [B, H]}."""
@@ -267,12 +288,13 @@ class BertModel(nn.Module):
     # --- 4.1 Pre-trained weights ---
 
     @classmethod
-    def from_pretrained(cls, folder, dropout=None):
-        """Read config.json and model.safetensors, or else pytorch_model.bin, from `folder`.
+    def from_pretrained(cls, folder, dropout: float | None = None, pooler=True):
+        """Read config.json and the weights beside it (plumbing/checkpoint.py).
 
         Returns a BertModel in float32; dropout replaces config.json's probabilities. Heads
-        that are not ours (masked-LM, …) are ignored. Raises FileNotFoundError, or
-        ValueError naming the missing or misshapen tensor.
+        that are not ours (masked-LM, …) are ignored. Weights without a pooler get a random
+        one and a warning, or none if pooler is False. Raises FileNotFoundError, or
+        ValueError naming what is not a BERT, or the missing or misshapen tensor.
         """
         config_path = os.path.join(folder, "config.json")
         if not os.path.exists(config_path):
@@ -280,33 +302,32 @@ class BertModel(nn.Module):
                                     f"and model.safetensors; there is no {config_path}")
         config = BertConfig.from_json(config_path)
         if dropout is not None:
-            config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
-        path, tensors = read_checkpoint(folder)
+            config = dataclasses.replace(config, hidden_dropout_prob=dropout,
+                                         attention_probs_dropout_prob=dropout)
         # On the meta device tensors have shapes but no memory: a config.json that claims a
         # gigantic model is refused below, and nothing is initialised only to be replaced.
         with torch.device("meta"):
             model = cls(config)
-        state = {}
-        for name, parameter in model.state_dict().items():
-            key = checkpoint_name(name)
-            tensor = tensors.get(key)
-            if tensor is None:
-                raise ValueError(f"{path} has no tensor {key}, which config.json asks for; "
-                                 f"use the config.json that came with these weights")
-            if tensor.shape != parameter.shape:
-                raise ValueError(f"{path}: {key} must be {list(parameter.shape)} by "
-                                 f"config.json, got {list(tensor.shape)}")
-            if not tensor.is_floating_point():
-                raise ValueError(f"{path}: {key} must hold floats, got {tensor.dtype}")
-            state[name] = tensor.float()
-        model.load_state_dict(state, assign=True)
+        names = {name: checkpoint_name(name) for name in model.state_dict()}
+        tensors = checkpoint.read(folder, {names[name]: list(p.shape) for name, p
+                                           in model.state_dict().items()}, "pooler.")
+        if "pooler.dense.weight" not in tensors:
+            model.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+            initialize(model.pooler, config.initializer_range)
+            if pooler:
+                warnings.warn(f"{folder} has weights without a pooler, as masked-LM models "
+                              f"do: it starts at random (--pool mean needs none)")
+            else:
+                model.pooler = None
+        model.load_state_dict({name: tensors[key] for name, key in names.items()
+                               if key in tensors}, strict=False, assign=True)
         return model
 
     def save_pretrained(self, folder, tensors=None, half=False, **entries):
         """Write config.json and model.safetensors, which any BERT library can load.
 
         tensors {name: tensor} and entries of config.json are written too: other libraries
-        ignore them, MultitaskBert keeps its heads there. half: the encoder in float16.
+        ignore them; MultitaskBert keeps its heads there. half: the encoder in float16.
         """
         os.makedirs(folder, exist_ok=True)
         self.config.to_json(os.path.join(folder, "config.json"), **entries)
@@ -317,7 +338,7 @@ class BertModel(nn.Module):
 
 
 def initialize(module, std):
-    """Matrices ~ N(0, std²), biases 0, gains 1: for all that no checkpoint holds."""
+    """Matrices ~ N(0, std²), biases 0, gains 1: for whatever no checkpoint holds."""
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Embedding)):
             nn.init.normal_(part.weight, std=std)
@@ -325,7 +346,7 @@ def initialize(module, std):
             nn.init.zeros_(part.bias)
 
 
-# Our module -> the same one in the common checkpoints.
+# Our module -> its name in Hugging Face checkpoints.
 CHECKPOINT_MODULES = {
     "word_embeddings": "embeddings.word_embeddings",
     "position_embeddings": "embeddings.position_embeddings",
@@ -348,35 +369,3 @@ def checkpoint_name(name):
     *layer, module, kind = name.split(".")
     layer = f"encoder.layer.{layer[1]}." if layer else ""
     return f"{layer}{CHECKPOINT_MODULES[module]}.{kind}"
-
-
-def read_checkpoint(folder):
-    """folder -> (path of its weight file, {common name: tensor}), with old names made new.
-
-    Older files prefix every name with "bert." and call a layer norm's gain and bias gamma
-    and beta.
-    """
-    path = os.path.join(folder, "model.safetensors")
-    if os.path.exists(path):
-        tensors = safetensors.load(path)
-    else:
-        pickled = os.path.join(folder, "pytorch_model.bin")
-        if not os.path.exists(pickled):
-            raise FileNotFoundError(f"there is neither {path} nor pytorch_model.bin "
-                                    f"beside it")
-        path = pickled
-        try:        # weights_only: a pickle may otherwise run any code that it likes
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(f"{path} cannot be read as tensors alone "
-                             f"({type(error).__name__}); download it again") from None
-        if not isinstance(tensors, dict) or not all(isinstance(n, str) for n in tensors):
-            raise ValueError(f"{path} holds a {type(tensors).__name__}, needed a dict from "
-                             f"names to tensors")
-        tensors = {name: t for name, t in tensors.items() if torch.is_tensor(t)}
-    renamed = {}
-    for name, tensor in tensors.items():
-        name = name.removeprefix("bert.")
-        name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
-        renamed[name.replace("LayerNorm.beta", "LayerNorm.bias")] = tensor
-    return path, renamed

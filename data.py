@@ -12,8 +12,8 @@ only. Batches hold examples of like length: in batches of random examples up to 
 tokens would be padding, which costs as much time as text.
 D18: 3.3 doesn't say what becomes of a set's last, smaller batch. Here every batch has B
 examples, and what is left over comes first in the next pass.
-Leaves out: cased vocabularies, and texts longer than the encoder's position table (they are
-truncated, a pair's longer sentence first).
+Leaves out: texts longer than the encoder's position table (they are truncated, a pair's
+longer sentence first).
 """
 
 import dataclasses
@@ -25,8 +25,7 @@ import unicodedata
 import numpy as np
 import torch
 
-from plumbing import tsv
-
+from plumbing import tsv, vocabulary
 
 # --- 4.1 WordPiece ---
 
@@ -43,60 +42,60 @@ def is_punctuation(c):
             or unicodedata.category(c).startswith("P"))
 
 
-def basic_tokens(text):
-    """Clean, lower-case, strip accents, split off punctuation.   [Devlin et al. 2018, code]
+def normalize(text: str, lower_case=True, strip_accents=True, chinese=True) -> str:
+    """Clean, set Chinese characters apart, lower-case, strip accents.   [Devlin, code]
 
-    "Été naïve, $5.00" -> ["ete", "naive", ",", "$", "5", ".", "00"]
+    The settings are those of the weights: a cased BERT has lower_case and strip_accents
+    False. "Été\tnaïve" -> "ete naive"
     """
     kept = []
     for c in text:
         # Control characters vanish without leaving a gap: "c\x0bd" -> "cd".
         if c in "\0\ufffd" or (c not in "\t\n\r" and unicodedata.category(c)[0] == "C"):
             continue
-        # A CJK character is a word of its own; Hangul and Kana are not of them.
-        kept.append(f" {c} " if any(a <= ord(c) <= b for a, b in CJK) else c)
-    tokens = []
-    for word in "".join(kept).split():
-        # Lower-case before decomposing: İ -> i + a dot above, and the dot is then dropped.
-        word = "".join(c for c in unicodedata.normalize("NFD", word.lower())
+        # A CJK character is a word of its own; Hangul and Kana are not included.
+        cjk = chinese and any(a <= ord(c) <= b for a, b in CJK)
+        kept.append(" " if c.isspace() else f" {c} " if cjk else c)
+    text = "".join(kept)
+    if lower_case:
+        text = text.lower()
+    if strip_accents:
+        # After lower-casing: İ -> i + a dot above, and the dot is then dropped.
+        text = "".join(c for c in vocabulary.decompose(text)
                        if unicodedata.category(c) != "Mn")
-        spaced = "".join(f" {c} " if is_punctuation(c) else c for c in word)
-        tokens += spaced.split()
-    return tokens
+    return text
+
+
+def basic_tokens(text: str, lower_case=True, strip_accents=True, chinese=True) -> list[str]:
+    """normalize(), then split at blanks and at punctuation.   [Devlin et al. 2018, code]
+
+    "Été naïve, $5.00" -> ["ete", "naive", ",", "$", "5", ".", "00"]
+    """
+    text = normalize(text, lower_case, strip_accents, chinese)
+    return "".join(f" {c} " if is_punctuation(c) else c for c in text).split()
 
 
 class WordPiece:
     """Text -> sub-word ids, greedy longest match first.   [Wu et al. 2016; report 4.1]
 
-    vocab_size: rows of the embedding table that the ids must fit. Raises ValueError for a
-    vocabulary that does not, or that lacks one of BERT's special tokens.
+    path: a model's folder, or its vocab.txt; the tokenizer's settings are read from the
+    files beside it. vocab_size: rows of the embedding table that the ids must fit. Raises
+    ValueError for a vocabulary that does not, or that lacks one of BERT's special tokens.
     "[SEP]" in a text is text, not the separator: nobody can write one into their question.
     """
 
-    def __init__(self, path, vocab_size=None):
-        try:
-            with open(path, encoding="utf-8") as file:
-                self.tokens = [line.rstrip("\n") for line in file]
-        except FileNotFoundError:
-            raise FileNotFoundError(f"needed BERT's vocabulary beside its weights; there "
-                                    f"is no {path}") from None
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} must be UTF-8 text, got {error.reason} at byte "
-                             f"{error.start}; use BERT's vocab.txt") from None
-        self.ids = {token: i for i, token in enumerate(self.tokens)}
-        missing = [t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if t not in self.ids]
-        if missing:
-            raise ValueError(f"{path} has no {missing[0]} among its {len(self.tokens)} "
-                             f"lines; use BERT's vocab.txt")
-        # Some tables are padded to a multiple of 64.
-        if vocab_size is not None and not 0 <= vocab_size - len(self.tokens) < 64:
-            raise ValueError(f"{path} has {len(self.tokens)} entries, the weights beside "
-                             f"it were trained with {vocab_size}; use the one that came "
-                             f"with them")
-        self.path = path
+    def __init__(self, path, vocab_size: int | None = None):
+        self.vocabulary = v = vocabulary.read(path, vocab_size)
+        self.path, self.tokens = v.path, v.tokens
+        self.ids = {token: i for i, token in enumerate(v.tokens)}
         self.pad, self.unk, self.cls, self.sep = (
-            self.ids[t] for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]"))
+            self.ids[v.control[f"{name}_token"]] for name in ("pad", "unk", "cls", "sep"))
+        self.settings = v.lower_case, v.strip_accents, v.chinese
         self.seen = {}          # raw word -> its ids
+
+    def save(self, folder):
+        """Write vocab.txt and tokenizer_config.json as they were when they were loaded."""
+        self.vocabulary.save(folder)
 
     def pieces(self, token):
         """unaffable -> un ##aff ##able; if any rest has no match, the whole is [UNK]."""
@@ -114,22 +113,22 @@ class WordPiece:
             start = end
         return found
 
-    def save(self, folder):
-        with open(os.path.join(folder, "vocab.txt"), "w", encoding="utf-8") as file:
-            file.write("".join(token + "\n" for token in self.tokens))
-
-    def __call__(self, text):
+    def __call__(self, text: str) -> list[int]:
         """str -> list of ids, without [CLS] and [SEP]."""
         ids = []
-        for word in BLANKS.split(text):
-            # Why: English repeats itself. Keyed on the raw word, one look-up replaces all
-            # the steps above for 19 words of 20. None of them looks across a blank.
-            known = self.seen.get(word)
-            if known is None:
-                known = [piece for token in basic_tokens(word)
-                         for piece in self.pieces(token)]
-                self.seen[word] = known
-            ids += known
+        for part, added in self.vocabulary.split(text, lambda t: normalize(t, *self.settings)):
+            if added is not None:               # "[E1]", if it was added to the vocabulary
+                ids.append(added)
+                continue
+            for word in BLANKS.split(part):
+                # Why: English repeats itself. Keyed on the raw word, one look-up replaces
+                # all the steps above for 19 words of 20. None of them looks across a blank.
+                known = self.seen.get(word)
+                if known is None:
+                    known = [piece for token in basic_tokens(word, *self.settings)
+                             for piece in self.pieces(token)]
+                    self.seen[word] = known
+                ids += known
         return ids
 
 
@@ -139,9 +138,9 @@ class WordPiece:
 class Dataset:
     """The examples of one file: ids, texts as token ids, labels (None for a test set)."""
     path: str
-    ids: list               # [N] strings, as in the file
-    tokens: list            # [N] tuples of one or two lists of ids
-    labels: np.ndarray      # [N] float32
+    ids: list[str]                  # [N], as in the file
+    tokens: list[tuple]             # [N], each one or two lists of ids
+    labels: np.ndarray | None       # [N] float32; None: a test set
 
     def __len__(self):
         return len(self.ids)
@@ -165,7 +164,8 @@ def load(folder: str, task, split: str, tokenizer) -> Dataset:
                                 f"is no such file; give the folder of the CSV files with "
                                 f"--data")
     label = [] if split == "test" else [task.label]
-    lines, ids, tokens, labels = {}, [], [], []
+    lines: dict[str, int] = {}              # id -> its line
+    ids, tokens, labels = [], [], []
     for line, (example, *values) in tsv.read(path, ["id", *task.texts, *label]):
         note_id(lines, example, path, line)
         ids.append(example)
@@ -213,7 +213,8 @@ def parse_label(text: str, task, path: str, line: int) -> float:
     if not in_range or (task.whole_labels and value != int(value)):
         kind = "a whole number" if task.whole_labels else "a number"
         raise ValueError(f"{path}, line {line}: {task.label} must be {kind} from "
-                         f"{task.lowest} to {task.highest}, got {text[:40]!r}; mend or remove that line")
+                         f"{task.lowest} to {task.highest}, got {text[:40]!r}; mend or "
+                         f"remove that line")
     return value
 
 
@@ -250,117 +251,134 @@ def join_pair(a, b, cls, sep, max_length):
 
 @dataclasses.dataclass
 class Batch:
-    """Tensors for one forward pass.
+    """Tensors for one forward pass.   R = B rows, or 2B for a pair task without CON
 
-    R = B rows; without CON a pair task has R = 2B: first all first sentences, then all
-    second ones, so that one pass through the encoder serves both.
+    The 2B rows are all first sentences, then all second ones: one pass through the encoder
+    serves both.
     """
-    input_ids: torch.Tensor         # [R, T]
-    token_type_ids: torch.Tensor    # [R, T], or None for all 0
-    attention_mask: torch.Tensor    # [R, T], 1 for tokens, or None if nothing is padded
-    labels: torch.Tensor            # [B] float32, or None
+    input_ids: torch.Tensor                 # [R, T]
+    token_type_ids: torch.Tensor | None     # [R, T]; None: all 0
+    attention_mask: torch.Tensor | None     # [R, T], 1 for tokens; None: nothing is padded
+    labels: torch.Tensor | None             # [B] float32; None: a test set
 
     def to(self, device):
         def moved(tensor):
             return None if tensor is None else tensor.to(device, non_blocking=True)
-        return Batch(*(moved(getattr(self, f.name)) for f in dataclasses.fields(self)))
+        return Batch(moved(self.input_ids), moved(self.token_type_ids),
+                     moved(self.attention_mask), moved(self.labels))
 
 
-def collate(dataset, indices, tokenizer, joint, max_length):
-    """Examples -> Batch.   indices [B]; joint is CON; max_length in tokens, with specials.
+def collate(dataset: Dataset, indices, tokenizer, joint: bool, max_length: int) -> Batch:
+    """Examples -> Batch.   indices [B]; joint is CON; max_length counts [CLS] and [SEP]
 
     joint:     a pair as one row, by join_pair()                     [report 3.4]
-    otherwise: [CLS] a [SEP] and [CLS] b [SEP] as rows of their own
+    otherwise: [CLS] a [SEP] and [CLS] b [SEP] as two rows
     """
     cls, sep = tokenizer.cls, tokenizer.sep
-    examples = [dataset.tokens[i] for i in indices]
+    examples = [dataset.tokens[i] for i in indices]         # B tuples of one or two lists
     segments = None
     if joint and len(examples[0]) == 2:
         rows, segments = zip(*(join_pair(a, b, cls, sep, max_length) for a, b in examples))
     else:
         rows = [[cls, *texts[k][:max_length - 2], sep]
                 for k in range(len(examples[0])) for texts in examples]
-    T = max(map(len, rows))
+    T = max(len(row) for row in rows)
     padded = any(len(row) < T for row in rows)
 
-    # Trap: pad with [PAD]'s id, segment 0 and mask 0, at the end. The mask alone is what
-    # keeps padding out; where nothing is padded it is None, which saves adding zeros.
+    # Trap: pad at the end, with [PAD]'s id, segment 0 and mask 0. The mask alone keeps
+    # padding out of the attention. Without padding it is None, which saves adding zeros.
     def fill(lists, value):
         return torch.tensor([row + [value] * (T - len(row)) for row in lists])      # [R, T]
 
-    labels = None if dataset.labels is None else torch.from_numpy(dataset.labels[indices])
-    return Batch(fill(rows, tokenizer.pad), None if segments is None else fill(segments, 0),
-                 fill([[1] * len(row) for row in rows], 0) if padded else None, labels)
+    return Batch(
+        input_ids=fill(rows, tokenizer.pad),
+        token_type_ids=None if segments is None else fill(segments, 0),
+        attention_mask=fill([[1] * len(row) for row in rows], 0) if padded else None,
+        labels=(None if dataset.labels is None else
+                torch.from_numpy(dataset.labels[indices])))
 
 
 # --- 3.3 Batches ---
 
-def lengths(dataset, joint):
-    """Tokens that each example takes in a row, to sort by.   -> [N]
+def lengths(dataset: Dataset, joint: bool) -> np.ndarray:
+    """The number of tokens that sets the length of each example's row.   -> [N]
 
-    Apart, a row is as long as the longer of the two sentences; together, as both.
+    A pair as one row (CON) needs both sentences; as two rows, the longer one counts.
     """
-    together = sum if joint else max
-    return np.array([together(map(len, texts)) for texts in dataset.tokens])
+    total = sum if joint else max
+    return np.array([total(len(text) for text in texts) for texts in dataset.tokens])
 
 
 class Stream:
     """Endless batches, without replacement: pass after shuffled pass.   [report 3.3]
 
-    next() -> indices [B]. The shuffled passes over the N examples form one long sequence,
-    of which batch b takes the places b·B to (b+1)·B. Within a pass up to WINDOW batches at
-    a time are sorted by length and cut anew, then shuffled: batch-mates are alike in length
-    but otherwise random. The batch in which a pass ends holds what is left over of it (D18)
-    and is filled up from the next: no example comes again before all others have come.
-    `position` is [generation, batches drawn], two integers, all that a checkpoint needs:
-    every order comes from a generator seeded by (seed, position), not by what came before.
+    next() -> indices [B]. The shuffled passes over the N examples stand one after another
+    in one long sequence, which is cut into batches of B. With N = 10 and B = 4:
+
+        pass    0 0 0 0 0 0 0 0 0 0 1 1 1 1 1 1 1 1 1 1 2 2 2 2 …
+        batch   0 0 0 0 1 1 1 1 2 2 2 2 3 3 3 3 4 4 4 4 5 5 5 5 …
+        group   |- sorted ----| |alone| |- sorted ----| |- sorted …
+
+    Up to GROUP batches of one pass form a group: their examples are sorted by length, cut
+    into batches again, and these are shuffled. So the examples of a batch have about the
+    same length but are otherwise random. Batch 2 takes the rest of pass 0 and begins pass
+    1 (D18). It stays alone, so that no example comes again before all others have come.
+    `position` is [generation, next batch], all that a checkpoint needs: the random numbers
+    are seeded by the place in the sequence, not by what was drawn before.
     """
 
-    WINDOW = 64
+    GROUP = 64
 
-    def __init__(self, lengths, batch_size, seed):
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed):
         self.lengths, self.batch_size, self.seed = lengths, batch_size, list(seed)
         self.position = [0, 0]
-        self.window = None, None        # (generation, its first batch's number), batches
+        self.generation, self.group = 0, range(0)   # what is in self.batches
+        self.batches = np.empty((0, batch_size), int)
 
-    def restart(self):
-        """Begin a new order, dropping the rest of this pass (--fresh-streams)."""
+    def restart(self) -> None:
+        """Begin a new order and drop the rest of this pass (--fresh-streams)."""
         self.position = [self.position[0] + 1, 0]
 
-    def next(self):
+    def next(self) -> np.ndarray:
         """-> indices [B]"""
-        N, B = len(self.lengths), self.batch_size
-        generation, b = self.position
-        this_pass = b * B // N
-        # The batches that lie wholly in this pass: first … last - 1.
-        first, last = -(-this_pass * N // B), (this_pass + 1) * N // B
-        if b < last:
-            start = first + (b - first) // self.WINDOW * self.WINDOW
-            count = min(self.WINDOW, last - start)
-        else:
-            start, count = b, 1         # the one in which this pass ends and another begins
-        if self.window[0] != (generation, start):
-            self.window = (generation, start), self.batches_of(generation, start, count)
-        self.position = [generation, b + 1]
-        return self.window[1][b - start]
+        generation, batch = self.position
+        if generation != self.generation or batch not in self.group:
+            self.generation, self.group = generation, self.group_of(batch)
+            self.batches = self.batches_of(generation, self.group)
+        self.position = [generation, batch + 1]
+        return self.batches[batch - self.group.start]
 
-    def batches_of(self, generation, start, count):
-        """Batches start to start + count of the sequence.   -> [count, B]"""
+    def group_of(self, batch: int) -> range:
+        """The numbers of the batches that are sorted together with this one."""
         N, B = len(self.lengths), self.batch_size
-        picks, at, end = [], start * B, (start + count) * B         # places in the sequence
+        this_pass = batch * B // N                      # the pass of its first example
+        first = -(-this_pass * N // B)                  # the pass's first whole batch
+        end = (this_pass + 1) * N // B                  # one after its last whole batch
+        if batch >= end:
+            return range(batch, batch + 1)
+        start = batch - (batch - first) % self.GROUP
+        return range(start, min(start + self.GROUP, end))
+
+    def batches_of(self, generation: int, group: range) -> np.ndarray:
+        """The batches of a group.   -> indices [len(group), B]"""
+        N, B = len(self.lengths), self.batch_size
+        picks, at, end = [], group.start * B, group.stop * B    # places in the sequence
         while at < end:
             this_pass, inside = divmod(at, N)
             order = np.random.default_rng([*self.seed, generation, 0, this_pass])
             picks.append(order.permutation(N)[inside:inside + end - at])
             at += len(picks[-1])
-        picks = np.concatenate(picks)
-        picks = picks[np.argsort(self.lengths[picks], kind="stable")].reshape(count, B)
-        shuffle = np.random.default_rng([*self.seed, generation, 1, start])
-        return picks[shuffle.permutation(count)]
+        indices = np.concatenate(picks)
+        by_length = indices[np.argsort(self.lengths[indices], kind="stable")]
+        shuffle = np.random.default_rng([*self.seed, generation, 1, group.start])
+        return by_length.reshape(-1, B)[shuffle.permutation(len(group))]
 
 
-def in_order_of_length(lengths, batch_size):
-    """Every example once, longest first (so that memory runs out at once or never)."""
+def in_order_of_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Batches that hold every example once, the longest first.   -> [indices [≤ B], …]
+
+    The first batch is the largest, so if memory is too small we know at once.
+    """
     order = np.argsort(-lengths, kind="stable")
     return [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
 
@@ -383,7 +401,8 @@ def read_predictions(path: str) -> dict[str, float]:
 
     Ids are stripped and lower-cased, as the course's grader does. They may hold commas.
     """
-    lines, found = {}, {}
+    lines: dict[str, int] = {}              # id -> its line
+    found = {}
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         header = file.readline()
         if not re.match(r"\s*id[\s,]", header, re.IGNORECASE):

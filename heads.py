@@ -240,16 +240,31 @@ class MultitaskBert(nn.Module):
     @classmethod
     def from_pretrained(cls, folder):
         """Read save_pretrained()'s folder.   Raises ValueError if it holds no heads."""
-        encoder = bert.BertModel.from_pretrained(folder)
-        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+        path = os.path.join(folder, "config.json")
+        if not os.path.exists(path):
+            raise FileNotFoundError(f"needed the best/ folder of a run; there is no {path}")
+        with open(path, encoding="utf-8-sig") as file:
             settings = json.load(file).get("multitask")
         if settings is None:
             raise ValueError(f"{folder} holds an encoder without heads; give the best/ "
                              f"folder of a run")
+        known = {"con": (False, True), "hlh": (False, True), "pool": ("cls", "mean"),
+                 "sst_loss": ("ce", "mse"), "sts_loss": ("ce", "mse")}
+        if not isinstance(settings, dict) or set(settings) != set(known) or any(
+                settings[name] not in values for name, values in known.items()):
+            raise ValueError(f"{path}: multitask must have one of these values for each: "
+                             f"{known}; got {str(settings)[:80]}")
+        encoder = bert.BertModel.from_pretrained(folder, pooler=settings["pool"] == "cls")
         model = cls(encoder, **settings)
-        names = {f"heads.{name}": name for name in model.heads.state_dict()}
-        tensors = safetensors.load(os.path.join(folder, "model.safetensors"), names)
-        model.heads.load_state_dict({names[name]: p for name, p in tensors.items()})
+        path = os.path.join(folder, "model.safetensors")
+        wanted = {f"heads.{name}": p for name, p in model.heads.state_dict().items()}
+        tensors = safetensors.load(path, wanted)
+        for name, p in wanted.items():
+            if name not in tensors or tensors[name].shape != p.shape:
+                raise ValueError(f"{path}: needed {name} {list(p.shape)} for the settings in "
+                                 f"config.json, got "
+                                 f"{list(tensors[name].shape) if name in tensors else None}")
+            p.copy_(tensors[name])
         return model
 
     def blocks(self) -> list[optim.Block]:

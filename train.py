@@ -108,7 +108,8 @@ def parse(argv=None):
         # Trap: 0 may be given. What was not given is None until here, never tested by `or`.
         if getattr(args, name) is None:
             setattr(args, name, getattr(row, name))
-            source[name] = origin
+            in_table = row is SAMPLE or name not in ("warmup", "pool")
+            source[name] = origin if in_table else "default"
     if not args.resume:         # the flags of a run to be resumed are compared with its own
         flags.check(p, args, source, multitask.TREATMENTS)
     return args, source
@@ -208,9 +209,9 @@ def load_model(weights, seed, dropout=None, **settings):
     only before training, or two runs with one seed start from different heads.
     """
     torch.manual_seed(seed)
-    encoder = bert.BertModel.from_pretrained(weights, dropout)
-    tokenizer = data.WordPiece(os.path.join(weights, "vocab.txt"),
-                               encoder.config.vocab_size)
+    encoder = bert.BertModel.from_pretrained(weights, dropout,
+                                             pooler=settings["pool"] == "cls")
+    tokenizer = data.WordPiece(weights, encoder.config.vocab_size)
     return tokenizer, heads.MultitaskBert(encoder, **settings)
 
 
@@ -472,7 +473,19 @@ def main(argv=None) -> int:
     """-> exit status: 2 for a mistake in flags or files, which gets one line."""
     def run():
         args, source = parse(argv)
-        return sources.download() if args.download else train(args, source)
+        if args.download:
+            return sources.download()
+        try:
+            return train(args, source)
+        except (RuntimeError, MemoryError) as error:
+            asked = machine.memory_asked(error)
+            if asked is None:
+                raise
+            half = f"--batch-size {args.batch_size // 2} --accumulate {2 * args.accumulate}"
+            raise ValueError(
+                f"out of memory, {asked} were asked for; "
+                + (f"{half} makes the same updates with less" if args.batch_size % 2 == 0
+                   else "use a smaller --batch-size")) from None
     return command.one_line(run)
 
 

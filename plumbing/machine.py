@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import re
 
 import numpy as np
 import torch
@@ -14,10 +15,20 @@ def find_device(name):
         device = torch.device(name if name != "auto" else
                               "cuda" if torch.cuda.is_available() else "cpu")
         torch.zeros(1, device=device).item()        # "meta" has no numbers
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise ValueError(f"--device must be auto, or a device of this machine such as cpu, "
-                         f"got {name!r}") from None
+    except Exception:       # torch has an exception of another kind for each unknown device
+        raise ValueError(f"--device must be auto, or a device of this machine, such as cpu "
+                         f"or, with a GPU, cuda; got {name!r}") from None
     return device
+
+
+def memory_asked(error) -> str | None:
+    """How much an allocation that failed has asked for; None for any other error."""
+    text = str(error)
+    if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and (
+            "allocate memory" not in text and "not enough memory" not in text):
+        return None
+    found = re.search(r"allocate (\d[\d.]* \w+)", text)
+    return found.group(1) if found else "more bytes than there are"
 
 
 def choose_precision(amp, device, smallest_change=1.0):

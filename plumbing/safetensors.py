@@ -4,10 +4,11 @@
     N bytes           a JSON object: tensor name -> {"dtype", "shape", "data_offsets"}
     the rest          the raw tensors, little-endian, row by row; offsets count from here
 
-A weight file comes from a stranger, so nothing in its header is believed: every number is
+A weight file comes from a stranger, so nothing in its header is trusted: every number is
 checked against the size of the file before a byte is read or allocated. Unlike a pickle,
 a file that passes can do nothing but hold numbers.
-Leaves out: big-endian machines and the 8-bit float types.
+Leaves out: big-endian machines. Tensors of other types (F8_E4M3, U16, C64, …) may stand in
+the file, but cannot be loaded.
 """
 
 import json
@@ -23,14 +24,21 @@ DTYPES = {
     "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-MAX_HEADER = 100_000_000        # bytes; the limit of the format's own reference reader
+MAX_HEADER = 16 * 2 ** 20       # bytes; a BERT's header has some 20,000
+
+
+def shown(value, quote="'"):
+    """Something from a file, for a message: control characters escaped, and not too long."""
+    text = repr(value)[1:-1] if isinstance(value, str) else repr(value)
+    text = text if len(text) <= 80 else f"{text[:50]} … {text[-20:]}"
+    return f"{quote}{text}{quote}" if isinstance(value, str) else text
 
 
 def read_header(path):
     """Read and check the header alone.
 
     path -> ({name: (dtype, shape, begin, end)}, offset of the data in the file, in bytes).
-    Raises ValueError if the file lies about itself in any way, OSError if it can't be read.
+    dtype is torch's, or the name of one that torch or we don't have. Raises ValueError if the file lies about itself in any way, OSError if it can't be read.
     """
     def refuse(what):
         raise ValueError(f"{path} is not a whole safetensors file: {what}; "
@@ -60,7 +68,7 @@ def read_header(path):
     except (ValueError, RecursionError) as error:       # not UTF-8, not JSON, a huge number
         refuse(f"its header is not JSON ({str(error)[:60]})")
     if twice:
-        refuse(f"the name {twice[0]!r} occurs twice in its header")
+        refuse(f"the name {shown(twice[0])} occurs twice in its header")
     if not isinstance(header, dict):
         refuse(f"its header is a JSON {type(header).__name__}, not an object")
     header.pop("__metadata__", None)
@@ -75,26 +83,28 @@ def read_header(path):
         entry = entry if isinstance(entry, dict) else {}
         dtype, shape = entry.get("dtype"), entry.get("shape")
         offsets = entry.get("data_offsets")
-        if not isinstance(dtype, str) or dtype not in DTYPES:
-            refuse(f"{name} has dtype {dtype!r}, known are {', '.join(DTYPES)}")
+        place = shown(name, "")
+        if not isinstance(dtype, str):
+            refuse(f"{place} has dtype {shown(dtype)}, needed a name such as F32")
         if not natural(shape) or len(shape) > 8:
-            refuse(f"{name} has shape {shape!r}, needed a list of at most 8 sizes")
+            refuse(f"{place} has shape {shown(shape)}, needed a list of at most 8 sizes")
         if (not natural(offsets) or len(offsets) != 2
                 or not offsets[0] <= offsets[1] <= data):
-            refuse(f"{name} has data_offsets {offsets!r}, "
+            refuse(f"{place} has data_offsets {shown(offsets)}, "
                    f"the file holds {data} bytes of data")
-        needed = math.prod(shape) * DTYPES[dtype].itemsize      # a Python int: no overflow
-        if offsets[1] - offsets[0] != needed:
-            refuse(f"{name} {shape} {dtype} needs {needed} bytes, "
+        known = DTYPES.get(dtype)
+        needed = math.prod(shape) * (known.itemsize if known else 0)    # never overflows
+        if known and offsets[1] - offsets[0] != needed:
+            refuse(f"{place} {shown(shape)} {dtype} needs {needed} bytes, "
                    f"its data_offsets give {offsets[1] - offsets[0]}")
-        tensors[name] = DTYPES[dtype], shape, *offsets
+        tensors[name] = known or dtype, shape, *offsets
 
     # The tensors must tile the data: an overlap would alias two weights, a hole or a tail
     # could hide anything. (A file cut short fails above, at data_offsets.)
     position = 0
     for name, (_, _, begin, end) in sorted(tensors.items(), key=lambda item: item[1][2:]):
         if begin != position:
-            refuse(f"{name} begins at byte {begin} of the data, expected {position}")
+            refuse(f"{shown(name, '')} begins at byte {begin} of the data, expected {position}")
         position = end
     if position != data:
         refuse(f"{data - position} bytes at its end belong to no tensor")
@@ -102,18 +112,24 @@ def read_header(path):
 
 
 def load(path, names=None):
-    """Read the tensors called `names` (default: all).   path -> {name: Tensor on CPU}"""
+    """Read the tensors called `names` (default: all).   path -> {name: Tensor on CPU}
+
+    Raises ValueError, as read_header() does, and for a tensor of a type not in DTYPES.
+    """
     header, start = read_header(path)
     tensors = {}
     with open(path, "rb") as file:
         for name, (dtype, shape, begin, end) in header.items():
             if names is not None and name not in names:
                 continue
+            if isinstance(dtype, str):
+                raise ValueError(f"{path}: {shown(name, '')} has dtype {shown(dtype, '')}, "
+                                 f"known are {', '.join(DTYPES)}")
             buffer = torch.empty(end - begin, dtype=torch.uint8)
             file.seek(start + begin)
             # The file may have shrunk since its size was taken: count what really came.
             if file.readinto(memoryview(buffer.numpy())) != end - begin:
-                raise ValueError(f"{path} ended inside {name}; download it again")
+                raise ValueError(f"{path} ended inside {shown(name, '')}; download it again")
             tensors[name] = buffer.view(dtype).reshape(shape)
     return tensors
 

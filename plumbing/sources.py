@@ -96,8 +96,8 @@ def download(root=ROOT, data_url=DATA_URL, weights_url=WEIGHTS_URL, data=None,
 
 SAMPLE = os.path.join(ROOT, "sample")
 SAMPLE_NOTE = ("This is the sample: made-up sentences and a very small BERT, to show how "
-               "the methods work.\nFor the real data and bert-base-uncased: python train.py "
-               "--download\n")
+               "the methods work.\nTo get the real data and bert-base-uncased: "
+               "python train.py --download\n")
 NEITHER = ("needed data and weights: give the folder of the nine CSV files with --data and "
            "a pre-trained BERT with --weights, or get both by python train.py --download")
 

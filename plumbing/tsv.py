@@ -68,21 +68,21 @@ def warn(path: str, numbers: list[int], what: str) -> None:
 
 # --- Quotes ---
 
-def record(lines: list[str], first: int, width: int, multiline: int):
+def record(lines: list[str], first: int, width: int, columns: int):
     """The row that begins at lines[first].   -> (fields, the next row's place, stray quote?)
 
-    A field in quotes may hold tabs, doubled quotes and ends of lines; only the first
-    `multiline` fields may hold ends of lines. A stray quote, which opens a field that is
-    never closed, is a plain character.
+    width: fields that a row needs; columns: names in the table's first line. A field in
+    quotes may hold tabs, doubled quotes and ends of lines. A stray quote, which opens a
+    field that is never closed, is a plain character.
     """
-    fields, row, at, stray = [], first, 0, False
+    fields: list[str] = []
+    row, at, stray = first, 0, False
     while True:
         found = None
         if lines[row].startswith('"', at):
             found = quoted(lines, row, at)
-            if found and found[1] > row and not (
-                    len(fields) < multiline
-                    and may_span(lines, row, found[1], width, len(fields))):
+            if found and found[1] > row and (
+                    len(fields) >= columns or hides_row(lines[row:found[1] + 1], width)):
                 found = None
             stray = stray or found is None
         if found:
@@ -95,8 +95,10 @@ def record(lines: list[str], first: int, width: int, multiline: int):
         if end == len(lines[row]):
             break
         at = end + 1
-    if row > first and len(fields) < width:         # no row: don't lose the next lines too
-        return record([lines[first]], 0, width, 0)[0], first + 1, True
+    # The quotes of `"No , he said .` TAB `She said no ."` are not one field's.
+    plain = lines[first].split("\t")
+    if len(fields) < width or (len(fields) != columns == len(plain)):
+        return plain, first + 1, stray or len(fields) != len(plain)
     return fields, row + 1, stray
 
 
@@ -121,18 +123,14 @@ def quoted(lines: list[str], row: int, at: int):
     return None
 
 
-def may_span(lines: list[str], first: int, last: int, width: int, column: int) -> bool:
-    """May a field go from line `first` to line `last`? Not if a row would vanish in it."""
-    if any(is_row(line, width) for line in lines[first + 1:last]):
-        return False
-    # A table's first column is closed in a line that holds all the other columns.
-    return not is_row(lines[last], width) or (column == 0
-                                              and not is_row(lines[first], width))
+def hides_row(lines: list[str], width: int) -> bool:
+    """Would a row vanish if a field went from the first of these lines to the last?
 
-
-def is_row(line: str, width: int) -> bool:
-    """Is this line, read by itself, a row with all fields that are needed?"""
-    return line.count("\t") + 1 >= width and len(record([line], 0, width, 0)[0]) >= width
+    A line with `width` fields is taken for a row. So is the last line only if the first is
+    one too: after the closing quote it holds the rest of the row.
+    """
+    is_row = [line.count("\t") + 1 >= width for line in lines]
+    return any(is_row[1:-1]) or (is_row[0] and is_row[-1])
 
 
 # --- Kinds of files ---

@@ -3,8 +3,8 @@
 import numpy as np
 
 import data
-import train
-from tests.world import tiny_world
+from tests.checks import assert_equal
+from tests.world import training_of
 
 
 def test_3_3_Stream__every_example_once_before_any_comes_again():

@@ -10,7 +10,7 @@ import data
 import heads
 import multitask
 import optim
-from tests.checks import assert_close, assert_raises
+from tests.checks import assert_close, assert_equal, assert_raises
 from tests.world import FakeTokenizer, flat_model, small_bert, tiny_batch, toy, toy_step
 
 

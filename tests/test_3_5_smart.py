@@ -13,7 +13,7 @@ import smart
 import train
 from tests import oracles
 from tests.checks import assert_close, assert_equal, assert_raises
-from tests.world import flat_model, small_bert, tiny_batch, tiny_world
+from tests.world import flat_model, small_bert, tiny_batch, training_of
 
 
 def test_3_5_divergence__by_hand():
@@ -174,7 +174,7 @@ def test_3_5_smoothness__rows_do_not_depend_on_their_batch_mates():
                      noise=torch.full((2, 1, 1), .01))
     assert_close(seen[-1].flatten(), [.1, .1], 1e-6, mistakes={
         "‖g‖_∞ is taken over the whole batch; each row has its own": [.01001, .1]},
-        likely="‖g‖_∞ is each row's own")
+        hint="‖g‖_∞ is each row's own")
 
 
 def test_3_5_smoothness__gradient_flows_through_both_sides():

@@ -1,0 +1,325 @@
+"""Find a BERT's weights in a folder that a stranger has filled, and read them as float32.
+
+    model.safetensors                 one file, see plumbing/safetensors.py
+    model.safetensors.index.json      tensor name -> shard: several such files
+    pytorch_model.bin                 the older form, a pickle of tensors in a zip file
+    pytorch_model.bin.index.json      several of these
+
+Trainers wrap models: the same tensor may be called embeddings.word_embeddings.weight,
+module.bert.embeddings.word_embeddings.weight, or stand in a dictionary called "state_dict".
+So we join the names of nested dictionaries with dots, look for BERT's own names, and take
+whatever stands in front of them as the prefix.
+No code from a file runs, and nothing is allocated that the file does not really hold.
+Leaves out: TensorFlow, Flax and ONNX files, quantised weights, whole pickled modules.
+"""
+
+import json
+import os
+import re
+import warnings
+import zipfile
+
+import torch
+from torch import nn
+
+from plumbing import safetensors
+from plumbing.safetensors import shown
+
+LARGEST_TEXT = 32 * 2 ** 20             # bytes; the largest tokenizer.json are 20 MB
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+ANCHOR = "embeddings.word_embeddings.weight"
+
+# Models whose layers are called as BERT's are, or whose config.json looks like BERT's.
+OTHERS = ("Albert", "BertGeneration", "BigBird", "Camembert", "Canine", "ConvBert", "Data2Vec",
+          "Deberta", "DistilBert", "Electra", "Ernie", "Esm", "Flaubert", "Funnel", "IBert",
+          "LayoutLM", "Longformer", "Luke", "MPNet", "Markup", "MegatronBert", "MobileBert",
+          "ModernBert", "Nezha", "NomicBert", "Nystromformer", "QDQBert", "RemBert",
+          "RoCBert", "RoFormer", "Roberta", "SqueezeBert", "Splinter", "XLM", "XMod", "Yoso")
+OTHER_PREFIXES = tuple(name.lower() for name in OTHERS)
+
+# Entries of config.json that would make another function of the same weights.
+NEEDED_ENTRIES = {"hidden_act": ("gelu", "gelu_python"),
+                  "position_embedding_type": ("absolute",), "is_decoder": (False,),
+                  "add_cross_attention": (False,), "quantization_config": ()}
+
+
+# --- Text files ---
+
+def read_text(path):
+    """A text file as str, without its byte order mark.   Raises ValueError naming path."""
+    with open(path, "rb") as file:
+        raw = file.read(LARGEST_TEXT + 1)
+    if len(raw) > LARGEST_TEXT:
+        raise ValueError(f"{path} has over {LARGEST_TEXT} bytes, more than such a file needs")
+    refuse_pointer(path, raw)
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be UTF-8 text, got {error.reason} at byte "
+                         f"{error.start}; download it again") from None
+
+
+def read_json(path):
+    """A file that holds one JSON object, as a dict.   Raises ValueError naming path."""
+    text = read_text(path)
+    try:
+        entries = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {str(error)[:80]}; download it "
+                         f"again") from None
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path}: needed a JSON object, got {type(entries).__name__}; "
+                         f"download it again")
+    return entries
+
+
+def refuse_pointer(path, beginning):
+    """Raise ValueError if a file's first bytes are those of a Git LFS pointer."""
+    if beginning.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is only a Git LFS pointer, a note of where the file is "
+                         f"kept; run `git lfs pull` in its folder")
+
+
+def refuse_other_models(path, entries):
+    """Raise ValueError unless the entries of config.json describe an encoder of BERT's kind.
+
+    Why by name: a RoBERTa has BERT's tensors, names and shapes, and would load without a
+    word, but counts its positions from 2.
+    """
+    kind, classes = entries.get("model_type"), entries.get("architectures")
+    classes = [c for c in classes if isinstance(c, str)] if isinstance(classes, list) else []
+    for name in classes:
+        if name.startswith(OTHERS):
+            kind = name if kind in (None, "bert") else kind
+    if kind is None and entries.get("pad_token_id") == 1:
+        kind = "RoBERTa"                # its positions start behind its [PAD], which is 1
+    if kind not in (None, "bert"):
+        raise ValueError(f"{path}: needed a BERT, got {shown(kind)}, which is another model; "
+                         f"use a BERT, such as bert-base-uncased")
+    for key, allowed in NEEDED_ENTRIES.items():
+        if entries.get(key) not in (None, *allowed):
+            needed = f"be {allowed[0]!r}" if allowed else "be absent"
+            raise ValueError(f"{path}: needed a plain BERT encoder, where {key} must "
+                             f"{needed}, got {shown(entries[key])}; use other weights")
+
+
+# --- Weights ---
+
+def read(folder, shapes, optional=""):
+    """{BERT's name: shape} -> {BERT's name: Tensor, float32 on the CPU}
+
+    Names that begin with `optional` may be missing if the file has none of them. Raises
+    FileNotFoundError, or ValueError naming the file and what is wrong with it.
+    """
+    path, files = find(folder)
+    stored = {name: file for file, names in files.items() for name in names}
+    needed = [name for name in shapes if not (optional and name.startswith(optional))]
+    places = match(path, stored, needed)
+    rest = {name: places.get(name) for name in shapes if name not in needed}
+    if not all(rest.values()):          # a pooler without its bias would be no pooler
+        places = {name: place for name, place in places.items() if name not in rest}
+    tensors = {}
+    for file, held in files.items():
+        wanted = {name: places[name] for name in shapes
+                  if name in places and stored[places[name]] == file}
+        for name, place in wanted.items():
+            check(file, place, held[place], shapes[name])
+        if file.endswith(".safetensors"):
+            held = safetensors.load(file, set(wanted.values()))
+        else:
+            size = sum(held[p].numel() * held[p].element_size() for p in wanted.values())
+            if size > os.path.getsize(file):
+                raise ValueError(f"{file}: its tensors would take {size} bytes, the file "
+                                 f"has {os.path.getsize(file)}, so that some must be "
+                                 f"expanded views; save a clone() of each")
+        for name, place in wanted.items():
+            tensors[name] = finite(file, place, held.pop(place))
+    return tensors
+
+
+def find(folder):
+    """folder -> (path to name in messages, {weight file: {stored name: description}})
+
+    The description is a header's (dtype, shape, …), or the tensor itself, not yet read.
+    """
+    for base, contents in (("model.safetensors", safetensor_headers),
+                           ("pytorch_model.bin", pickled_tensors)):
+        path = os.path.join(folder, base)
+        if os.path.exists(path):
+            return path, {path: contents(path)}
+        index = path + ".index.json"
+        if os.path.exists(index):
+            return index, shards(folder, index, contents)
+    other = sorted(name for name in os.listdir(folder) if name.endswith(
+        (".h5", ".msgpack", ".onnx", ".gguf", ".bin", ".safetensors", ".pt", ".ckpt.index")))
+    found = f"; found {', '.join(map(shown, other[:3]))}, which is none of them" if other else ""
+    raise FileNotFoundError(f"needed the weights in {folder} as model.safetensors or "
+                            f"pytorch_model.bin, in one file or with an index of "
+                            f"shards{found}")
+
+
+def shards(folder, index, contents):
+    """An index file -> {path of a shard: {stored name: description}}"""
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(f, str) for f in where.values()):
+        raise ValueError(f"{index} has no weight_map from tensors to files; download it again")
+    files = {}
+    for base in sorted(set(where.values())):
+        # A plain name: "../x", "/x" and "C:x" could point at any file of this machine.
+        if base in ("", ".", "..") or re.search(r"[/\\:]", base) or not base.isprintable():
+            raise ValueError(f"{index} names the shard {shown(base)}, which is no file of "
+                             f"its own folder; download it again")
+        path = os.path.join(folder, base)
+        if not os.path.exists(path):
+            raise FileNotFoundError(f"{index} names the shard {shown(base)}, which is not "
+                                    f"beside it; download that too")
+        files[path] = contents(path)
+    for name, base in where.items():
+        if name not in files[os.path.join(folder, base)]:
+            raise ValueError(f"{index} looks for {shown(name)} in {shown(base)}, which has "
+                             f"no such tensor; download both again")
+    return files
+
+
+def safetensor_headers(path):
+    """Stored name -> (dtype, shape, begin, end)"""
+    with open(path, "rb") as file:
+        refuse_pointer(path, file.read(64))
+    return safetensors.read_header(path)[0]
+
+
+def pickled_tensors(path):
+    """Stored name -> Tensor, still in the file where the format allows that.
+
+    weights_only: a pickle may otherwise run any code that it likes.
+    """
+    with open(path, "rb") as file:
+        refuse_pointer(path, file.read(64))
+    in_zip = zipfile.is_zipfile(path)
+    try:
+        if in_zip:
+            with zipfile.ZipFile(path) as archive:
+                records = archive.infolist()
+            # torch.save compresses nothing, so that only a bomb unpacks to more.
+            size = sum(record.file_size for record in records)
+            if (any(record.compress_type != zipfile.ZIP_STORED for record in records)
+                    or size > os.path.getsize(path)):
+                raise ValueError(f"{path} would unpack from {os.path.getsize(path)} bytes "
+                                 f"to {size}, which torch.save never writes; use another "
+                                 f"copy")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")         # torch on sparse and quantised tensors
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=in_zip)
+    except ValueError as error:
+        if str(error).startswith(path):
+            raise
+        raise unreadable(path, error) from None
+    except MemoryError:
+        raise ValueError(f"{path} asks for more memory than there is; use another "
+                         f"copy") from None
+    except Exception as error:
+        raise unreadable(path, error) from None
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}, needed a dict from names "
+                         f"to tensors; save model.state_dict()")
+    return flatten(loaded)
+
+
+def unreadable(path, error):
+    """What torch.load said -> a ValueError of one line that says what to do."""
+    asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if asked is None:
+        return ValueError(f"{path} cannot be read as tensors alone "
+                          f"({type(error).__name__}); download it again")
+    return ValueError(f"{path} holds more than tensors: it asks for {asked[1][:80]}, and no "
+                      f"code from a weight file is run here; save model.state_dict() in the "
+                      f"program that made it, or look for a model.safetensors")
+
+
+def flatten(nested):
+    """{"model": {"x": Tensor}, "epoch": 3} -> {"model.x": Tensor}"""
+    tensors, seen, todo = {}, set(), [("", nested)]
+    while todo:
+        prefix, entries = todo.pop()
+        # Only once: a dictionary may hold itself, or another a million times.
+        if id(entries) in seen or len(prefix) > 200:
+            continue
+        seen.add(id(entries))
+        for key, value in entries.items():
+            if isinstance(key, str) and torch.is_tensor(value):
+                tensors[prefix + key] = value
+            elif isinstance(key, str) and isinstance(value, dict):
+                todo.append((f"{prefix}{key}.", value))
+    return tensors
+
+
+def match(path, stored, needed):
+    """Stored names -> {BERT's name: stored name}, under the one prefix that has all needed.
+
+    Older files call a layer norm's gain and bias gamma and beta.
+    """
+    common = {}
+    for name in sorted(stored):         # LayerNorm.beta before .bias: the newer name wins
+        common[name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+            "LayerNorm.beta", "LayerNorm.bias")] = name
+    prefixes = [name.removesuffix(ANCHOR) for name in common
+                if name == ANCHOR or name.endswith("." + ANCHOR)]
+    if not prefixes:
+        raise ValueError(f"{path} holds no BERT: none of its {len(common)} tensors is called "
+                         f"{ANCHOR}; the first is {shown(min(common, default='(none)'))}")
+    for prefix in prefixes:
+        for word in prefix.split("."):
+            if word.replace("_", "").lower().startswith(OTHER_PREFIXES):
+                raise ValueError(f"{path}: needed a BERT, its tensors are those of another "
+                                 f"model, {shown(prefix + ANCHOR)}; use a BERT, such as "
+                                 f"bert-base-uncased")
+    missing = {prefix: [name for name in needed if prefix + name not in common]
+               for prefix in prefixes}
+    whole = [prefix for prefix in prefixes if not missing[prefix]]
+    if len(whole) > 1:
+        raise ValueError(f"{path} holds {len(whole)} BERTs, under {shown(whole[0])} and "
+                         f"{shown(whole[1])}; save the one to use by itself")
+    if not whole:
+        prefix = min(prefixes, key=lambda prefix: len(missing[prefix]))
+        raise ValueError(f"{path} has no tensor {shown(prefix + missing[prefix][0], '')}, one "
+                         f"of {len(missing[prefix])} that config.json asks for and the "
+                         f"file lacks; use a config.json and weights of one BERT")
+    return {name.removeprefix(whole[0]): place for name, place in common.items()
+            if name.startswith(whole[0])}
+
+
+def check(path, name, described, shape):
+    """Raise ValueError unless the tensor called `name` is a dense one of floats and `shape`.
+
+    described: a header's (dtype, shape, …), or a tensor.
+    """
+    shown_name = shown(name, "")
+    if torch.is_tensor(described):
+        if (type(described) not in (torch.Tensor, nn.Parameter) or described.is_nested
+                or described.layout is not torch.strided or described.is_quantized
+                or described.is_meta):
+            kind = ("nested" if described.is_nested else "meta" if described.is_meta else
+                    "quantised" if described.is_quantized else str(described.layout))
+            raise ValueError(f"{path}: {shown_name} must be a dense tensor, got a {kind} "
+                             f"one; use another copy of these weights")
+        described = described.dtype, list(described.shape)
+    dtype, got = described[:2]
+    if list(got) != list(shape):
+        raise ValueError(f"{path}: {shown_name} must be {list(shape)} by config.json, got "
+                         f"{got}; use a config.json and weights of one BERT")
+    if dtype not in FLOATS:
+        raise ValueError(f"{path}: {shown_name} must hold floats of 16, 32 or 64 bits, got "
+                         f"{shown(dtype, '')}; use a copy that is not quantised")
+
+
+def finite(path, name, tensor):
+    """A copy in float32.   Raises ValueError for NaN and infinite numbers."""
+    tensor = tensor.detach().to(torch.float32, copy=True,
+                                memory_format=torch.contiguous_format)
+    if not tensor.sum().isfinite():         # NaN and inf spread; a sum may also overflow
+        wrong = tensor.numel() - int(tensor.isfinite().sum())
+        if wrong:
+            raise ValueError(f"{path}: {wrong} of the {tensor.numel()} numbers of "
+                             f"{shown(name, '')} are NaN or infinite; use another copy of "
+                             f"these weights")
+    return tensor
