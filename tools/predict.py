@@ -48,7 +48,7 @@ def parse(line, tasks):
             needed = "one sentence"
         elif numbers == {2}:
             needed = "two sentences separated by a TAB"
-        raise ValueError(f"needed {needed}, got {printable(line.strip(), 60)!r}")
+        raise ValueError(f"needed {needed}, got {line.strip()[:60]!r}")
     return texts
 
 

@@ -11,15 +11,13 @@ kept, an unfinished one is resumed. What follows `--` is passed to every run.
 
 The table is written as Markdown, with a line that says where it comes from, to
 runs/tables/NAME.md, and its numbers to NAME.json. With --record NAME.json goes to results/,
-and the table into README.md or a page of docs/, between <!-- table: NAME --> and
-<!-- end of table -->.
-D11, D12: misprints in the report's tables; they are shown as printed, and marked.
+and the table into README.md or a page of docs/: see tools/results.py.
 Leaves out: several runs at a time.
 """
 
 import argparse
 import dataclasses
-import glob
+import functools
 import hashlib
 import json
 import os
@@ -30,73 +28,15 @@ import subprocess
 import sys
 import threading
 
-import numpy as np
-
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import data
-import heads
 import train
-from plumbing import flags, run, sources, tsv
-from tools import baseline, reading
+from plumbing import command, flags, folder, loop, sources, tsv
+from tools import baseline, reading, results
+from tools.results import ROWS, TASKS
 
-TASKS = {task.name: task for task in heads.tasks()}
-
-
-# --- The rows ---
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A row of Table 2, and of Table 3 where the report has it there too."""
-    name: str
-    commands: tuple             # the flags of its runs: one, or one for each task
-    epochs: int | None = None   # that Table 2 gives where Table 1 has no such row
-    table_2: str = ""           # the report's SST and para accuracy, STS r, overall score
-    table_3: str = ""
-
-
-def flags_of_table_1(name):
-    """The flags of a row of Table 1.   -> (str,)"""
-    for (option, *switches), values in train.TABLE_1.items():
-        if values["row"] == name:
-            words = [f"--{word}" for word, on in
-                     zip(("smart", "con", "hlh", "fresh-streams"), switches) if on]
-            return " ".join(["--option", option, *words]),
-    raise KeyError(name)
-
-
-def row_of_table_1(name, table_2, table_3=""):
-    return Row(name, flags_of_table_1(name), None, table_2, table_3)
-
-
-ROWS = [
-    # It trains the encoder too: 4.3 has no frozen one, and .52 is no score of a frozen one.
-    Row("SST head fine tuning only", ("--tasks sst",), 10, ".52 .43 .057 .0493 (D12)"),
-    row_of_table_1("Sequential Multitask learning", ".501 .741 .353 .64"),
-    Row("Individual Pre-training and Finetuning",
-        ("--tasks sst", "--tasks para", "--tasks sts"), 5, ".521 .762 .384 .658"),
-    row_of_table_1("Gradient Surgery + CON", ".503 .812 .863 .749"),
-    row_of_table_1("Gradient Vaccine + RR", ".480 .757 .375 .642"),
-    row_of_table_1("Gradient Surgery + RR", ".453 .748 .364 .628",
-                   ".512 .841 .861 .761 (D13)"),
-    row_of_table_1("Gradient Surgery + RR + CON + HLH", ".509 .826 .857 .755"),
-    row_of_table_1("Gradient Vaccine + RR + CON + HLH", ".494 .858 .865 .762"),
-    row_of_table_1("SMART + GVAC + RR + CON", ".521 .854 .887 .772 (D12)"),
-    row_of_table_1("SMART + GVAC + RR + CON + HLH", ".517 .871 .891 .778",
-                   ".516 .870 .884 .776"),
-    # The report has no plain round robin, and no treatment with CON but without HLH.
-    Row("RR (ours)", ("--option rr",)),
-    Row("RR + CON (ours)", ("--option rr --con",)),
-    Row("Sequential + CON (ours)", ("--option seq --con",)),
-    Row("Gradient Surgery + RR + CON (ours)", ("--option pcgrad --con",)),
-    Row("Gradient Vaccine + RR + CON (ours)", ("--option gvac --con",)),
-]
-
-
-def rows_of(table):
-    """The report's rows of Table 2 or 3"""
-    return [row for row in ROWS if (row.table_2 if table == 2 else row.table_3)]
-
+# --- The runs ---
 
 def choose(text):
     """"1,4-6" -> those of ROWS.   Raises ValueError"""
@@ -111,25 +51,20 @@ def choose(text):
     return [row for number, row in enumerate(ROWS, 1) if number in numbers]
 
 
-# --- The runs ---
-
 @dataclasses.dataclass
 class Run:
     """One `python train.py …`"""
-    row: Row
+    row: results.Row
     seed: int
     flags: list         # without --seed and --out
     folder: str
     tasks: list         # whose scores count: in a row of three runs each has its own
     max_steps: int | None
 
-    def command(self, folder=None):
-        """The line to type. For a table: without seed, and with the short names of folders.
-
-        folder: with the seed and this --out.
-        """
-        if folder:
-            words = [*self.flags, "--seed", str(self.seed), "--out", folder]
+    def command(self, whole=False):
+        """The line to type; for a table without the seed, with short names of folders."""
+        if whole:
+            words = [*self.flags, "--seed", str(self.seed), "--out", self.folder]
         else:
             words = [short_path(word) if before in ("--data", "--weights") else word
                      for before, word in zip(["", *self.flags], self.flags)]
@@ -142,12 +77,12 @@ class Run:
         return self.has("result.json")
 
 
-def plan(rows, seeds, common, inputs, folder):
+def plan(rows, seeds, common, inputs, runs_folder):
     """All runs, those with the first seed before those with the second.   -> [Run]
 
-    common: flags of every run; inputs: data and weights, as absolute paths; folder: where
-    the runs are kept. A run's name there holds a digest of its flags and inputs, so that
-    other flags get another folder. A flag that some row rejects ends the program here,
+    common: flags of every run; inputs: data and weights, as absolute paths; runs_folder:
+    where the runs are kept. A run's name there holds a digest of its flags and inputs, so
+    that other flags get another folder. A flag that some row rejects ends the program here,
     before the first run.
     """
     runs = []
@@ -162,20 +97,24 @@ def plan(rows, seeds, common, inputs, folder):
                 digest = hashlib.sha256(json.dumps(
                     [[*words, "--seed", str(seed)], inputs]).encode()).hexdigest()
                 name = "-".join(re.findall(r"[a-z]+", text.replace("option", "")))
-                runs.append(Run(
-                    row, seed, words, os.path.join(folder, f"{name}-{seed}-{digest[:8]}"),
-                    args.tasks if len(row.commands) > 1 else list(TASKS), args.max_steps))
+                path = os.path.join(runs_folder, f"{name}-{seed}-{digest[:8]}")
+                tasks = args.tasks if len(row.commands) > 1 else list(TASKS)
+                runs.append(Run(row, seed, words, path, tasks, args.max_steps))
     return runs
 
 
 def check_inputs(runs, data_folder, weights):
     """Raise ValueError if a finished run was made with other files of the same name."""
-    now = {name: run.file_digest(path)
-           for name, path in run.files_of(data_folder, weights).items()}
+    places, digest = {"data": data_folder, "weights": weights}, functools.cache(
+        folder.file_digest)
     for one in runs:
-        if one.finished() and run.read_settings(one.folder)["digests"] != now:
-            raise ValueError(f"{one.folder} was made with other data or weights of the "
-                             f"same name; remove it, or give another folder with --runs")
+        digests = folder.read_settings(one.folder)["digests"] if one.finished() else {}
+        for name, expected in digests.items():
+            kind, file = os.path.split(name)
+            path = os.path.join(places[kind], file)
+            if not os.path.exists(path) or digest(path) != expected:
+                raise ValueError(f"{one.folder} was made with another {path}; remove it, "
+                                 f"or give another folder with --runs")
 
 
 def short_path(path):
@@ -216,12 +155,12 @@ def perform(one, stop):
 
 def perform_all(runs):
     """Every run that is not finished, until one fails or is stopped.   -> exit status"""
-    with run.Stop() as stop:
+    with loop.Stop() as stop:
         for number, one in enumerate(runs, 1):
             if one.finished():
                 continue
             print(f"\nrun {number} of {len(runs)}: {one.row.name}, seed {one.seed}\n"
-                  f"{one.command(one.folder)}", flush=True)
+                  f"{one.command(whole=True)}", flush=True)
             status = perform(one, stop)
             if stop.asked:
                 status = 128 + stop.asked
@@ -234,9 +173,9 @@ def perform_all(runs):
 
 # --- Their scores ---
 
-def read_test_labels(folder):
+def read_test_labels(where):
     """test-labels.csv: task, id, label, TAB separated.   -> {task name: {id: label}}"""
-    path, needed = os.path.join(folder, "test-labels.csv"), ["task", "id", "label"]
+    path, needed = os.path.join(where, "test-labels.csv"), ["task", "id", "label"]
     if not os.path.exists(path):
         raise ValueError(f"Table 3 needs the labels of the test sets as {path} (columns "
                          f"{', '.join(needed)}, TAB separated); give its folder with "
@@ -271,34 +210,6 @@ def score(one, labels):
     return {name: scores[name] for name in one.tasks}, result["seconds"] / 60
 
 
-@dataclasses.dataclass
-class RowResult:
-    """What the finished runs of a row give."""
-    row: str
-    commands: list
-    seeds: dict                 # {seed: {column: score, "minutes": …}}
-
-
-@dataclasses.dataclass
-class Result:
-    """What a results file holds."""
-    table: int
-    data: str
-    weights: str
-    machines: list
-    rows: list                  # [RowResult]
-    baselines: dict             # {name: {column: score}}
-
-    @classmethod
-    def read(cls, path):
-        kinds = {field.name: field.type for field in dataclasses.fields(cls)}
-        result = cls(**reading.read_json(path, kinds))
-        kinds = {field.name: field.type for field in dataclasses.fields(RowResult)}
-        result.rows = [RowResult(**reading.check_fields(path, row, kinds))
-                       for row in result.rows]
-        return result
-
-
 def rounded(scores):
     return {name: round(value, 5) for name, value in scores.items()}
 
@@ -318,12 +229,12 @@ def row_result(row, runs, labels):
             columns = baseline.with_overall({TASKS[name]: found[name] for name in TASKS})
             columns["minutes"] = minutes[seed]
             seeds[str(seed)] = rounded(columns)
-    return RowResult(row.name, commands, seeds)
+    return results.RowResult(row.name, commands, seeds)
 
 
 def machine_of(one):
     """In words."""
-    m = run.read_settings(one.folder)["machine"]
+    m = folder.read_settings(one.folder)["machine"]
     return (f"{m['device']} ({m['cpu']}, {m['cores']} cores), threads: {m['threads']}, "
             f"torch {m['torch']}, {m['precision']}")
 
@@ -341,109 +252,8 @@ def collect(table, runs, labels, data_folder, weights):
         baseline.majority_scores(data_folder, truth))}
     if labels is None:
         baselines["bag of n-grams"] = rounded(baseline.ngram_scores(data_folder))
-    return Result(table, os.path.basename(data_folder), weights,
+    return results.Result(table, os.path.basename(data_folder), weights,
                   list(dict.fromkeys(map(machine_of, runs))), [row for row in rows if row.seeds], baselines)
-
-
-# --- Markdown ---
-
-def short(value):
-    """.503, as the report prints a score"""
-    return f"{value:.3f}".replace("0.", ".", 1)
-
-
-def spread(values):
-    """.503 ± .012: mean and standard deviation (n - 1), or a single value alone"""
-    mean = short(np.mean(values))
-    return mean if len(values) < 2 else f"{mean} ± {short(np.std(values, ddof=1))}"
-
-
-def markdown(result):
-    """The table of a Result, between its machine and its commands."""
-    columns = [*TASKS, "overall"]
-    split = "dev" if result.table == 2 else "test"
-    printed = {row.name: row.table_2 if split == "dev" else row.table_3 for row in ROWS}
-    header = ["row", "SST acc.", "para acc.", "STS r", "overall", "seeds",
-              "minutes a seed", "the report: SST, para, STS, overall"]
-    table = [header, ["---"] * len(header)]
-    for name, found in result.baselines.items():
-        table.append([f"*{name}*", *(short(found[key]) for key in columns), "", "", ""])
-    for row in result.rows:
-        seeds = list(row.seeds.values())
-        table.append([row.row, *(spread([seed[key] for seed in seeds]) for key in columns),
-                      str(len(seeds)), f"{np.mean([seed['minutes'] for seed in seeds]):.1f}",
-                      printed.get(row.row, "")])
-    title = (f"Table {result.table}, scores on {split}; data `{result.data}`, weights "
-             f"`{result.weights}`; mean ± sd over the seeds 0, 1, …")
-    return "\n".join([
-        title, *(f"Machine: {words}." for words in result.machines), "",
-        *(f"| {' | '.join(cells)} |" for cells in table), "",
-        "The commands, each with `--seed N`:", "",
-        *(f"- {row.row}: {', '.join(f'`{line}`' for line in row.commands)}"
-          for row in result.rows)])
-
-
-def table_1():
-    """Table 1 from train.TABLE_1, which gives every run its defaults.   -> Markdown"""
-    lines = ["| row | flags | batch size | epochs | learning rate | paraphrase first |",
-             "|---|---|---|---|---|---|"]
-    for key, row in train.TABLE_1.items():
-        batch = str(row["batch_size"] * row["accumulate"])
-        if row["accumulate"] > 1:
-            batch += f" ({row['batch_size']} × {row['accumulate']})"
-        epochs = f"{row['epochs']} (D11)" if key[0] == "seq" else str(row["epochs"])
-        lines.append(f"| {row['row']} | `{flags_of_table_1(row['row'])[0]}` | {batch} "
-                     f"| {epochs} | {row['lr']:g} | {row['para_first']} epochs |")
-    return "\n".join(lines)
-
-
-# --- The pages that show the tables ---
-
-PLACE = re.compile(r"(?P<begin><!-- table: (?P<name>\S+) -->\n)(?P<old>.*?)"
-                   r"(?P<end><!-- end of table -->)", re.DOTALL)
-
-
-def recorded(results):
-    """All that pages can show: Table 1, results/table*, results/bench*.  -> {name: text}"""
-    found = {"table1": table_1()}
-    for path in sorted(glob.glob(os.path.join(results, "table*.json"))):
-        found[os.path.splitext(os.path.basename(path))[0]] = markdown(Result.read(path))
-    for path in sorted(glob.glob(os.path.join(results, "bench*.md"))):
-        name = os.path.splitext(os.path.basename(path))[0]
-        found[name] = reading.read_text(path).strip()
-    return found
-
-
-def pages(root):
-    """README.md and the pages of docs/   -> [path]"""
-    return [os.path.join(root, "README.md"),
-            *sorted(glob.glob(os.path.join(root, "docs", "*.md")))]
-
-
-def fill(text, tables):
-    """A page with every place filled; one that has no table is left as it is."""
-    def filled(place):
-        if place["name"] not in tables:
-            return place[0]
-        return f"{place['begin']}\n{tables[place['name']]}\n\n{place['end']}"
-    return PLACE.sub(filled, text)
-
-
-def render(results, paths):
-    """Fill the places of all pages, and say which tables have none."""
-    tables, places = recorded(results), set()
-    for path in paths:
-        text = reading.read_text(path)
-        places |= {place["name"] for place in PLACE.finditer(text)}
-        filled = fill(text, tables)
-        if filled != text:
-            def write(temporary, filled=filled):
-                with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-                    file.write(filled)
-            run.replace(path, write)
-    for name in sorted(set(tables) - places):
-        print(f"no page has a place for {name}; put these two lines where it should "
-              f"stand, then --render:\n<!-- table: {name} -->\n<!-- end of table -->")
 
 
 # --- The command line ---
@@ -475,18 +285,19 @@ def parser():
     return p
 
 
-def write_table(result, name, folder, record):
-    """FOLDER/NAME.md and NAME.json, and with record also results/ and the pages."""
-    text, results = markdown(result), os.path.join(sources.ROOT, "results")
-    run.write_json(os.path.join(folder, f"{name}.json"), dataclasses.asdict(result))
-    path = os.path.join(folder, f"{name}.md")
+def write_table(result, name, runs_folder, recorded):
+    """RUNS/NAME.md and NAME.json, and with record also results/ and the pages."""
+    text = results.markdown(result)
+    folder.write_json(os.path.join(runs_folder, f"{name}.json"), dataclasses.asdict(result))
+    path = os.path.join(runs_folder, f"{name}.md")
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         file.write(text + "\n")
     print(f"\n{text}\n\n{path}")
-    if record:
-        os.makedirs(results, exist_ok=True)
-        run.write_json(os.path.join(results, f"{name}.json"), dataclasses.asdict(result))
-        render(results, pages(sources.ROOT))
+    if recorded:
+        kept = os.path.join(sources.ROOT, "results")
+        os.makedirs(kept, exist_ok=True)
+        folder.write_json(os.path.join(kept, f"{name}.json"), dataclasses.asdict(result))
+        results.record()
 
 
 def main(argv=None):
@@ -494,12 +305,12 @@ def main(argv=None):
     passed_on = argv.index("--") if "--" in argv else len(argv)
     args = parser().parse_args(argv[:passed_on])
 
-    def command():
+    def make():
         if args.render:
-            render(os.path.join(sources.ROOT, "results"), pages(sources.ROOT))
+            results.record()
             return 0
         if args.table == 1:
-            print(table_1())
+            print(results.table_1())
             return 0
         inputs = data_folder, weights = sources.find(args.data, args.weights)
         labels = None
@@ -510,7 +321,7 @@ def main(argv=None):
                             ("--epochs", args.epochs), ("--max-steps", args.max_steps)):
             common += [] if value is None else [name, str(value)]
         runs_folder = os.path.abspath(args.runs)
-        runs = plan(rows_of(args.table) if args.rows is None else choose(args.rows),
+        runs = plan(results.rows_of(args.table) if args.rows is None else choose(args.rows),
                     args.seeds, common + argv[passed_on + 1:], inputs, runs_folder)
         check_inputs(runs, data_folder, weights)
         if data_folder == sources.SAMPLE:
@@ -527,7 +338,7 @@ def main(argv=None):
         if result.rows:
             write_table(result, name, runs_folder, args.record and not status)
         return status
-    return run.one_line(command)
+    return command.one_line(make)
 
 
 if __name__ == "__main__":
