@@ -61,7 +61,7 @@ class BertConfig:
                                  f"{safetensors.shown(value)}")
             low, high = (1, 10 ** 7) if whole else (0.0, 1.0)
             if field.name in ("num_hidden_layers", "num_attention_heads"):
-                high = 1000
+                high = 128
             if field.name == "max_position_embeddings":
                 low = 5                          # [CLS] a [SEP] b [SEP]
             if field.name.endswith("dropout_prob"):

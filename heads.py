@@ -260,10 +260,10 @@ class MultitaskBert(nn.Module):
         wanted = {f"heads.{name}": p for name, p in model.heads.state_dict().items()}
         tensors = safetensors.load(path, wanted)
         for name, p in wanted.items():
-            if name not in tensors or tensors[name].shape != p.shape:
-                raise ValueError(f"{path}: needed {name} {list(p.shape)} for the settings in "
-                                 f"config.json, got "
-                                 f"{list(tensors[name].shape) if name in tensors else None}")
+            found = list(tensors[name].shape) if name in tensors else "none"
+            if found != list(p.shape):
+                raise ValueError(f"{path}: by config.json {name} must be {list(p.shape)}, "
+                                 f"got {found}")
             p.copy_(tensors[name])
         return model
 
@@ -341,20 +341,19 @@ def all_logits(model, task, dataset, tokenizer, device="cpu",
 
     autocast() is a context for the passes. Leaves the model's training mode as it was.
     """
-    was_training, logits = model.training, None
+    was_training = model.training
     model.eval()
     order = data.in_order_of_length(data.lengths(dataset, model.con), batch_size)
+    logits = []
     with torch.no_grad():
         for indices in order:
             batch = data.collate(dataset, indices, tokenizer, model.con,
                                  model.bert.config.max_position_embeddings).to(device)
             with autocast():
-                values = model(task, batch).cpu()
-            if logits is None:
-                logits = values.new_empty(len(dataset), *values.shape[1:])
-            logits[torch.as_tensor(indices)] = values
+                logits.append(model(task, batch).cpu())
     model.train(was_training)
-    return logits
+    # order[i] is the example in place i: put each back in its own place.
+    return torch.cat(logits)[np.argsort(np.concatenate(order))]
 
 
 def evaluate(model, task, dataset, tokenizer, **where):

@@ -59,7 +59,7 @@ def plan(batches: dict, in_sequence: bool, epochs: int, accumulate=1, aligned=No
     STS, or else the smallest; max_steps: where to stop. With {"para": 5} and accumulate 2,
     epochs have 2 steps, then 3, then 2, …
     """
-    aligned = aligned or ("sts" if "sts" in batches else min(batches, key=batches.get))
+    aligned = aligned or ("sts" if "sts" in batches else min(batches, key=lambda name: batches[name]))
 
     def steps(epoch, tasks):
         # D18: batches that don't fill a step at an epoch's end are carried into the next.
@@ -270,7 +270,7 @@ def regions(flat, granularity="model") -> list[Region]:
             cut.append(Region(block.span, name, next(count)))
         else:
             sizes = {p_name: p.numel() for p_name, p in block.parameters.items()}
-            largest = max(sizes, key=sizes.get)
+            largest = max(sizes, key=lambda name: sizes[name])
             spans = sorted((flat.place[p_name].start, p_name) for p_name in sizes)
             units = {p_name: next(count) for _, p_name in spans
                      if sizes[p_name] >= 64 or p_name == largest}

@@ -239,11 +239,11 @@ class FlatParameters:
 
     def exact_gram(self, span: slice, rows: list):
         """gram() of one slice with float64 products: slow, and right at every scale."""
-        total = 0
+        total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
         for start in range(span.start, span.stop, self.CHUNK):
             piece = slice(start, min(start + self.CHUNK, span.stop))
             g = self.G[rows, piece].cpu().double()                  # [k, <= CHUNK]
-            total = total + (g @ g.T)
+            total += g @ g.T
         return total.numpy()
 
     def combine(self, coefficients, spans: list, rows: list):

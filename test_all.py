@@ -51,15 +51,17 @@ class Test:
     file: str               # test_3_3_1_pcgrad.py
 
     @property
-    def line(self):
-        """Its line of the ladder: 3.3.1 pcgrad."""
+    def line(self):         # of the ladder: 3.3.1 pcgrad
         words = self.name.removeprefix("test_").split("__")[0].split("_")
         digits = [word for word in words if word.isdigit()]
         return " ".join(filter(None, [".".join(digits), "_".join(words[len(digits):])]))
 
-    def run(self):
+    def function(self):
         module = importlib.import_module(f"tests.{self.file.removesuffix('.py')}")
-        getattr(module, self.name)()
+        return getattr(module, self.name)
+
+    def run(self):
+        self.function()()
 
 
 def all_tests():
@@ -101,17 +103,15 @@ def is_ours(filename):
 
 def place_of(error):
     """The last line of ours that led to an error.   -> ("bert.py, line 9", the line)"""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__)
+              if is_ours(frame.filename)]
+    checks = {os.path.abspath(__file__), os.path.join(ROOT, "tests", "checks.py")}
+    last = ([f for f in frames if os.path.abspath(f.filename) not in checks] or frames)[-1]
+    file, number, line = last.filename, last.lineno, last.line
     if isinstance(error, SyntaxError) and error.filename and is_ours(error.filename):
-        file, number, line = error.filename, error.lineno, error.text or ""
-    else:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__)
-                  if is_ours(frame.filename)]
-        checks = {os.path.abspath(__file__), os.path.join(ROOT, "tests", "checks.py")}
-        frame = ([f for f in frames if os.path.abspath(f.filename) not in checks]
-                 or frames)[-1]
-        file, number, line = frame.filename, frame.lineno, frame.line
+        file, number = error.filename, error.lineno
     file = os.path.relpath(file, ROOT).replace(os.sep, "/")
-    return f"{file}, line {number}", line.strip()
+    return f"{file}, line {number}", line
 
 
 def run_one(f, limit=60.0):
@@ -212,20 +212,19 @@ class Rung:
 
     def __str__(self):
         states = [result.state for result in self.results]
-        waits = dict.fromkeys(result.message.removeprefix("waits for ")
-                              for result in self.results if result.state == "waits")
-        text = f"{self.state}  {self.line}  ({states.count('done')} of {len(states)}"
-        if waits:
-            text += f"; {states.count('waits')} wait for {', '.join(waits)}"
-        alike = collections.defaultdict(list)
+        alike = collections.defaultdict(list)       # an import that fails fails them all
         for result in self.results:
-            if result.state in ("FAIL", "skip"):
-                alike[result.state, result.message].append(result.name)
+            alike[result.state, result.message].append(result.name)
+        text = f"{self.state}  {self.line}  ({states.count('done')} of {len(states)}"
+        if "waits" in states:
+            waits = [message[10:] for state, message in alike if state == "waits"]
+            text += f"; {states.count('waits')} wait for {', '.join(waits)}"
         text += ")"
         for (state, message), names in alike.items():
-            claim = names[0].split("__", 1)[1].replace("_", " ")
-            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-            text += f"\n      {state}: {claim}{more}: {message}"
+            if state in ("FAIL", "skip"):
+                claim = names[0].split("__", 1)[1].replace("_", " ")
+                more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+                text += f"\n      {state}: {claim}{more}: {message}"
         return text
 
 
@@ -244,13 +243,15 @@ def climb(words=(), limit=60.0):
 
 def points_of(results):
     """Points by part, and in all.   -> lines"""
-    parts = [part["label"] for part in course_parts()]
-    groups = {label: [r for r in results if r.part == label] for label in parts}
-    groups = {label: group for label, group in groups.items() if group}
+    groups = {part["label"]: [] for part in course_parts()}
+    for result in results:
+        if result.part in groups:
+            groups[result.part].append(result)
+    groups = {label: own for label, own in groups.items() if own}
     if len(groups) > 1:
-        groups["in all"] = [r for group in groups.values() for r in group]
-    return [f"{sum(r.points for r in group):6.4g} of {sum(r.of for r in group):4.4g}  {label}"
-            for label, group in groups.items()]
+        groups["in all"] = [r for own in groups.values() for r in own]
+    return [f"{sum(r.points for r in own):6.4g} of {sum(r.of for r in own):4.4g}  {label}"
+            for label, own in groups.items()]
 
 
 def main(argv=None):
@@ -260,8 +261,8 @@ def main(argv=None):
     p.add_argument("--data", metavar="DIR", help="the course's nine CSV files")
     p.add_argument("--points", action="store_true", help="points by part")
     p.add_argument("--json", metavar="FILE", help="write a result for each test")
-    p.add_argument("--limit", type=float, default=60.0, metavar="SECONDS",
-                   help="a test that takes longer is a FAIL (60)")
+    p.add_argument("--limit", metavar="SECONDS", help="a longer test is a FAIL (60)",
+                   type=float, default=60.0)
     args = p.parse_intermixed_args(argv)
     if args.data and not os.path.isdir(args.data):
         p.error("--data needs a folder with the course's nine CSV files")

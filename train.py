@@ -24,6 +24,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 try:
     import numpy as np
@@ -132,7 +133,7 @@ class Training:
     # What follows is changed by a step, so it is what a checkpoint holds.
     flat: optim.FlatParameters          # θ, of which the model's parameters are views
     optimizer: optim.AdamW              # m, v and t
-    treatment: Callable                 # the vaccine's targets
+    treatment: Any                      # the vaccine's targets
     teacher: smart.Teacher | None       # θ̃
     streams: dict                       # {task: data.Stream}: their positions
     orders: np.random.Generator         # draws the orders of surgery and vaccine

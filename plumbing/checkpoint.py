@@ -14,6 +14,7 @@ Leaves out: TensorFlow, Flax and ONNX files, quantised weights, whole pickled mo
 """
 
 import json
+import mmap
 import os
 import re
 import warnings
@@ -50,7 +51,8 @@ def read_text(path):
     with open(path, "rb") as file:
         raw = file.read(LARGEST_TEXT + 1)
     if len(raw) > LARGEST_TEXT:
-        raise ValueError(f"{path} has over {LARGEST_TEXT} bytes, more than such a file needs")
+        raise ValueError(f"{path} has over {LARGEST_TEXT} bytes, more than such a file "
+                         f"needs; download it again")
     refuse_pointer(path, raw)
     try:
         return raw.decode("utf-8-sig")
@@ -94,8 +96,9 @@ def refuse_other_models(path, entries):
     if kind is None and entries.get("pad_token_id") == 1:
         kind = "RoBERTa"                # its positions start behind its [PAD], which is 1
     if kind not in (None, "bert"):
-        raise ValueError(f"{path}: needed a BERT, got {shown(kind)}, which is another model; "
-                         f"use a BERT, such as bert-base-uncased")
+        name = f" ({shown(classes[0], '')})" if classes and classes[0] != kind else ""
+        raise ValueError(f"{path}: needed a BERT, got {shown(kind)}{name}, which is another "
+                         f"model; use a BERT, such as bert-base-uncased")
     for key, allowed in NEEDED_ENTRIES.items():
         if entries.get(key) not in (None, *allowed):
             needed = f"be {allowed[0]!r}" if allowed else "be absent"
@@ -195,6 +198,11 @@ def pickled_tensors(path):
     """
     with open(path, "rb") as file:
         refuse_pointer(path, file.read(64))
+        # The one call that torch allows a pickle and that takes memory by a number alone.
+        if os.path.getsize(path):
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+                if raw.find(b"bytearray\n") >= 0:
+                    raise unreadable(path, "GLOBAL builtins.bytearray")
     in_zip = zipfile.is_zipfile(path)
     try:
         if in_zip:
@@ -265,8 +273,9 @@ def match(path, stored, needed):
     prefixes = [name.removesuffix(ANCHOR) for name in common
                 if name == ANCHOR or name.endswith("." + ANCHOR)]
     if not prefixes:
-        raise ValueError(f"{path} holds no BERT: none of its {len(common)} tensors is called "
-                         f"{ANCHOR}; the first is {shown(min(common, default='(none)'))}")
+        first = f" (the first is {shown(min(common))})" if common else ""
+        raise ValueError(f"{path} holds no BERT: none of its {len(common)} tensors{first} is "
+                         f"called {ANCHOR}; use a BERT, such as bert-base-uncased")
     for prefix in prefixes:
         for word in prefix.split("."):
             if word.replace("_", "").lower().startswith(OTHER_PREFIXES):

@@ -162,9 +162,9 @@ def check(parser, args, source, treatments):
              "so small a change is lost in bfloat16; use --amp auto")):
         if wrong:
             parser.error(f"{one} and {other} contradict each other: {why}")
-    if args.epochs > 10 ** 6 and not args.max_steps:
+    if min(args.epochs, args.max_steps or args.epochs) > 10 ** 5:
         parser.error(f"--epochs {args.epochs} is more than a run can take; needed at most "
-                     f"1000000, or --max-steps with it")
+                     f"100000, or so many --max-steps")
     for name, needs, present in (
             ("smart_weight", "--smart", args.smart),
             ("bregman_weight", "--smart", args.smart),

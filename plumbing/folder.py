@@ -25,11 +25,10 @@ import warnings
 
 import torch
 
-try:
-    import fcntl
-except ImportError:         # Windows
-    fcntl = None
+if os.name == "nt":
     import msvcrt
+else:
+    import fcntl
 
 # --- Files that are whole or absent ---
 
@@ -263,7 +262,7 @@ class Folder:
 
 def lock(file):
     """Raise OSError if another process has locked `file`; a process's end unlocks it."""
-    if fcntl:
+    if os.name != "nt":
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     else:           # one byte far beyond the end, so that the file can still be read
         here = file.tell()

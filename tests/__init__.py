@@ -7,7 +7,9 @@
 No network, no downloads, no GPU.
 """
 
+import atexit
 import os
+import shutil
 import tempfile
 
 import torch
@@ -21,5 +23,6 @@ DATA = os.environ.get("MINBERT_DATA")
 torch.set_num_threads(1)
 
 # Everything that the tests write goes here and is removed at the end.
-SCRATCH = tempfile.TemporaryDirectory(prefix="minbert-test-")
-tempfile.tempdir = SCRATCH.name
+SCRATCH = tempfile.mkdtemp(prefix="minbert-test-")
+tempfile.tempdir = SCRATCH
+atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)

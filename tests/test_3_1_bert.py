@@ -332,7 +332,7 @@ def test_3_1_BertModel__dropout_is_off_in_eval_and_on_in_train():
 
 
 def test_3_1_BertModel__it_learns_to_tell_two_orders_apart():
-    import optim        # here, since nothing else in this file needs it
+    import optim  # here, since nothing else in this file needs it
     torch.manual_seed(0)
     model, head = small_bert(std=0.1).train(), torch.nn.Linear(16, 1)
     ids = torch.tensor([[2, 10, 11, 3], [2, 11, 10, 3]])

@@ -43,21 +43,21 @@ def test_3_3_1_pcgrad__equals_the_naive_vector_form():
 
 def test_3_3_1_pcgrad__order_of_visits_matters():
     g = [[1.0, 0], [-1, 1], [-1, -2]]
-    assert_close((multitask.pcgrad(gram_of(g), [[1, 2], [0, 2], [0, 1]]) @ g)[0], [.2, -.1],
-                 mistakes={"orders are not followed": [.2, .2],
-                           "all dot products are those of the original g_i, not of the running "
-                           "g_i'": [.3, .1]})
-    assert_close((multitask.pcgrad(gram_of(g), [[2, 1], [0, 2], [0, 1]]) @ g)[0], [.2, .2],
-                 mistakes={"orders are not followed": [.2, -.1]})
     C = multitask.pcgrad(gram_of(g), [[1, 2], [0, 2], [0, 1]])
+    assert_close((C @ g)[0], [.2, -.1], mistakes={
+        "orders are not followed": [.2, .2],
+        "all dot products are those of the original g_i, not of the running g_i'":
+            [.3, .1]})
+    other = multitask.pcgrad(gram_of(g), [[2, 1], [0, 2], [0, 1]])
+    assert_close((other @ g)[0], [.2, .2], mistakes={"orders are not followed": [.2, -.1]})
     assert_close(C.sum(-2), [3, 2.5, 1.7])
     assert_close(C.sum(-2) @ g, [-1.2, -.9])
 
 
 def test_3_3_1_pcgrad__D3_acts_only_on_conflict():
-    # Printed without the condition, (1, 0) and (.6, .8) would lose their common part.
+    # Without the condition, as printed, (1, 0) and (.6, .8) would lose what they share.
     assert_close(multitask.pcgrad(gram_of([[1, 0], [.6, .8]]), [[1], [0]]), np.eye(2), 0,
-                 "projected although g_i · g_j > 0")     # not a conflict
+                 "projected although g_i · g_j > 0")
     assert_close(multitask.pcgrad(gram_of([[1, 0], [0, 1]]), [[1], [0]]), np.eye(2), 0)
 
 
@@ -99,15 +99,16 @@ def test_3_3_1_pcgrad__never_projects_a_task_on_itself():
 def test_3_3_1_pcgrad__scale_of_all_gradients_passes_through():
     gram = gram_of([[1.0, 2, 0], [-1, 1, 3], [0, -4, 1]])
     orders = [[1, 2], [2, 0], [0, 1]]
-    assert_close(multitask.pcgrad(gram, orders), multitask.pcgrad(1e6 * gram, orders), 1e-12)
+    assert_close(multitask.pcgrad(gram, orders), multitask.pcgrad(1e6 * gram, orders),
+                 1e-12)
 
 
-def test_3_3_1_pcgrad__blocks_are_treated_each_by_itself():
+def test_3_3_1_pcgrad__each_block_is_treated_by_itself():
     grams = np.array([gram_of(np.random.default_rng(s).normal(size=(3, 4)))
                       for s in range(5)])
     orders = [[1, 2], [2, 0], [0, 1]]
-    assert_close(multitask.pcgrad(grams, orders), [multitask.pcgrad(g, orders) for g in grams],
-                 1e-12)
+    assert_close(multitask.pcgrad(grams, orders),
+                 [multitask.pcgrad(g, orders) for g in grams], 1e-12)
 
 
 def test_3_3_1_pcgrad__order_is_drawn_from_the_runs_generator():

@@ -9,6 +9,7 @@ from tests.world import gram_of, random_problems
 
 
 def vaccine(target, beta=0.01):
+    """A GradVac with these targets φᵀ."""
     gv = multitask.GradVac(beta)
     gv.target = np.array(target, np.float64)
     return gv
@@ -56,8 +57,8 @@ def test_3_3_2_GradVac__frozen_at_zero_it_stays_gradient_surgery():
     gv = multitask.GradVac(beta=0.0)
     for gradients, orders, _ in random_problems(100, seed=3):
         gv.target = None
-        assert_close(gv(gram_of(gradients), orders), multitask.pcgrad(gram_of(gradients), orders),
-                     1e-9, relative=1e-9)
+        gram = gram_of(gradients)
+        assert_close(gv(gram, orders), multitask.pcgrad(gram, orders), 1e-9, relative=1e-9)
 
 
 def test_3_3_2_GradVac__equals_the_naive_vector_form_over_steps():
@@ -85,13 +86,15 @@ def test_3_3_2_GradVac__two_steps_of_a_known_example():
 def test_3_3_2_GradVac__three_tasks():
     g = np.array([[1.0, 0, 0], [-1, 1, 0], [0, -1, 1]])
     C = vaccine(np.full((3, 3), .2), .1)(gram_of(g), [[1, 2], [0, 2], [0, 1]])
-    assert_close(C, [[1, .602062, .385143], [1.204124, 1, .606230], [.288675, .805905, 1]], 1e-6,
-                 "the running g_i', its dot products and its norm, against the ORIGINAL g_j?")
+    assert_close(C, [[1, .602062, .385143], [1.204124, 1, .606230], [.288675, .805905, 1]],
+                 1e-6, "the running g_i', its dot products and its norm, against the "
+                       "ORIGINAL g_j?")
     assert_close(C.sum(-2) @ g, [.084832, .416594, 1.991373], 1e-6)
 
 
 def test_3_3_2_GradVac__target_follows_also_when_it_is_exceeded():
-    # Cosines near .3: the target must find them. Updated only in the `if`, it stays at 0.
+    # Cosines near .3: the target must reach them. Updated only inside the `if`, it would
+    # stay at 0.
     rng, gv = np.random.default_rng(5), multitask.GradVac(.05)
     fired = 0
     for _ in range(400):
@@ -113,7 +116,8 @@ def test_3_3_2_GradVac__zero_gradient_leaves_all_alone():
     gv = vaccine(np.full((2, 2), .5))
     assert_close(gv(gram_of([[1, 2], [0, 0]]), [[1], [0]]), np.eye(2), 0,
                  "a zero gradient has no angle: nothing is tilted")
-    assert_close(gv.target, np.full((2, 2), .5), 0, "a zero gradient has no angle: φᵀ stays")
+    assert_close(gv.target, np.full((2, 2), .5), 0,
+                 "a zero gradient has no angle: φᵀ stays")
 
 
 def test_3_3_2_GradVac__rounding_never_makes_a_nan():
@@ -132,9 +136,10 @@ def test_3_3_2_GradVac__rounding_never_makes_a_nan():
 
 
 def test_3_3_2_GradVac__target_near_1_is_clamped():
-    # φᵀ = 1 would tilt for ever. Clamped: w = .999 / √(1 - .999²) = 22.343906.
-    assert_close(vaccine(np.ones((2, 2)))(np.eye(2), [[1], [0]]), [[1, 22.343906], [22.343906, 1]],
-                 1e-5, "|φᵀ| is clamped to CLAMP where it is used")
+    # φᵀ = 1 would tilt without limit. Clamped: w = .999 / √(1 - .999²) = 22.343906.
+    assert_close(vaccine(np.ones((2, 2)))(np.eye(2), [[1], [0]]),
+                 [[1, 22.343906], [22.343906, 1]], 1e-5,
+                 "|φᵀ| is clamped to CLAMP where it is used")
 
 
 def test_3_3_2_GradVac__size_of_the_other_gradient_does_not_matter():
@@ -145,7 +150,7 @@ def test_3_3_2_GradVac__size_of_the_other_gradient_does_not_matter():
     assert_close(a[0], b[0], 1e-9)
 
 
-def test_3_3_2_GradVac__blocks_have_targets_of_their_own():
+def test_3_3_2_GradVac__each_block_has_its_own_targets():
     grams = np.array([gram_of(np.random.default_rng(s).normal(size=(3, 4)))
                       for s in range(4)])
     orders = [[1, 2], [2, 0], [0, 1]]

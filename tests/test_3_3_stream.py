@@ -22,7 +22,7 @@ def test_3_3_Stream__D18_left_over_examples_come_first_in_the_next_pass():
     stream = data.Stream(np.ones(10, int), 4, (0, 0))
     drawn = np.concatenate([stream.next() for _ in range(5)])
     assert len(set(drawn[:8])) == 8
-    assert set(range(10)) - set(drawn[:8]) <= set(drawn[8:12]), "left-over ones were lost"
+    assert set(range(10)) - set(drawn[:8]) <= set(drawn[8:12]), "some were lost"
     assert (np.bincount(drawn) == 2).all()
 
 

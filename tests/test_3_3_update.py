@@ -13,6 +13,7 @@ import optim
 from tests.checks import assert_close, assert_equal, assert_raises
 from tests.world import FakeTokenizer, flat_model, small_bert, tiny_batch, toy, toy_step
 
+# --- The parameters as one vector ---
 
 def test_3_3_FlatParameters__every_parameter_is_a_view_of_theta():
     reference = heads.MultitaskBert(small_bert(), con=True)
@@ -53,7 +54,8 @@ def test_3_3_FlatParameters__backward_fills_the_row_and_only_that():
     want = torch.autograd.grad(model(model.tasks["para"], batch).sum(), parameters,
                                allow_unused=True)
     for (name, p), g in zip(model.named_parameters(), want):
-        assert_close(flat.views(flat.G[1])[name], torch.zeros_like(p) if g is None else g, 1e-6)
+        assert_close(flat.views(flat.G[1])[name],
+                     torch.zeros_like(p) if g is None else g, 1e-6)
     assert not flat.G[0].any() and not flat.G[2].any()
 
 
@@ -72,6 +74,8 @@ def test_3_3_FlatParameters__gram_in_chunks_is_exact():
                  rows[0, cut[0]] + 2 * rows[1, cut[0]] + 3 * rows[2, cut[0]], 1e-5)
     assert_close(flat.G[0, cut[1]], rows[1, cut[1]] - rows[2, cut[1]], 1e-5)
 
+
+# --- One step ---
 
 def test_3_3_update__rows_of_absent_tasks_are_not_touched():
     flat, loss_fn = toy()
@@ -95,7 +99,7 @@ def test_3_3_update__plain_sum_is_the_gradient_of_the_summed_losses():
     assert_close(flat.G[0], [0, 1, 3, 5], 1e-6)
 
 
-def test_3_3_update__D2_treatment_needs_each_gradient_for_itself():
+def test_3_3_update__D2_treatment_needs_each_tasks_own_gradient():
     # Algorithm 2's summed loss gives (0, 1) for w; with surgery it must be (½, 1½).
     assert_close(toy_step(multitask.plain_sum)[0].G[0, :2], [0, 1], 1e-6)
     assert_close(toy_step(multitask.pcgrad)[0].G[0, :2], [.5, 1.5], 1e-6)
@@ -191,7 +195,7 @@ def test_3_3_update__gradient_that_is_not_finite_changes_nothing():
         flat, loss_fn = toy()
         gv = multitask.GradVac()
         multitask.backward(flat, [{0: bad, 1: 1.0}], loss_fn, {0: 0, 1: 1})
-        assert multitask.treat(flat, multitask.regions(flat, "model"), {0: 0, 1: 1}, gv, 1.0,
+        assert multitask.treat(flat, multitask.regions(flat), {0: 0, 1: 1}, gv, 1.0,
                                np.random.default_rng(0)) is None
         assert gv.target is None, "the vaccine's state was touched"
 
@@ -201,7 +205,7 @@ def test_3_3_update__idle_head_gets_no_gradient_and_stays():
     multitask.backward(flat, [{0: 1.0}], loss_fn, {0: 0})
     multitask.treat(flat, multitask.regions(flat, "model"), {0: 0}, multitask.pcgrad, 0,
                     np.random.default_rng(0))
-    assert [p.grad is None for p in (leaf.parameter for leaf in flat.leaves)] == [False, False, True]
+    assert_equal([leaf.parameter.grad is None for leaf in flat.leaves], [False, False, True])
 
 
 def test_3_3_update__regions_cover_theta_once_at_every_granularity():
@@ -214,7 +218,8 @@ def test_3_3_update__regions_cover_theta_once_at_every_granularity():
             block, size = flat.blocks[region.block], region.span.stop - region.span.start
             cover[region.span] += 1
             assert (region.unit is None) == (not block.shared)
-            assert block.span.start <= region.span.start <= region.span.stop <= block.span.stop
+            assert block.span.start <= region.span.start
+            assert region.span.stop <= block.span.stop
             if block.shared:
                 sizes[region.unit] = sizes.get(region.unit, 0) + size
         assert (cover == 1).all(), granularity
@@ -256,6 +261,8 @@ def test_3_3_update__accumulating_two_batches_of_4_is_one_of_8():
     assert_close(gradient(1), gradient(2), 1e-5)
 
 
+# --- The log ---
+
 def test_3_3_describe__surgery_by_hand():
     # g1 = (1, 0), g2 = (-1, 1): cosine -1/√2.
     # g1' = (½, ½), g2' = (0, 1): cosine ½ / √½ = 1/√2.
@@ -293,7 +300,7 @@ def test_3_3_describe__which_pairs_acted_and_the_vaccines_targets():
     assert_close([log["acted_a_b"], log["acted_b_a"], log["acted"]], [.5, 0, .25])
 
 
-def test_3_3_describe__nothing_left_of_a_gradient_is_a_cosine_of_zero():
+def test_3_3_describe__a_gradient_that_vanished_has_cosine_zero():
     gram = np.array([[[1.0, -2.0], [-2.0, 4.0]]])
     C = multitask.pcgrad(gram, [[1], [0]])
     log = multitask.describe(treated_as("ab", gram, C))
@@ -318,4 +325,5 @@ def test_3_3_describe__cosines_by_layer_are_those_of_the_slices():
         assert list(layers) == ["embeddings", "layer 1", "layer 2", "pooler"]
         for block, found in layers.items():
             here = flat.blocks[block].span
-            assert_close(found["cos_a_b"], F.cosine_similarity(G[0, here], G[1, here], dim=0), 6e-5)
+            want = F.cosine_similarity(G[0, here], G[1, here], dim=0)
+            assert_close(found["cos_a_b"], want, 6e-5)

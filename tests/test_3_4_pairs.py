@@ -23,7 +23,8 @@ def test_3_4_truncate_pair__equals_dropping_one_token_at_a_time():
     for a in range(8):
         for b in range(8):
             for n in range(14):
-                assert_equal(data.truncate_pair(a, b, n), tuple(oracles.naive_truncate_pair(a, b, n)),
+                assert_equal(data.truncate_pair(a, b, n),
+                             tuple(oracles.naive_truncate_pair(a, b, n)),
                              f"lengths {a} and {b}, budget {n}")
 
 
@@ -32,11 +33,11 @@ def test_3_4_join_pair__by_hand():
     assert_equal(list(row), [2, 7, 8, 3, 9, 3], mistakes={
         "the [SEP] between the sentences is missing": [2, 7, 8, 9, 3],
         "the last [SEP] is missing": [2, 7, 8, 3, 9],
-        "a second [CLS] stands before b": [2, 7, 8, 3, 2, 9, 3],
+        "a second [CLS] is before b": [2, 7, 8, 3, 2, 9, 3],
         "[CLS] is missing": [7, 8, 3, 9, 3]})
     assert_equal(list(segments), [0, 0, 0, 0, 1, 1], mistakes={
-        "the first [SEP] was counted to b; its segment is 0": [0, 0, 0, 1, 1, 1],
-        "the last [SEP] was counted to a; its segment is 1": [0, 0, 0, 0, 1, 0],
+        "the first [SEP] was put in b's segment; it belongs to a's, 0": [0, 0, 0, 1, 1, 1],
+        "the last [SEP] was put in a's segment; it belongs to b's, 1": [0, 0, 0, 0, 1, 0],
         "segments begin at 1": [1, 1, 1, 1, 2, 2],
         "segments are all 0": [0, 0, 0, 0, 0, 0]})
 

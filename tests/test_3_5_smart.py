@@ -1,16 +1,14 @@
 """3.5 SMART: divergences, smoothness, the teacher and the Bregman term."""
 
+import functools
 import math
 
 import torch
 import torch.nn.functional as F
 
-import data
 import heads
 import multitask
-import optim
 import smart
-import train
 from tests import oracles
 from tests.checks import assert_close, assert_equal, assert_raises
 from tests.world import flat_model, small_bert, tiny_batch, training_of
@@ -28,9 +26,10 @@ def test_3_5_divergence__by_hand():
         **mistakes, "the sign is wrong": -quarter})
     assert_close(smart.binary_symmetric_kl(a[:, 0], b[:, 0]), quarter, 1e-5, mistakes={
         **mistakes, "the difference of probabilities was squared": .0625})
-    assert_close(smart.squared_difference(torch.tensor([1.0, 3]), torch.tensor([1.0, 1])), 2.0,
-                 mistakes={"it is summed over the batch, not averaged": 4.0,
-                           "the difference is not squared": 1.0})
+    a, b = torch.tensor([1.0, 3]), torch.tensor([1.0, 1])
+    assert_close(smart.squared_difference(a, b), 2.0, mistakes={
+        "it is summed over the batch, not averaged": 4.0,
+        "the difference is not squared": 1.0})
 
 
 def test_3_5_divergence__symmetric_zero_at_equality_and_never_negative():
@@ -87,8 +86,8 @@ def test_3_5_smoothness__a_wide_radius_by_hand():
 def test_3_5_smoothness__is_zero_at_radius_zero_even_under_dropout():
     model = heads.MultitaskBert(small_bert(), con=True).train()
     task, batch = model.tasks["sst"], tiny_batch(True, pair=False)[1]
-    logits, R = smart.smoothness(lambda x: model.logits(task, x, batch), model.embed(batch),
-                                 task.divergence, 0.0)
+    _, R = smart.smoothness(lambda x: model.logits(task, x, batch), model.embed(batch),
+                            task.divergence, 0.0)
     assert_close(R, 0, 1e-12, "the passes draw different dropout masks")
 
 
@@ -101,7 +100,7 @@ def test_3_5_smoothness__all_passes_share_one_dropout_mask():
 
 
 def test_3_5_smoothness__the_random_generator_moves_as_for_one_pass():
-    # noise is drawn first, then one mask: after the call the generator stands where noise
+    # The noise is drawn first, then one mask: after the call the generator is where noise
     # and one clean pass leave it, so SMART's extra passes cost no random numbers.
     x = torch.ones(1, 3, 2)
 
@@ -114,7 +113,8 @@ def test_3_5_smoothness__the_random_generator_moves_as_for_one_pass():
     torch.randn_like(x)
     f(x)
     assert_close(torch.rand(1), after, 0,
-                 "draw the noise first, then set the generator back before every further pass")
+                 "draw the noise first, then set the generator back before each further "
+                 "pass")
 
 
 def test_3_5_smoothness__perturbation_stays_inside_the_radius_and_off_the_padding():
@@ -127,7 +127,7 @@ def test_3_5_smoothness__perturbation_stays_inside_the_radius_and_off_the_paddin
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]])
     smart.smoothness(f, x, smart.squared_difference, .05, steps=2, attention_mask=mask)
     change = (seen[-1] - x).abs()
-    assert_equal(len(seen), 4, "a clean pass, one for each ascent step, a last one", mistakes={
+    assert_equal(len(seen), 4, "a clean pass, one for each step, a last one", mistakes={
         "there is one ascent step, whatever `steps` says": 3,
         "the clean pass is made twice": 5})
     assert change.max() <= .05 + 1e-6, f"got {change.max()}, radius is .05"
@@ -140,17 +140,15 @@ def test_3_5_smoothness__ascent_beats_random_noise_and_more_steps_do_not_harm():
     for task in model.tasks.values():
         batch = tiny_batch(True, task.pair)[1]
         x = model.embed(batch).detach()
-
-        def R(steps):
+        f = functools.partial(model.logits, task, batch=batch)
+        R = {}
+        for steps in (1, 3):
             torch.manual_seed(3)
-            return smart.smoothness(lambda x: model.logits(task, x, batch), x,
-                                    task.divergence, .02, steps,
-                                    batch.attention_mask)[1].item()
-        random = task.divergence(
-            model.logits(task, x + .02 * torch.randn(x.shape).sign(), batch),
-            model.logits(task, x, batch)).item()
-        assert R(1) > 2 * random, f"{task.name}: got {R(1)}, random noise gives {random}"
-        assert R(3) > .9 * R(1)
+            _, R[steps] = smart.smoothness(f, x, task.divergence, .02, steps,
+                                           batch.attention_mask)
+        random = task.divergence(f(x + .02 * torch.randn(x.shape).sign()), f(x))
+        assert R[1] > 2 * random, f"{task.name}: got {R[1]}, random noise gives {random}"
+        assert R[3] > .9 * R[1]
 
 
 def test_3_5_smoothness__start_at_zero_would_find_no_direction():
@@ -211,6 +209,7 @@ def test_3_5_smoothness__task_gradients_are_untouched_by_the_ascent():
 
 def test_3_5_Teacher__follows_by_hand():
     # β = .99, θ = 1, 2, 3 from 0: .01, .0299, .059601.
+    import optim
     layer = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(layer.weight)
     flat = optim.FlatParameters([optim.Block("w", {"weight": layer.weight})], 1)
@@ -227,6 +226,7 @@ def test_3_5_Teacher__follows_by_hand():
 
 
 def test_3_5_Teacher__owns_its_parameters():
+    import optim
     layer = torch.nn.Linear(2, 1)
     flat = optim.FlatParameters([optim.Block("w", dict(layer.named_parameters()))], 1)
     teacher = smart.Teacher(layer.train(), flat)
@@ -235,7 +235,8 @@ def test_3_5_Teacher__owns_its_parameters():
     assert teacher.theta.any(), "θ̃ shares memory with θ; clone it"
     for name, p in teacher.model.named_parameters():
         assert not p.requires_grad, f"{name} of the teacher would be trained"
-        assert_close(p.flatten(), teacher.theta[flat.place[name]], 0, f"{name} is no view of θ̃")
+        assert_close(p.flatten(), teacher.theta[flat.place[name]], 0,
+                     f"{name} is not a view of θ̃")
     assert layer.training, "the model is no longer in training mode"
     assert layer.weight.requires_grad, "the model itself can no longer be trained"
 
@@ -272,7 +273,8 @@ def test_3_5_bregman__D7_at_theta_itself_value_and_gradient_are_zero():
         for task in model.tasks.values():
             for smooth in (0.0, 1.0):
                 teacher = smart.Teacher(model, flat)
-                assert_equal(bregman_term(model, flat, task, teacher, smooth=smooth), (0, 0),
+                D = bregman_term(model, flat, task, teacher, smooth=smooth)
+                assert_equal(D, (0, 0),
                              "the teacher draws dropout masks of its own, or none")
 
 

@@ -26,7 +26,8 @@ def test_4_2_accuracy__by_hand():
 
 def test_4_2_pearson__by_hand():
     # (1,2,3) and (1,2,4): deviations (-1,0,1), (-4/3,-1/3,5/3): 3 / √(2 · 14/3) = .981981.
-    assert_close(heads.pearson([1, 2, 3], [1, 2, 4]), 3 / math.sqrt(28 / 3), 1e-9, mistakes={
+    r = heads.pearson([1, 2, 3], [1, 2, 4])
+    assert_close(r, 3 / math.sqrt(28 / 3), 1e-9, mistakes={
         "the means are not subtracted: that is the cosine": .991460134,
         "it is r², the square": 27 / 28, "it is the covariance": 1.0,
         "it is the covariance, not divided": 3.0, "the root is missing": 9 / 28,
@@ -88,7 +89,8 @@ def test_4_2_evaluate__order_of_the_file_and_mode_of_the_model():
     model.eval()
     alone = [model(task, data.collate(dataset, [i], FakeTokenizer, True, 40))
              for i in range(4)]
-    assert_close(got, torch.cat(alone), 1e-5, "predictions must come back in the file's order")
+    assert_close(got, torch.cat(alone), 1e-5,
+                 "predictions must come back in the file's order")
     assert_close(score, heads.pearson(got, dataset.labels), 1e-6)
 
 

@@ -13,12 +13,12 @@ import multitask
 from plumbing import safetensors
 from plumbing.folder import load_checkpoint
 from tests.checks import assert_close, assert_equal, assert_one_line
-from tests.world import files_of, fingerprint, run_train, tiny_world, training_of
+from tests.world import files_of, fingerprint, log_of, run_train, tiny_world, training_of
 
 BASE = ("--option", "gvac", "--con")
 
 
-def differs(base, *flags):
+def assert_differs(base, *flags):
     a, b = fingerprint(*base), fingerprint(*base, *flags)
     assert not torch.equal(a, b), (
         f"got the same weights with and without {' '.join(map(str, flags))}")
@@ -49,11 +49,11 @@ def test_4_4_train__every_other_flag_changes_the_result():
             ((), ["--sst-loss", "mse"]), ((), ["--sts-loss", "ce"]),
             ((), ["--weight-decay", .1]), ((), ["--lr", .02]), ((), ["--seed", 1]),
             ((), ["--amp", "bf16"]), ((), ["--max-steps", 3])):
-        differs(base, *flags)
+        assert_differs(base, *flags)
 
 
 def test_4_4_train__sparse_rows_of_the_word_table_add_up_to_its_dense_gradient():
-    # Two micro-batches with words in common; ratio on, which takes gradients by itself.
+    # Two micro-batches with words in common; SMART's ratio takes gradients of its own.
     G = []
     for sparse in (True, False):
         training, _ = training_of("--dropout", "0", "--smart", "--accumulate", "2")
@@ -85,7 +85,7 @@ def test_4_4_train__fresh_streams_start_each_epoch_anew():
 
 
 def test_4_4_train__frozen_encoder_stays_and_heads_move():
-    folder, weights = tiny_world()
+    _, weights = tiny_world()
     before = safetensors.load(os.path.join(weights, "model.safetensors"))
     after = safetensors.load(os.path.join(run_train("--freeze")[1], "best",
                                           "model.safetensors"))
@@ -105,10 +105,9 @@ def test_4_4_train__idle_heads_do_not_move():
 def test_4_4_train__same_seed_same_metrics_bit_for_bit():
     flags = ("--option", "gvac", "--smart", "--con", "--hlh")
     runs = [run_train(*flags, steps=4)[1] for _ in range(2)]
-    for name in ("metrics.jsonl", "best/model.safetensors",
-                 "predictions/sts-dev-output.csv"):
-        a, b = (open(os.path.join(folder, name), "rb").read() for folder in runs)
-        assert a == b, f"{name} differs"
+    a, b = map(files_of, runs)
+    for name in a:
+        assert a[name] == b[name], f"{name} differs"
 
 
 def test_4_4_train__run_leaves_what_it_promises():
@@ -119,7 +118,7 @@ def test_4_4_train__run_leaves_what_it_promises():
     assert set(result["dev"]) == {"sst", "para", "sts", "overall"}
     assert (result["epoch"] == 1 and result["seconds"] > 0
             and result["args"]["option"] == "gvac")
-    lines = [json.loads(line) for line in open(os.path.join(out, "metrics.jsonl"))]
+    lines = log_of(out)
     assert [line["step"] for line in lines] == [1, 2, 3, 3] and "dev" in lines[-1]
     assert {"loss_sst", "smooth_sts", "bregman_para", "cos_sst_para"} <= set(lines[0])
     folder = tiny_world()[0]
@@ -129,11 +128,11 @@ def test_4_4_train__run_leaves_what_it_promises():
                                    f"{task.name}-{split}-output.csv")) as f:
                 rows = f.read().splitlines()
             assert len(rows) == number + 1
-    # the predictions are those of the saved best model
+    # The predictions are those of the saved best model.
     model = heads.MultitaskBert.from_pretrained(os.path.join(out, "best"))
     tokenizer = data.WordPiece(os.path.join(out, "best", "vocab.txt"))
     dev = data.load(folder, model.tasks["sts"], "dev", tokenizer)
-    got, score = heads.evaluate(model, model.tasks["sts"], dev, tokenizer)
+    _, score = heads.evaluate(model, model.tasks["sts"], dev, tokenizer)
     assert_close(score, result["dev"]["sts"], 1e-6)
 
 
@@ -141,19 +140,18 @@ def test_4_4_train__logging_layers_changes_the_log_alone():
     runs = [run_train(*BASE, *flags)[1] for flags in ((), ("--log-layers",))]
     weights = [files_of(out)["best/model.safetensors"] for out in runs]
     assert weights[0] == weights[1]
-    lines = [json.loads(files_of(out)["metrics.jsonl"].splitlines()[0]) for out in runs]
+    lines = [log_of(out)[0] for out in runs]
     assert set(lines[1]) - set(lines[0]) == {"layers"} and "target_sst_sts" in lines[0]
     status, _, errors = run_train("--option", "rr", "--log-layers")
     assert_one_line(status, errors, "--log-layers", "--option")
 
 
 def test_4_4_train__it_learns():
-    # The last word of each tiny text gives its label away.
+    # The last word of each tiny text tells its label.
     status, out, errors = run_train("--con", "--epochs", 12, "--lr", .003, "--dropout", 0,
                                     steps=120)
     assert status == 0, errors
-    lines = [json.loads(line) for line in open(os.path.join(out, "metrics.jsonl"))]
-    steps = [line for line in lines if "loss_sst" in line]
+    steps = [line for line in log_of(out) if "loss_sst" in line]
     for task in ("sst", "para", "sts"):
         first, last = (np.mean([line[f"loss_{task}"] for line in part])
                        for part in (steps[:10], steps[-10:]))

@@ -14,6 +14,7 @@ from tests.world import (
     HARD,
     files_of,
     from_scratch,
+    log_of,
     run_pretrain,
     run_train,
     settings_of,
@@ -34,7 +35,7 @@ def test_run_folder__args_json_says_where_each_value_came_from():
     with open(os.path.join(world, "sts-dev.csv"), "rb") as file:
         assert settings["digests"][os.path.join("data", "sts-dev.csv")] == (
             hashlib.sha256(file.read()).hexdigest())
-    args, source = settings_of("--option", "gvac")
+    _, source = settings_of("--option", "gvac")
     assert source["lr"] == "Table 1, Gradient Vaccine + RR" and source["seed"] == "default"
 
 
@@ -80,11 +81,9 @@ def test_run_folder__every_name_in_the_log_is_in_the_readme():
         readme = file.read()
     names = {"skipped"}
     _, out, _ = run_train(*HARD, "--log-layers", steps=12)
-    for line in open(os.path.join(out, "metrics.jsonl")):
-        names |= set(json.loads(line))
-    _, out, _ = run_pretrain(*from_scratch())
-    for line in open(os.path.join(out, "metrics.jsonl")):
-        names |= set(json.loads(line))
+    _, pretrained, _ = run_pretrain(*from_scratch())
+    for line in log_of(out) + log_of(pretrained):
+        names |= set(line)
     for name in names:
         general = name.replace("_sst", "_T").replace("_para", "_T", 1).replace("_sts", "_T")
         general = general.replace("_T_T", "_T_U")

@@ -8,6 +8,7 @@ import unittest.mock
 
 import torch
 
+import bert
 from plumbing import machine
 from tests.checks import assert_one_line
 from tests.world import SMALL, WORDS, resume, run_train, tiny_world, with_file, write_file
@@ -38,7 +39,7 @@ def test_run_refusals__weights():
     with open(os.path.join(weights, "model.safetensors"), "rb") as file:
         whole = file.read()
     lie = whole.replace(b'"data_offsets":[0,', b'"data_offsets":[4,', 1)
-    config = json.dumps({**vars(SMALL), "vocab_size": len(WORDS)})
+    config = json.dumps({**vars(bert.BertConfig(**SMALL)), "vocab_size": len(WORDS)})
     for name, content, words in (
             ("model.safetensors", None, ["model.safetensors"]),
             ("model.safetensors", whole[:-100], ["data_offsets"]),
@@ -84,9 +85,9 @@ def test_run_refusals__flags_and_devices():
 def test_run_precision__the_choice_says_why_and_emulation_is_no_reason():
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     for native in (True, False):        # an A100 and a T4, which both "support" it
-        with unittest.mock.patch("torch.cuda.is_bf16_supported",
-                                 lambda including_emulation=True: native or
-                                 including_emulation):
+        def supported(including_emulation=True, native=native):
+            return native or including_emulation
+        with unittest.mock.patch("torch.cuda.is_bf16_supported", supported):
             context, why = machine.choose_precision("auto", gpu)
         assert (context is contextlib.nullcontext) == (not native)
         assert why == ("bfloat16 autocast (this cuda has it)" if native else

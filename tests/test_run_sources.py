@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import io
 import os
+import pathlib
 import shutil
 import sys
 import tempfile
@@ -23,7 +24,7 @@ def test_run_weights__names_of_folders_and_packages():
     assert sources.find_weights(weights) == os.path.abspath(weights)
     place = tempfile.mkdtemp()
     shutil.copytree(weights, os.path.join(place, "some_tiny_model", "model"))
-    open(os.path.join(place, "some_tiny_model", "__init__.py"), "w").close()
+    pathlib.Path(place, "some_tiny_model", "__init__.py").touch()
     sys.path.insert(0, place)
     try:
         assert sources.find_weights("some-tiny-model") == os.path.join(
@@ -49,7 +50,7 @@ def test_run_weights__the_sample_is_taken_whole_or_announced_never_mixed_in():
         assert sources.find(None, None) == (sample, sample)
         assert sources.find("little", None) == (sample, sample), "by name, from anywhere"
         assert sources.find(None, weights) == (sample, os.path.abspath(weights))
-        with assert_raises("--download"):         # its small BERT is of no use for other data
+        with assert_raises("--download"):       # its small BERT is of no use elsewhere
             sources.find(data_folder, None)
         shutil.copytree(weights, os.path.join(place, "weights", "bert-base-uncased"))
         with assert_raises("--download"):         # half of a download
@@ -99,9 +100,9 @@ def test_run_download__files_are_checked_and_kept():
         with contextlib.redirect_stderr(io.StringIO()):
             sources.download(root, url, url, data_files, weight_files)
     served = {"a.csv": a, "model.safetensors": b}
-    with serving(served, cut=["model.safetensors"]) as (url, asked):
-        with assert_raises("model.safetensors"):
-            download(url)
+    with (serving(served, cut=["model.safetensors"]) as (url, asked),
+          assert_raises("model.safetensors")):
+        download(url)
     assert os.path.exists(places[0]) and not os.path.exists(os.path.dirname(places[1])), (
         "a file that was broken off must not stay")
     with serving({**served, "model.safetensors": b[::-1]}) as (url, asked):
@@ -111,7 +112,7 @@ def test_run_download__files_are_checked_and_kept():
             "what is there and right is not fetched again")
     with serving(served) as (url, asked):
         download(url)
-        assert [open(place, "rb").read() for place in places] == [a, b]
+        assert [pathlib.Path(place).read_bytes() for place in places] == [a, b]
         download(url)
         assert asked == ["model.safetensors"]
     with open(places[0], "ab") as file:         # damaged on the disk: fetched again

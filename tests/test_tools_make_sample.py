@@ -1,7 +1,5 @@
 """tools/make_sample.py, and the sample it wrote."""
 
-import contextlib
-import io
 import json
 import os
 import pathlib
@@ -14,19 +12,19 @@ import heads
 import train
 from plumbing import sources
 from tests.checks import assert_equal
+from tests.world import run_tool
 from tools import make_sample
 
 
 def test_tools_make_sample__same_bytes_and_files_that_load_without_a_word():
-    module = make_sample
-    few = {task: (40, 12, 12) for task in module.SIZES}
-    unlabelled, folders = module.unlabelled, [tempfile.mkdtemp() for _ in range(2)]
+    few = {task: (40, 12, 12) for task in make_sample.SIZES}
+    unlabelled, folders = make_sample.unlabelled, [tempfile.mkdtemp() for _ in range(2)]
     with unittest.mock.patch.multiple(
-            module, SIZES=few, unlabelled=lambda *args: unlabelled(*args[:2], 60)):
+            make_sample, SIZES=few, unlabelled=lambda *args: unlabelled(*args[:2], 60)):
         for folder in folders:
-            module.write_sample(pathlib.Path(folder), 0)
+            make_sample.write_sample(pathlib.Path(folder), 0)
     for name in os.listdir(folders[0]):
-        a, b = (open(os.path.join(folder, name), "rb").read() for folder in folders)
+        a, b = (pathlib.Path(folder, name).read_bytes() for folder in folders)
         assert a == b, f"{name} differs from one time to the next"
     tokenizer = data.WordPiece(os.path.join(folders[0], "vocab.txt"))
     for task in heads.tasks():
@@ -42,25 +40,24 @@ def test_tools_make_sample__same_bytes_and_files_that_load_without_a_word():
 
 
 def test_tools_make_sample__the_sample_is_what_it_writes_and_is_small():
-    module, folder = make_sample, pathlib.Path(tempfile.mkdtemp())
-    module.write_sample(folder, 0)
+    folder = pathlib.Path(tempfile.mkdtemp())
+    make_sample.write_sample(folder, 0)
     for path in folder.iterdir():
         assert path.read_bytes() == pathlib.Path(sources.SAMPLE, path.name).read_bytes(), (
-            f"{path.name} is not what make_sample.py writes; make the sample anew")
+            f"{path.name} is not what make_sample.py writes; make the sample again")
     assert sum(path.stat().st_size for path in pathlib.Path(sources.SAMPLE).iterdir()) < 5e6
 
 
 def test_tools_make_sample__train_takes_it_and_says_so_first_and_last():
-    output, place = io.StringIO(), tempfile.mkdtemp()
-    # A ROOT where nothing was downloaded.
+    place = tempfile.mkdtemp()      # a ROOT where nothing was downloaded
     with unittest.mock.patch.object(sources, "ROOT", place):
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(io.StringIO()):
-            status = train.main(["--max-steps", "1", "--out", os.path.join(place, "run")])
+        status, output, _ = run_tool(train, "--max-steps", 1, "--out",
+                                     os.path.join(place, "run"))
     assert_equal(status, 0)
-    lines = output.getvalue().splitlines()
-    assert_equal(["This is the sample" in line for line in (lines[0], lines[-2])], [True, True])
-    assert_equal(["--download" in line for line in (lines[1], lines[-1])], [True, True])
-    assert f"--lr {train.SAMPLE['lr']} (the sample's)" in output.getvalue()
+    lines = output.splitlines()
+    for first, word in ((0, "This is the sample"), (1, "--download")):
+        assert word in lines[first] and word in lines[first - 2]
+    assert f"--lr {train.SAMPLE['lr']} (the sample's)" in output
 
 
 def test_tools_make_sample__a_run_says_which_scores_to_expect():

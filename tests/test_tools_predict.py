@@ -40,7 +40,6 @@ def test_tools_predict__answers_are_those_of_the_runs_predictions():
 
 
 def test_tools_predict__what_is_typed_is_asked_for_all_that_fits():
-    predict = predict
     status, output, errors = run_tool(predict, analyzed(), stdin="good\n\ncat\tdog\n")
     assert status == 0, errors
     assert [line.split("\t")[0] for line in output.splitlines()] == ["sst", "para", "sts"]
@@ -51,7 +50,6 @@ def test_tools_predict__what_is_typed_is_asked_for_all_that_fits():
 
 
 def test_tools_predict__refusals_are_one_line():
-    predict = predict
     status, _, errors = run_tool(predict, analyzed(), "--task", "sts", stdin="good\n")
     assert_one_line(status, errors, "line 1", "TAB", "good")
     status, _, errors = run_tool(predict, analyzed(), stdin="good\n\na\tb\tc\n")

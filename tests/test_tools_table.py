@@ -19,13 +19,13 @@ from tests.world import run_train, signalled_at, tiny_world
 from tools import table
 
 
-def run_table(*flags, module=None, status=0):
-    """`python tools/table.py …` on the tiny world.   -> (stdout, runs that it started)
+def run_table(*flags, status=0):
+    """`python tools/table.py …` on the tiny world.   -> (output, runs that it started)
 
     The runs are train.main() in this process: ten new ones would take half a minute.
     """
     folder, weights = tiny_world()
-    module, started = module or table, []
+    started = []
 
     class Child:
         def __init__(self, words):
@@ -36,17 +36,16 @@ def run_table(*flags, module=None, status=0):
             with contextlib.redirect_stderr(io.StringIO()):
                 return train.main(self.words)
     output = io.StringIO()
-    with unittest.mock.patch.object(module.subprocess, "Popen", Child), \
-            unittest.mock.patch.object(module, "baseline", None), \
-            contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        assert module.main(["--data", folder, "--weights", weights, *map(
-            str, flags), "--", "--batch-size", "4", "--accumulate", "1", "--para-first",
-            "0", "--amp", "off"]) == status, output.getvalue()
+    with (unittest.mock.patch.object(table.subprocess, "Popen", Child),
+          unittest.mock.patch.object(table, "baseline", None),
+          contextlib.redirect_stdout(output), contextlib.redirect_stderr(output)):
+        assert table.main(["--data", folder, "--weights", weights, *map(str, flags), "--",
+                           "--batch-size", "4", "--accumulate", "1", "--para-first", "0",
+                           "--amp", "off"]) == status, output.getvalue()
     return output.getvalue(), started
 
 
 def test_tools_table__every_row_of_the_reports_tables_has_its_flags():
-    table = table
     args = table.parser().parse_args(["--data", tiny_world()[0], "--seeds", "1"])
     args.weights, args.flags = tiny_world()[1], []
     runs = table.plan(args, list(table.TABLE_2))
@@ -75,23 +74,21 @@ def test_tools_table__every_row_of_the_reports_tables_has_its_flags():
 
 def test_tools_table__mean_and_spread_by_hand():
     # .2, .4, .6: mean .4, sd √((.04 + 0 + .04) / 2) = .2
-    table = table
     assert table.spread([.2, .4, .6]) == ".400 ± .200"
     assert table.spread([-.0625]) == "-.062" and table.spread([1.0]) == "1.000"
 
 
-def test_tools_table__broken_off_it_goes_on_and_finished_runs_are_kept():
-    table = table
+def test_tools_table__after_an_interruption_it_continues_and_keeps_finished_runs():
     flags = ("--rows", "3,6", "--seeds", 1, "--max-steps", 4, "--runs", tempfile.mkdtemp())
     with signalled_at(2):
-        _, started = run_table(*flags, module=table, status=143)
+        _, started = run_table(*flags, status=143)
     assert len(started) == 1
-    output, started = run_table(*flags, module=table)
+    output, started = run_table(*flags)
     assert [words[0] for words in started] == ["--resume", "--tasks", "--tasks", "--option"]
-    again, started = run_table(*flags, module=table)
+    again, started = run_table(*flags)
     assert not started and again.splitlines()[1:] == output[output.index(
         "\nTable 2"):].splitlines()[1:]
-    _, started = run_table(*flags, "--rows", 6, "--max-steps", 3, module=table)
+    _, started = run_table(*flags, "--rows", 6, "--max-steps", 3)
     assert len(started) == 1, "other flags, another run"
 
 
@@ -107,13 +104,12 @@ def test_tools_table__its_numbers_are_those_of_the_runs():
     for task, out in folders.items():
         with open(os.path.join(out, "result.json")) as file:
             assert_close(single[task], json.load(file)["dev"][task], 1e-5)
-    assert_close(single["overall"], (single["sst"] + single["para"] + (single["sts"] + 1) / 2) / 3,
-                 2e-5)
+    overall = (single["sst"] + single["para"] + (single["sts"] + 1) / 2) / 3
+    assert_close(single["overall"], overall, 2e-5)
     with open(os.path.join(runs, "t.md")) as file:
         line = next(line for line in file if line.startswith("| Gradient Surgery + RR"))
     seeds = rows["Gradient Surgery + RR"].values()
-    short = table.spread
-    assert line.split(" | ")[1:5] == [short([seed[key] for seed in seeds])
+    assert line.split(" | ")[1:5] == [table.spread([seed[key] for seed in seeds])
                                       for key in (*columns, "overall")]
     assert ".453 .748 .364 .628" in line and "--option pcgrad" in line
 
@@ -123,7 +119,8 @@ def test_tools_table__3_scores_the_test_predictions_by_the_labels_given():
     with open(os.path.join(labelled, "test-labels.csv"), "w") as file:
         file.write("task\tid\tlabel\n")
         for task in heads.tasks():
-            file.writelines(f"{task.name}\t {task.name[0].upper()}t{i:023x}\t{i % 2}\n" for i in range(6))
+            file.writelines(f"{task.name}\t {task.name[0].upper()}t{i:023x}\t{i % 2}\n"
+                            for i in range(6))
     runs = tempfile.mkdtemp()
     flags = ("--table", 3, "--rows", "6", "--seeds", 1, "--max-steps", 3, "--runs", runs)
     output, _ = run_table(*flags, status=2)
@@ -139,7 +136,6 @@ def test_tools_table__3_scores_the_test_predictions_by_the_labels_given():
 
 
 def test_tools_table__readme_agrees_with_results():
-    table = table
     with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
         readme = file.read()
     found = table.blocks(os.path.join(ROOT, "results"))
@@ -151,9 +147,9 @@ def test_tools_table__readme_agrees_with_results():
 
 
 def test_tools_table__recorded_numbers_fill_their_place_in_the_readme():
-    table, results, runs = table, tempfile.mkdtemp(), tempfile.mkdtemp()
+    results, runs = tempfile.mkdtemp(), tempfile.mkdtemp()
     run_table("--rows", "6", "--seeds", 1, "--max-steps", 3, "--runs", runs, "--name",
-              "table2-tiny", module=table)
+              "table2-tiny")
     shutil.copy(os.path.join(runs, "table2-tiny.json"), results)
     readme = os.path.join(results, "README.md")
     with open(readme, "w") as file:

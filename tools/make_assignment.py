@@ -13,16 +13,16 @@ A function of the list keeps its head and docstring, which holds the equation; i
 with the comments in it, becomes `raise NotImplementedError("3.1 attention")`. Functions are
 found in the syntax tree, so the source needs no marks.
 
-The tests go with the copy, but a test may itself hold an answer: a naive form beside the
-fast one. These are known by their names (naive_, torchs_, numpys_). Every call of theirs is
-recorded here, and in the copy they look the numbers up, so the student's tests check as
-much as ours. Tests of this tool and of mutants.py are left out, and so is all that is not
-in COPIED, such as .git.
+The tests go with the copy, but for tests/oracles.py: naive forms would give the answers
+away. The copy has another oracles.py, which looks up what the naive forms gave here; the
+student's tests check as much as ours. Our own tools are left out with their tests, and so
+is all that is not in COPIED, such as .git.
 Leaves out: helper functions of a part. List them too, or they stay as they are.
 """
 
 import argparse
 import ast
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -31,20 +31,33 @@ import os
 import random
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import textwrap
-import traceback
+import unittest.mock
 
 import numpy as np
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-MODULES = ("bert", "data", "heads", "multitask", "optim", "smart", "train", "test_all")
-COPIED = (*(f"{name}.py" for name in MODULES), "plumbing", "tools", "sample", "results",
-          "README.md", "LICENSE", "requirements.txt", "pyproject.toml")
-# Tools that are not for students; bench.py holds the usual form of surgery and vaccine.
-OURS = ("make_assignment", "mutants", "bench")
-ORACLES = ("naive_", "torchs_", "numpys_")
+sys.path.insert(0, ROOT)
+
+import test_all
+from tests import oracles
+from tools.source import (
+    copy_tree,
+    docstring_end,
+    find,
+    first_line,
+    original,
+    read,
+    with_body,
+    write,
+)
+
+# Tools that are not for students, and their tests; bench.py holds the usual form of surgery
+# and vaccine.
+OURS = ("*make_assignment.py", "*mutant*", "source.py", "*bench.py")
 
 
 # --- The list of parts ---
@@ -57,13 +70,16 @@ def load_parts(path, names=None):
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a JSON list of parts: "
                          f"{error}") from None
-    kinds = dict(section=str, name=str, points=(int, float), functions=list, lines=list)
-    for number, part in enumerate(parts if isinstance(parts, list) else [None], 1):
-        for key, kind in {**kinds, "note": list}.items():
-            if not isinstance(part, dict) or not isinstance(
-                    part.get(key, [] if key == "note" else None), kind):
-                raise ValueError(f"{path}: part {number} needs {', '.join(kinds)}, perhaps "
-                                 f"note; its {key} is missing or of another kind")
+    kinds = {"section": str, "name": str, "points": (int, float), "functions": list,
+             "lines": list}
+    for number, part in enumerate(parts if isinstance(parts, list) else [{}], 1):
+        part = {"note": [], **part} if isinstance(part, dict) else {}
+        wrong = [key for key, kind in {**kinds, "note": list}.items()
+                 if not isinstance(part.get(key), kind)]
+        if wrong:
+            raise ValueError(f"{path}: part {number} needs {', '.join(kinds)}, perhaps "
+                             f"note; its {wrong[0]} is missing or of another kind")
+    for part in parts:
         part["label"] = f"{part['section']} {part['name']}"
         for function in part["functions"]:
             original(function)
@@ -75,67 +91,7 @@ def load_parts(path, names=None):
     return [part for part in parts if names is None or part["name"] in names]
 
 
-def find(source, names):
-    """The def of ["AdamW", "step"] in a module's source.   -> (its class or None, node)"""
-    node, outer = ast.parse(source), None
-    for name in names:
-        outer, node = node, next(
-            (child for child in node.body if getattr(child, "name", None) == name
-             and isinstance(child, (ast.ClassDef, ast.FunctionDef))), None)
-        if node is None:
-            return None, None
-    return outer if isinstance(outer, ast.ClassDef) else None, node
-
-
-def read(*path):
-    with open(os.path.join(*path), encoding="utf-8") as file:
-        return file.read()
-
-
-def write(text, *path):
-    with open(os.path.join(*path), "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-
-
-def original(function, root=ROOT):
-    """"optim.AdamW.step" -> (file, its source, class or None, node).   Raises ValueError"""
-    names = function.split(".")
-    depth = 2 if names[0] == "plumbing" else 1
-    file, node = os.path.join(*names[:depth]) + ".py", None
-    if os.path.exists(os.path.join(root, file)) and names[depth:]:
-        source = read(root, file)
-        outer, node = find(source, names[depth:])
-    if not isinstance(node, ast.FunctionDef):
-        raise ValueError(f"there is no function {function}; needed one of a module, such "
-                         f"as bert.attention or optim.AdamW.step")
-    return file, source, outer, node
-
-
 # --- Holes ---
-
-def first_line(node):
-    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-
-
-def docstring_end(node):
-    """The last line of a def's or class's head: of its docstring, if it has one."""
-    first = node.body[0]
-    if ast.get_docstring(node, clean=False) is not None:
-        return first.end_lineno
-    return first.lineno - 1
-
-
-def with_body(source, node, body):
-    """`source` with another body for a def, whose head and docstring stay."""
-    lines = source.splitlines()
-    head = docstring_end(node)
-    if ast.get_docstring(node, clean=False) is None:        # comments may follow the head
-        while head > node.lineno and not lines[head - 1].rstrip().endswith(":"):
-            head -= 1
-    indent = " " * (node.col_offset + 4)
-    return "\n".join(lines[:head] + [indent + line for line in body]
-                     + lines[node.end_lineno:]) + "\n"
-
 
 def dig(folder, parts):
     """Replace the bodies of all functions of the parts."""
@@ -164,13 +120,7 @@ def fill(folder, part):
         write("\n".join(lines) + "\n", folder, file)
 
 
-# --- The student's tests ---
-
-@functools.cache
-def recorded_numbers():
-    with open(os.path.join(ROOT, "tools", "numbers.json"), encoding="utf-8") as file:
-        return json.load(file)
-
+# --- The student's oracles.py ---
 
 def key_of(inputs):
     """A short name for numbers, equal for inputs that are equal to six decimals."""
@@ -181,11 +131,36 @@ def key_of(inputs):
     return digest.hexdigest()[:16]
 
 
+@functools.cache
+def recorded_numbers():
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "numbers.json")
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
 def recorded(name, *inputs):
-    """What the naive form gives for these inputs; its code would give an answer away."""
+    """What the naive form gave for these inputs."""
     known = recorded_numbers()[name].get(key_of(inputs))
     assert known is not None, f"the inputs of {name}() are not the recorded ones"
     return known
+
+
+def naive_forms():
+    """{name: function} of all that oracles.py defines."""
+    return {name: f for name, f in vars(oracles).items()
+            if inspect.isfunction(f) and f.__module__ == oracles.__name__}
+
+
+def student_oracles():
+    """The source of the student's oracles.py."""
+    functions = [inspect.getsource(f) for f in (key_of, recorded_numbers, recorded)]
+    for name, f in naive_forms().items():
+        inputs = ", ".join(inspect.signature(f).parameters)
+        functions.append(f"def {name}({inputs}):\n"
+                         f'    return recorded("{name}", {inputs})\n')
+    return ('"""What slow and simple forms of the algorithms gave: numbers.json."""\n\n'
+            "import functools\nimport hashlib\nimport json\nimport os\n\n"
+            "import numpy as np\n\n\n" + "\n\n".join(functions))
 
 
 def plain(value):
@@ -197,98 +172,85 @@ def plain(value):
     return plain(value.tolist()) if hasattr(value, "tolist") else value
 
 
-def is_oracle(name):
-    return name.startswith(ORACLES)
-
-
-def record(test_all):
+@functools.cache
+def record():
     """Run the tests that use naive forms.   -> {naive form: {key: what it gave}}"""
-    numbers = {}
+    numbers = {name: {} for name in naive_forms()}
 
     def listening(name, f):
         def call(*inputs):
             numbers[name][key_of(inputs)] = plain(f(*inputs))
             return f(*inputs)
         return call
-    for name, f in list(vars(test_all).items()):
-        if is_oracle(name):
-            numbers[name] = {}
-            setattr(test_all, name, listening(name, f))
-    for _, claim, f in test_all.all_tests():
-        if set(f.__code__.co_names) & set(numbers):
-            state, message, _ = test_all.run_one(f)
-            if state != "done":
-                raise ValueError(f"our own test fails: {claim}: {message}")
+    with contextlib.ExitStack() as stack:
+        for name, f in naive_forms().items():
+            stack.enter_context(
+                unittest.mock.patch.object(oracles, name, listening(name, f)))
+        for test in test_all.all_tests():
+            if ("from tests import oracles" in read(ROOT, "tests", test.file)
+                    and "oracles" in test.function().__code__.co_names):
+                state, message, _ = test_all.run_one(test.run)
+                if state != "done":
+                    raise ValueError(f"our own test fails: {test.name}: {message}")
     return numbers
 
 
-def student_tests(source):
-    """test_all.py for students: no naive forms, no tests of what they don't get."""
-    unwanted = tuple(f"test_tools_{name}_" for name in OURS)
-    nodes = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
-    first = True
-    for node in reversed(nodes):        # from the end, so that line numbers stay right
-        if node.name.startswith(unwanted):
-            lines = source.splitlines()
-            del lines[first_line(node) - 1:node.end_lineno + 2]
-            source = "\n".join(lines) + "\n"
-        elif is_oracle(node.name):
-            inputs = ", ".join(argument.arg for argument in node.args.args)
-            source = with_body(source, node, [f'return recorded("{node.name}", {inputs})'])
-            first = node
-    helpers = "\n\n".join(inspect.getsource(f)
-                          for f in (recorded_numbers, key_of, recorded))
-    lines = source.splitlines()
-    lines[first_line(first) - 1:first_line(first) - 1] = [*helpers.splitlines(), "", ""]
-    return "\n".join(lines) + "\n"
+# --- A command in the copy ---
 
+def name_the_hole(kind, error, trace):
+    """sys.excepthook: a part that is still open gets one line instead of a traceback.
 
-def in_child(folder, work):
-    """work(the test_all of `folder`), in a process of its own.   -> its result, as JSON
-
-    Forked, so that torch need not be imported again; no bytecode is left in the folder.
+    Named are the part that this command needs now, and the first open one in the report's
+    order if that is another.
     """
-    ours, theirs = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(ours)
-            for name in list(sys.modules):
-                if name in MODULES or name.split(".")[0] == "plumbing":
-                    del sys.modules[name]
-            sys.path.insert(0, folder)
-            sys.dont_write_bytecode = True
-            import test_all
-            answer = [work(test_all), None]
-            test_all.SCRATCH.cleanup()
-        except BaseException:
-            answer = [None, traceback.format_exc()]
-        finally:
-            with os.fdopen(theirs, "w") as pipe:
-                json.dump(answer, pipe)
-            os._exit(0)
-    os.close(theirs)
-    with os.fdopen(ours) as pipe:
-        text = pipe.read()
-    os.waitpid(child, 0)
-    answer, error = json.loads(text) if text else (None, "it ended without a word")
-    if error:
-        raise RuntimeError(f"in {folder}: {error}")
-    return answer
+    with open(os.path.join(ROOT, "tools", "assignment.json"), encoding="utf-8") as file:
+        labels = [f"{part['section']} {part['name']}" for part in json.load(file)]
+    if kind is not NotImplementedError or str(error) not in labels:
+        return sys.__excepthook__(kind, error, trace)
+    source = ""
+    for name in os.listdir(ROOT):
+        if name.endswith(".py"):
+            with open(os.path.join(ROOT, name), encoding="utf-8") as file:
+                source += file.read()
+    first = next((label for label in labels if f'NotImplementedError("{label}")' in source),
+                 str(error))
+    print(f"{os.path.basename(sys.argv[0])}: {first} is still to be written"
+          + ("" if first == str(error) else f", and {error}, which is needed here")
+          + "; python test_all.py shows what is done", file=sys.stderr)
 
 
-def climb(folder, parts):
-    """A copy's ladder, these parts' lines or all.   -> ({line: state}, [result, …])"""
+def student_plumbing():
+    """The source of the student's plumbing/__init__.py, which every command imports."""
+    return (read(ROOT, "plumbing", "__init__.py") + "\nimport json\nimport os\nimport sys\n"
+            "\nROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))\n\n\n"
+            + inspect.getsource(name_the_hole) + "\n\nsys.excepthook = name_the_hole\n")
+
+
+def climb(folder, parts=()):
+    """A copy's ladder, these parts' lines or all.   -> [result, …] as --json writes them
+
+    In a process of its own, which leaves no bytecode in the copy.
+    """
     words = [line for part in parts for line in part["lines"]]
+    with tempfile.TemporaryDirectory() as place:
+        path = os.path.join(place, "results.json")
+        done = subprocess.run(
+            [sys.executable, "test_all.py", "--json", path, *words], cwd=folder,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True,
+            text=True, encoding="utf-8", errors="replace", check=False)
+        if done.returncode not in (0, 1) or not os.path.exists(path):
+            raise RuntimeError(f"in {folder}: {done.stderr.strip()}")
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
 
-    def work(test_all):
-        shown = []
-        results = test_all.ladder(words, show=shown.append)
-        return shown, results
-    shown, results = in_child(folder, work)
-    states = dict(line.split("  (")[0].split("  ", 1)[::-1] for line in shown
-                  if line.startswith(("done  ", "todo  ", "FAIL  ", "skip  ")))
-    return states, results
+
+def is_done(part, results):
+    """Every line of the part has a test that is done, and none that fails or is open."""
+    for line in part["lines"]:
+        states = {r["state"] for r in results if r["line"] == line}
+        if "done" not in states or states & {"FAIL", "todo"}:
+            return False
+    return True
 
 
 # --- The handout ---
@@ -316,7 +278,7 @@ The parts can be written in any order. A test that needs two parts *waits* for t
 is still open, and says so; it is no failure. A `FAIL` says what came, what was expected,
 and often the likely mistake. A test that takes longer than a minute fails.
 
-Some tests compare with numbers from `tools/numbers.json`, which were computed by a slow and
+Some tests compare with numbers from `tests/numbers.json`, which were computed by a slow and
 simple form of the same algorithm.
 
 ## Points
@@ -376,42 +338,49 @@ def handout(parts):
 # --- The copy ---
 
 def make(out, parts):
-    """Write the student's tree to `out`.   Raises ValueError if there is something."""
+    """Write the student's tree to `out`.   Raises ValueError if there is something
+
+    It is made elsewhere and moved when it is complete.   -> the parts, with their tests
+    """
+    out = os.path.abspath(out)
     if os.path.exists(out) and (not os.path.isdir(out) or os.listdir(out)):
         raise ValueError(f"--out {out} is there already; give a new folder")
-    os.makedirs(out, exist_ok=True)
-    out = os.path.abspath(out)
-    skip = shutil.ignore_patterns("__pycache__", ".*", *(f"{name}.py" for name in OURS))
-    for name in COPIED:
-        source = os.path.join(ROOT, name)
-        if os.path.isdir(source):
-            shutil.copytree(source, os.path.join(out, name), ignore=skip)
-        elif os.path.exists(source):
-            shutil.copyfile(source, os.path.join(out, name))
-    dig(out, parts)
-    write(student_tests(read(ROOT, "test_all.py")), out, "test_all.py")
-    write(json.dumps(in_child(ROOT, record)), out, "tools", "numbers.json")
-
-    def list_parts():
-        write(json.dumps([{key: value for key, value in part.items() if key != "label"}
-                          for part in parts], indent=1, ensure_ascii=False) + "\n",
-              out, "tools", "assignment.json")
-    parts = [{key: value for key, value in part.items() if key != "tests"}
-             for part in parts]
-    list_parts()
-    # Points are for what the holes make fail. The rest of a part's tests pass already.
-    _, results = climb(out, parts)
-    failed = [f"{r['name']}: {r['message']}" for r in results if r["state"] == "FAIL"]
-    if failed:
-        raise RuntimeError(f"a test of the copy fails instead of waiting: {failed[0]}")
-    for part in parts:
-        part["tests"] = [r["name"] for r in results
-                         if r["part"] == part["label"] and r["state"] == "todo"]
-        if not part["tests"]:
-            raise ValueError(f"no test in {part['lines']} needs {part['functions']}")
-    list_parts()
-    write(handout(parts), out, "ASSIGNMENT.md")
+    with tempfile.TemporaryDirectory(prefix="minbert-copy-") as place:
+        folder = os.path.join(place, "copy")
+        copy_tree(folder, OURS)
+        dig(folder, parts)
+        write(student_oracles(), folder, "tests", "oracles.py")
+        write(json.dumps(record()), folder, "tests", "numbers.json")
+        write(student_plumbing(), folder, "plumbing", "__init__.py")
+        # Points are for what the holes make fail. The rest of a part's tests pass already.
+        parts = [dict(part) for part in parts]
+        for part in parts:
+            part.pop("tests", None)
+        write_parts(folder, parts)
+        results = climb(folder, parts)
+        failed = [f"{r['name']}: {r['message']}" for r in results if r["state"] == "FAIL"]
+        if failed:
+            raise RuntimeError(f"a test of the copy fails instead of waiting: {failed[0]}")
+        for part in parts:
+            part["tests"] = [r["name"] for r in results if r["part"] == part["label"]
+                             and r["state"] in ("todo", "waits")]
+            if not part["tests"]:
+                raise ValueError(f"no test in {part['lines']} needs {part['functions']}")
+        write_parts(folder, parts)
+        write(handout(parts), folder, "ASSIGNMENT.md")
+        if os.path.isdir(out):
+            os.rmdir(out)
+        os.makedirs(os.path.dirname(out), exist_ok=True)
+        shutil.move(folder, out)
     return parts
+
+
+def write_parts(folder, parts):
+    """The copy's tools/assignment.json."""
+    parts = [{key: value for key, value in part.items() if key != "label"}
+             for part in parts]
+    write(json.dumps(parts, indent=1, ensure_ascii=False) + "\n", folder, "tools",
+          "assignment.json")
 
 
 def round_trip(parts, orders, show=print):
@@ -420,27 +389,28 @@ def round_trip(parts, orders, show=print):
     After each step the ladder must show exactly the filled parts done, nothing that was
     done may break, and the last step must give all points. Raises AssertionError.
     """
-    for order in orders:
-        with tempfile.TemporaryDirectory(prefix="minbert-copy-") as folder:
-            listed = make(folder, parts)
+    with tempfile.TemporaryDirectory(prefix="minbert-copy-") as place:
+        listed = make(os.path.join(place, "new"), parts)
+        for order in orders:
+            folder = tempfile.mkdtemp(dir=place)
+            shutil.copytree(os.path.join(place, "new"), folder, dirs_exist_ok=True)
             filled, passed = [], set()
             for part in order:
                 fill(folder, part)
                 filled.append(part["label"])
-                states, results = climb(folder, listed)
+                results = climb(folder, listed)
                 failed = [r["name"] for r in results if r["state"] == "FAIL"]
                 assert not failed, f"{failed} fail instead of waiting"
-                done = [p["label"] for p in listed
-                        if all(states[line] == "done" for line in p["lines"])]
+                done = [p["label"] for p in listed if is_done(p, results)]
                 assert sorted(done) == sorted(filled), (
-                    f"filled {filled}, but the ladder shows {done} done: {states}")
+                    f"filled {filled}, but the ladder shows {done} done")
                 now = {r["name"] for r in results if r["state"] == "done"}
                 assert passed <= now, f"{passed - now} broke with {part['label']}"
                 passed = now
                 points = sum(r["points"] for r in results)
                 show(f"{points:6.2f} points  with {part['label']}")
             total = sum(p["points"] for p in listed)
-            assert abs(points - total) < 1e-6, f"got {points} points, expected {total}"
+            assert abs(points - total) < 1e-2, f"got {points} points, expected {total}"
 
 
 def main(argv=None):
@@ -463,9 +433,10 @@ def main(argv=None):
                   f"{sum(len(part['tests']) for part in listed)} tests, "
                   f"{sum(part['points'] for part in listed):g} points; see ASSIGNMENT.md")
         if args.check:
-            with tempfile.TemporaryDirectory(prefix="minbert-copy-") as folder:
+            with tempfile.TemporaryDirectory(prefix="minbert-copy-") as place:
+                folder = os.path.join(place, "copy")
                 make(folder, parts)
-                failed = [r for r in climb(folder, [])[1] if r["state"] == "FAIL"]
+                failed = [r for r in climb(folder) if r["state"] == "FAIL"]
                 assert not failed, f"a test of the copy fails instead of waiting: {failed}"
             round_trip(parts, [parts, random.Random(0).sample(parts, len(parts))])
             print("done one by one, in both orders")

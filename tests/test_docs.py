@@ -1,0 +1,105 @@
+"""README.md and docs/ agree with the code, the tests and the results."""
+
+import glob
+import importlib
+import json
+import os
+import re
+
+import numpy as np
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def read(*path):
+    with open(os.path.join(ROOT, *path), encoding="utf-8") as file:
+        return file.read()
+
+
+def pages():
+    """{path from the root: text} of the README and all pages of docs/"""
+    paths = ["README.md", *sorted(glob.glob("docs/*.md", root_dir=ROOT))]
+    return {path: read(path) for path in paths}
+
+
+def anchors(text):
+    """The anchors that GitHub gives to a page's headings."""
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")
+            for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+
+
+def test_docs__the_readme_is_a_front_page():
+    text = read("README.md")
+    assert len(text.splitlines()) <= 180 and len(text.encode()) <= 12 * 1024
+
+
+def test_docs__every_link_leads_somewhere():
+    texts = pages()
+    for path, text in texts.items():
+        links = re.findall(r"\]\(([^)]+)\)|(?:src|srcset)=\"([^\"]+)\"", text)
+        for link in ("".join(pair) for pair in links):
+            if link.startswith("https://"):
+                continue
+            place, _, anchor = link.partition("#")
+            target = (os.path.normpath(os.path.join(os.path.dirname(path), place))
+                      if place else path)
+            assert os.path.exists(os.path.join(ROOT, target)), f"{path}: no {link}"
+            if anchor:
+                assert anchor in anchors(texts[target]), f"{path}: no heading for {link}"
+
+
+def test_docs__the_code_of_the_readme_gives_its_numbers():
+    idea = re.search(r"```python\n(.*?)```", read("README.md"), re.DOTALL)[1]
+    found = {}
+    exec(idea.replace("print", "str"), found)
+    for name, value in {"gram": [[1, -1], [-1, 2]], "treated": [[.5, .5], [0, 1]],
+                        "update": [.5, 1.5], "left": [[.5, .5], [.5, 1]],
+                        "C": [[1, .5], [1, 1]]}.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-9, err_msg=name)
+    np.testing.assert_allclose(found["vaccine"].target[0, 1], -.00707, atol=5e-6)
+
+
+def test_docs__the_readmes_map_names_functions_that_exist():
+    table = read("README.md").partition("## Where everything is")[2].partition("\n## ")[0]
+    checked = 0
+    for line in table.splitlines():
+        cells = line.split("|")
+        for module, names in re.findall(r"\]\((\w+)\.py\):((?:,? `[\w.]+`)+)",
+                                        cells[3] if len(cells) > 3 else ""):
+            for name in re.findall(r"`([\w.]+)`", names):
+                here = importlib.import_module(module)
+                for part in name.split("."):
+                    assert hasattr(here, part), f"README.md: no {name} in {module}.py"
+                    here = getattr(here, part)
+                checked += 1
+    assert checked > 25
+
+
+def test_docs__the_readmes_results_are_those_of_the_results_folder():
+    rows = {}
+    for path in glob.glob(os.path.join(ROOT, "results", "table2-sample-*.json")):
+        with open(path, encoding="utf-8") as file:
+            for row in json.load(file)["rows"]:
+                rows[row["commands"][0]] = list(row["seeds"].values())
+    lines = re.findall(r"^\| `(--option [^`]+)` \|[^|]+\|(.+)\|$", read("README.md"),
+                       re.MULTILINE)
+    assert len(lines) == 8
+
+    def short(value):
+        return f"{value:.3f}".removeprefix("0")
+    for flags, cells in lines:
+        seeds = rows[f"python train.py {flags}"]
+        expected = [short(np.mean([seed[name] for seed in seeds]))
+                    for name in ("sst", "para", "sts", "overall")]
+        expected[-1] += f" ± {short(np.std([s['overall'] for s in seeds], ddof=1))}"
+        assert [cell.strip() for cell in cells.split("|")] == expected, flags
+
+
+def test_docs__every_erratum_names_tests_that_exist():
+    text = read("docs", "errata.md")
+    assert {int(n) for n in re.findall(r"^### D(\d+): ", text, re.MULTILINE)} == set(
+        range(1, 19))
+    links = re.findall(r"\[`(test_\w+__D\d+)…`\]\(\.\./(tests/\w+\.py)\)", text)
+    assert len(links) >= 14
+    for name, path in links:
+        assert f"def {name}_" in read(path), f"{path} has no {name}…"
