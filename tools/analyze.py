@@ -223,10 +223,10 @@ def paraphrase(dev):
     return [
         Heading("Paraphrase"),
         Paragraph(
-            f"Of {len(p)} pairs {share((~wrong).sum(), len(p))} are right. False positives: "
-            f"{share(positive, (~true).sum())} of the {(~true).sum()} that are none; false "
-            f"negatives: {share(negative, true.sum())} of the {true.sum()} that are. Mean "
-            f"probability {p[~true].mean():.3f} and {p[true].mean():.3f}. (The report: "
+            f"Of {len(p)} pairs {share((~wrong).sum(), len(p))} are right. False "
+            f"positives: {share(positive, (~true).sum())} of the {(~true).sum()} that are "
+            f"none; false negatives: {share(negative, true.sum())} of the {true.sum()} that "
+            f"are. Mean probability {p[~true].mean():.3f} and {p[true].mean():.3f}. (The report: "
             f"\"more likely\" a \"false positive\" than a \"false negative\".)"),
         Figure("figure2", "Figure 2: errors on paraphrase, dev", draw),
         Paragraph("Worst, the surest first (p: predicted probability of a paraphrase):"),
@@ -272,9 +272,9 @@ def similarity(dev):
         Heading("STS"),
         Paragraph(
             f"Errors of {N} pairs (truth minus prediction): mean {mean:+.3f}, sd {sd:.3f}, "
-            f"skew {skew:+.3f}; {share((error > 0).sum(), N)} are above 0. On the whole the "
-            f"model {lean}predicts. (The report: \"slightly positively centered\", \"more "
-            f"likely to underpredict\".)"),
+            f"skew {skew:+.3f}; {share((error > 0).sum(), N)} are above 0. On the whole "
+            f"the model {lean}predicts. (The report: \"slightly positively centered\", "
+            f"\"more likely to underpredict\".)"),
         Figure("figure3", "Figure 3: errors on STS, dev", draw),
         Paragraph("Worst:"), examples(dev, order[::-1][:EXAMPLES], "error", error),
         Paragraph("Best:"), examples(dev, order[:EXAMPLES], "error", error)]
@@ -289,7 +289,7 @@ def bare(text):
 
 
 def quoted(found):
-    """What this run makes of the examples that the report quotes.   [report 5]   -> parts"""
+    """What this run makes of the report's own examples.   [report 5]   -> parts"""
     rows = []
     for example in QUOTED:
         dev, wanted = found.get(example.task), [bare(text) for text in example.texts]

@@ -14,8 +14,8 @@ take the same time, in the shape of MiniLM (or of --weights) and in that of bert
 
 import argparse
 import copy
-import csv
 import dataclasses
+import functools
 import json
 import os
 import random
@@ -34,13 +34,15 @@ import data
 import heads
 import multitask
 import optim
+import smart
 import train
-from plumbing import machine, run, sources
+from plumbing import command, machine, sources, tsv
 from tools import timing
 from tools.timing import BFLOAT16, FLOAT32, Line, Skipped
 
 MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}
 BATCH_SIZE = 16
+WITHOUT_SMART = smart.Settings(weight=0.0, bregman_weight=0.0)
 
 
 # --- The two sides ---
@@ -80,26 +82,50 @@ class Setup:
         return data.collate(dataset, indices, self.tokenizer, True,
                             config.max_position_embeddings).to(self.device)
 
-    def trainer(self, config, *flags):
-        """train.py's own, with random weights."""
-        args, _ = train.parse([
-            "--con", "--para-first", "0", "--accumulate", "1", "--batch-size",
-            str(BATCH_SIZE), "--data", self.folder, "--weights", self.weights, *flags])
+
+class Ours:
+    """Our model with random weights, and the step that train.fit() takes with it."""
+
+    def __init__(self, setup, config, precision, option="rr", terms=WITHOUT_SMART,
+                 hlh=False):
         torch.manual_seed(0)
-        model = heads.MultitaskBert(bert.BertModel(config), args.con, args.hlh)
-        return train.Trainer(args, model.to(self.device).train(), self.tokenizer,
-                             self.sets["train"])
+        model = heads.MultitaskBert(bert.BertModel(config), con=True, hlh=hlh)
+        model.to(setup.device).train()
+        model.bert.word_embeddings.sparse = setup.device.type == "cpu"
+        separate = option in multitask.TREATMENTS
+        rows = {name: k if separate else 0 for k, name in enumerate(model.tasks)}
+        self.flat = optim.FlatParameters(model.blocks(), len(set(rows.values())))
+        self.regions = multitask.regions(self.flat)
+        self.training = train.Training(
+            model, setup.tokenizer, setup.sets, rows, terms,
+            functools.partial(autocast, setup.device, precision), self.flat,
+            optimizer=optim.FusedAdamW(self.flat.param_groups(), lr=1e-5),
+            treatment=multitask.make_treatment(option),
+            teacher=smart.Teacher(model, self.flat) if terms.bregman_weight else None,
+            streams={name: data.Stream(data.lengths(dataset, True), BATCH_SIZE, (0, k))
+                     for k, (name, dataset) in enumerate(setup.sets["train"].items())},
+            orders=np.random.default_rng(0))
 
-    def repeat_batches(self, trainer):
-        """Let every step take the same batch of each task: of 32 the median in length.
+    def median_batches(self):
+        """One batch of each task, of 32 the median in length.   -> {task: data.Batch}"""
+        return {name: sorted((self.training.next_batch(name) for _ in range(32)),
+                             key=lambda batch: batch.input_ids.size(1))[16]
+                for name in self.training.streams}
 
-        -> {task name: data.Batch}
-        """
-        batches = {name: sorted((trainer.next_batch(name) for _ in range(32)),
-                                key=lambda batch: batch.input_ids.size(1))[16]
-                   for name in trainer.streams}
-        trainer.next_batch = batches.get
-        return batches
+    def step(self, batches):
+        training = self.training
+        losses = multitask.backward(self.flat, [batches], training.loss, training.rows)
+        treated = multitask.treat(self.flat, self.regions, training.rows,
+                                  training.treatment, 1.0, training.orders)
+        training.optimizer.step()
+        if training.teacher is not None:
+            training.teacher.follow(self.flat.theta, 0.99)
+        return losses, multitask.describe(treated)
+
+
+def autocast(device, precision):
+    """A context for forward passes."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == BFLOAT16)
 
 
 class Usual(torch.nn.Module):
@@ -129,8 +155,7 @@ class Usual(torch.nn.Module):
 
     def step(self, batches):
         for name, batch in batches.items():
-            with torch.autocast(self.device.type, torch.bfloat16,
-                                enabled=self.precision == BFLOAT16):
+            with autocast(self.device, self.precision):
                 loss = self.tasks[name].loss(self(self.tasks[name], batch), batch.labels)
             loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
@@ -143,58 +168,28 @@ class Usual(torch.nn.Module):
 def training_step(setup, shape, precision):
     """One three-task training step, the same token batches on both sides."""
     config = setup.shapes[shape]
-    ours = setup.trainer(config, "--amp", precision.amp)
-    batches = setup.repeat_batches(ours)
-    theirs = Usual(setup, config, precision)
+    ours, theirs = Ours(setup, config, precision), Usual(setup, config, precision)
+    batches = ours.median_batches()
     return setup.compare(
         f"three-task step, {shape}, {precision.name}", "`transformers`, torch.optim.AdamW",
-        .85, ours.step, lambda: theirs.step(batches),
+        .85, lambda: ours.step(batches), lambda: theirs.step(batches),
         setup.roofline(config, 3 * timing.forward_operations(config, batches), precision,
                        timing.ADAMW_BYTES * len(ours.flat.theta)))
-
-
-@dataclasses.dataclass
-class Epoch:
-    """The examples that each of its steps takes: {task name: indices}."""
-    steps: list
-    lengths: dict               # {task name: tokens of each example [N]}
-
-    def tokens(self, step):
-        """With padding."""
-        return sum(len(indices) * self.lengths[name][indices].max()
-                   for name, indices in step.items())
-
-    def sample(self, number):
-        """So many steps, evenly spread over the lengths.   -> Epoch"""
-        by_size = sorted(self.steps, key=self.tokens)
-        places = ((np.arange(number) + .5) * len(by_size) / number).astype(int)
-        return Epoch([by_size[place] for place in places], self.lengths)
-
-    @property
-    def padded(self):
-        return sum(map(self.tokens, self.steps))
-
-    @property
-    def real(self):
-        return sum(self.lengths[name][indices].sum() for step in self.steps
-                   for name, indices in step.items())
 
 
 def epoch(setup, shape):
     """Real lengths: some steps are timed, and an epoch takes as long per padded token."""
     config, train_sets = setup.shapes[shape], setup.sets["train"]
-    ours, theirs = setup.trainer(config), Usual(setup, config, FLOAT32)
-    number, rng = len(ours.plan[0]), np.random.default_rng(0)
+    ours, theirs = Ours(setup, config, setup.precision), Usual(setup, config, FLOAT32)
+    number = len(train_sets["sts"]) // BATCH_SIZE       # STS is what an epoch is aligned to
+    rng = np.random.default_rng(0)
     lengths = {name: setup.lengths(dataset) for name, dataset in train_sets.items()}
-    ordered = Epoch([{name: stream.next() for name, stream in ours.streams.items()}
-                     for _ in range(number)], lengths)
-    shuffled = Epoch([{name: rng.integers(len(dataset), size=BATCH_SIZE)
-                       for name, dataset in train_sets.items()} for _ in range(number)],
-                     lengths)
-
-    def our_step(batches):
-        ours.next_batch = batches.get
-        ours.step()
+    streams = ours.training.streams.items()
+    ordered = timing.Epoch([{name: stream.next() for name, stream in streams}
+                            for _ in range(number)], lengths)
+    shuffled = timing.Epoch([{name: rng.integers(len(dataset), size=BATCH_SIZE)
+                              for name, dataset in train_sets.items()}
+                             for _ in range(number)], lengths)
 
     def take(epoch, take_step):
         for step in epoch.steps:
@@ -204,7 +199,7 @@ def epoch(setup, shape):
     a, b = ordered.sample(few), shuffled.sample(few)
     line = setup.compare(
         f"an epoch ({number} steps), {shape}, {setup.precision.name}",
-        "shuffled, padded, float32", .45, lambda: take(a, our_step),
+        "shuffled, padded, float32", .45, lambda: take(a, ours.step),
         lambda: take(b, theirs.step),
         setup.roofline(config, 6 * ordered.real * timing.matrix_parameters(config),
                        setup.precision, timing.ADAMW_BYTES * len(ours.flat.theta) * number),
@@ -246,29 +241,35 @@ def project_copies(gradients, targets=None):
     return out
 
 
+def plain_step(setup, config):
+    """-> seconds of a step without treatment"""
+    ours = Ours(setup, config, setup.precision)
+    batches = ours.median_batches()
+    took, = setup.alternate(lambda: ours.step(batches))
+    return took
+
+
 def surgery(setup, name, treatment, targets=None):
     """What PCGrad or Vaccine adds: three rows treated, less one row passed on."""
     config = setup.shapes["bert-base"]
-    plain = setup.trainer(config)
-    setup.repeat_batches(plain)
-    step, = setup.alternate(plain.step)
-    del plain
+    step = plain_step(setup, config)
     model = heads.MultitaskBert(bert.BertModel(config), True).to(setup.device)
     flat = optim.FlatParameters(model.blocks(), 3)
     # Conflicts: the third gradient points against the other two.
     flat.G.normal_()
     flat.G[2] -= flat.G[0] + flat.G[1]
-    shared = [name for name in flat.place if not name.startswith("heads")]
+    shared = [name for block in flat.blocks.values() if block.shared
+              for name in block.parameters]
     copies = [[flat.views(row)[name].clone() for name in shared] for row in flat.G]
-    regions, rng = multitask.regions(flat, "model"), np.random.default_rng(0)
+    regions, rng = multitask.regions(flat), np.random.default_rng(0)
     zeroed = torch.empty_like(flat.G)
 
-    def treat(treatment, rows):
-        zeroed[:len(rows)].zero_()          # as backward() does to G, but keep its numbers
-        multitask.treat(flat, regions, rows, treatment, 1.0, rng)
+    def treat(treatment, tasks):
+        zeroed[:tasks].zero_()              # as backward() does to G, but keep its numbers
+        multitask.treat(flat, regions, {k: k for k in range(tasks)}, treatment, 1.0, rng)
     with torch.no_grad():
         three, one, theirs = setup.alternate(
-            lambda: treat(treatment, [0, 1, 2]), lambda: treat(multitask.plain_sum, [0]),
+            lambda: treat(treatment, 3), lambda: treat(multitask.plain_sum, 1),
             lambda: project_copies(copies, targets))
     # Two rows more: zeroed, read for the Gram matrix, read to be combined.
     roofline = setup.roofline(bytes=2 * 3 * 4 * len(flat.theta))
@@ -279,16 +280,15 @@ def surgery(setup, name, treatment, targets=None):
 
 def smart_step(setup, shape, precision, bregman):
     """A SMART step beside a plain one of ours."""
-    config, amp = setup.shapes[shape], ("--amp", precision.amp)
-    plain = setup.trainer(config, *amp)
-    batches = setup.repeat_batches(plain)
-    flags = [] if bregman else ["--bregman-weight", "0"]
-    smart = setup.trainer(config, *amp, "--smart", *flags)
-    smart.next_batch = batches.get
+    config = setup.shapes[shape]
+    terms = smart.Settings() if bregman else smart.Settings(bregman_weight=0.0)
+    plain = Ours(setup, config, precision)
+    ours, batches = Ours(setup, config, precision, terms=terms), plain.median_batches()
     passes = 9 if bregman else 8
     return setup.compare(
         f"SMART step{'' if bregman else ' without Bregman'}, {shape}, {precision.name}",
-        "our plain step", 3.3 if bregman else 2.9, smart.step, plain.step,
+        "our plain step", 3.3 if bregman else 2.9,
+        lambda: ours.step(batches), lambda: plain.step(batches),
         setup.roofline(config, passes * timing.forward_operations(config, batches),
                        precision, timing.ADAMW_BYTES * len(plain.flat.theta)),
         f"{passes} forward-equivalents against 3: {passes / 3:.2f}")
@@ -300,7 +300,7 @@ def adamw(setup, name):
     flat = optim.FlatParameters(model.blocks(), 1)
     flat.G.normal_(std=1e-3)
     P = len(flat.theta)
-    flat.give_gradients([slice(0, P)])
+    flat.give_gradients(flat.blocks)
     ours, target = optim.FusedAdamW(flat.param_groups()), {"foreach": .6, "fused": 1.1}
     if name in target:
         tensors = [torch.nn.Parameter(p.detach().clone()) for p in model.parameters()]
@@ -319,11 +319,9 @@ def tokenizer(setup):
     import transformers
     theirs, texts = transformers.BertTokenizerFast(vocab_file=setup.vocabulary), []
     for task in heads.tasks():
-        for split in ("train", "dev", "test-student"):
-            path = os.path.join(setup.folder, f"{task.file}-{split}.csv")
-            with open(path, encoding="utf-8", newline="") as file:
-                texts += [row[column] for row in csv.DictReader(file, delimiter="\t")
-                          for column in task.texts if row.get(column)]
+        for split in ("train", "dev", "test"):
+            rows = tsv.read(data.path_of(setup.folder, task, split), list(task.texts))
+            texts += [text for _, row in rows for text in row]
 
     def ours():
         tokenizer = data.WordPiece(setup.vocabulary)
@@ -351,8 +349,8 @@ def evaluation(setup):
 
     def ours():
         for name, dataset in sets.items():
-            heads.evaluate(model, model.tasks[name], dataset, setup.tokenizer, setup.device,
-                           setup.machine.autocast)
+            heads.evaluate(model, model.tasks[name], dataset, setup.tokenizer,
+                           device=setup.device, autocast=setup.machine.autocast)
     tokens = sum(setup.lengths(dataset).sum() for dataset in sets.values())
     return setup.compare(
         f"dev evaluation, {shape}, {setup.precision.name}", "batches of 64 in file order",
@@ -365,26 +363,14 @@ def memory(setup, shape):
     """Peak of a process that makes gvac + SMART steps, and what must be there."""
     if setup.device.type != "cuda" and not os.path.exists("/proc/self/status"):
         return Skipped("memory", "needs Linux or a GPU")
-    command = [sys.executable, os.path.abspath(__file__), "--child", shape, "--data",
-               setup.folder, "--weights", setup.weights, "--device", str(setup.device)]
-    child = subprocess.run(command, check=True, capture_output=True, text=True)
+    words = [sys.executable, os.path.abspath(__file__), "--child", shape, "--data",
+             setup.folder, "--weights", setup.weights, "--device", str(setup.device)]
+    child = subprocess.run(words, check=True, capture_output=True, text=True)
     peak, parts = json.loads(child.stdout.splitlines()[-1])
     total = sum(parts.values())
     return Line(f"peak memory of a gvac + SMART step, batch {BATCH_SIZE}, {shape}, GB",
                 "θ, G, AdamW, θ̃ and activations", 1.15, peak, total, total,
                 " + ".join(f"{name} {value:.2f}" for name, value in parts.items()))
-
-
-def process_memory(device, entry):
-    """Bytes of this process, now ("VmRSS") or at most ("VmHWM"); on a GPU at most.
-
-    Trap: not getrusage(). Its maximum begins with that of the process that started this
-    one, whatever it was.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    with open("/proc/self/status") as file:
-        return next(1024 * int(line.split()[1]) for line in file if entry in line)
 
 
 def peak_memory(setup, shape):
@@ -398,15 +384,16 @@ def peak_memory(setup, shape):
     with setup.machine.autocast():
         F.linear(torch.ones(64, 64, requires_grad=True),
                  torch.ones(64, 64, requires_grad=True)).sum().backward()
-    before = process_memory(setup.device, "VmRSS")
-    trainer = setup.trainer(setup.shapes[shape], "--option", "gvac", "--smart", "--hlh")
-    setup.repeat_batches(trainer)
+    before = timing.process_memory(setup.device, "VmRSS")
+    ours = Ours(setup, setup.shapes[shape], setup.precision, "gvac", smart.Settings(),
+                hlh=True)
+    batches, training = ours.median_batches(), ours.training
     for _ in range(3):
-        trainer.step()
-    peak = process_memory(setup.device, "VmHWM") - before
+        ours.step(batches)
+    peak = timing.process_memory(setup.device, "VmHWM") - before
     resident = {t.untyped_storage().data_ptr() for t in
-                (trainer.flat.theta, trainer.flat.G, trainer.teacher.theta)}
-    kept, activations, objective = {}, [], trainer.objective
+                (ours.flat.theta, ours.flat.G, training.teacher.theta)}
+    kept, activations, loss = {}, [], training.loss
 
     def pack(tensor):
         storage = tensor.untyped_storage()
@@ -417,12 +404,12 @@ def peak_memory(setup, shape):
     def counted(name, batch):
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            result = objective(name, batch)
+            result = loss(name, batch)
         activations.append(sum(kept.values()))
         return result
-    trainer.objective = counted
-    trainer.step()
-    P = 4 * len(trainer.flat.theta)
+    training.loss = counted
+    ours.step(batches)
+    P = 4 * len(ours.flat.theta)
     parts = {"θ": P, "G": 3 * P, "AdamW": 2 * P, "θ̃": P, "activations": max(activations)}
     return peak / 1e9, {name: size / 1e9 for name, size in parts.items()}
 
@@ -492,7 +479,7 @@ def main(argv=None):
     chosen = [name for name in MEASUREMENTS
               if not args.words or any(word in name for word in args.words)]
 
-    def command():
+    def run():
         clock = time.process_time if args.clock == "cpu" else time.perf_counter
         folder, weights = sources.find(args.data, args.weights)
         setup = Setup(folder, weights, args.device, clock, args.repeats, args.steps)
@@ -500,7 +487,7 @@ def main(argv=None):
             print(json.dumps(peak_memory(setup, args.child)))
             return 0
         return bench(setup, chosen, args.out)
-    return run.one_line(command)
+    return command.one_line(run)
 
 
 if __name__ == "__main__":

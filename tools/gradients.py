@@ -47,7 +47,7 @@ def read_steps(path, tasks):
     if not steps.pairs:
         return steps
     cosines = [f"cos_{a}_{b}" for a, b in steps.pairs]
-    # Other lines: evaluations, paraphrase first, skipped steps, all steps without treatment.
+    # Others: evaluations, paraphrase first, skipped steps, every step without treatment.
     lines = [(number, line) for number, line in lines if cosines[0] in line]
     if not lines:
         return steps
@@ -71,9 +71,10 @@ def read_steps(path, tasks):
     return steps
 
 
-LOOKS = [{"color": color, "linestyle": style, "marker": marker} for color, style, marker in (
-    ("black", "-", "o"), ("black", "--", "s"), ("black", ":", "^"),
-    (".55", "-", "D"), (".55", "--", "v"), (".55", ":", "P"))]
+LOOKS = [{"color": color, "linestyle": style, "marker": marker}
+         for color, style, marker in (("black", "-", "o"), ("black", "--", "s"),
+                                      ("black", ":", "^"), (".55", "-", "D"),
+                                      (".55", "--", "v"), (".55", ":", "P"))]
 
 
 def smooth(values, window):
@@ -133,7 +134,8 @@ def gradients(steps):
                 if panel.kind == "acted":   # 0 or 1 a step: only long means say anything
                     values = values.cumsum() / np.arange(1, number + 1)
                 axes.plot(smooth(steps.column("step"), window), smooth(values, window),
-                          label=panel.between.join(names), markersize=3, markevery=4, **look)
+                          label=panel.between.join(names), markersize=3, markevery=4,
+                          **look)
             axes.set(xlabel="step", ylabel=panel.label)
             axes.legend(fontsize=6, loc="best")
             if panel.kind == "norm":

@@ -131,7 +131,8 @@ def markdown(result):
     for row in result.rows:
         seeds = list(row.seeds.values())
         table.append([row.row, *(spread([seed[key] for seed in seeds]) for key in columns),
-                      str(len(seeds)), f"{np.mean([seed['minutes'] for seed in seeds]):.1f}",
+                      str(len(seeds)),
+                      f"{np.mean([seed['minutes'] for seed in seeds]):.1f}",
                       printed.get(row.row, "")])
     title = (f"Table {result.table}, scores on {split}; data `{result.data}`, weights "
              f"`{result.weights}`; mean ± sd over the seeds 0, 1, …")

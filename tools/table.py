@@ -253,7 +253,8 @@ def collect(table, runs, labels, data_folder, weights):
     if labels is None:
         baselines["bag of n-grams"] = rounded(baseline.ngram_scores(data_folder))
     return results.Result(table, os.path.basename(data_folder), weights,
-                  list(dict.fromkeys(map(machine_of, runs))), [row for row in rows if row.seeds], baselines)
+                          list(dict.fromkeys(map(machine_of, runs))),
+                          [row for row in rows if row.seeds], baselines)
 
 
 # --- The command line ---
@@ -262,7 +263,8 @@ def parser():
     p = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], allow_abbrev=False, usage=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="rows:\n" + "\n".join(f"  {i:2}  {row.name}" for i, row in enumerate(ROWS, 1))
+        epilog="rows:\n"
+        + "\n".join(f"  {number:2}  {row.name}" for number, row in enumerate(ROWS, 1))
         + "\n\nWhat follows -- is passed to every run, as in: -- --lr 1e-4 --pool mean")
     whole = flags.number(int, 1)
     p.add_argument("--table", type=int, choices=[1, 2, 3], help="which (2)", default=2)

@@ -12,10 +12,11 @@ import os
 import statistics
 import time
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from plumbing import machine, run
+from plumbing import folder, machine
 
 # --- Lines of the table ---
 
@@ -40,7 +41,8 @@ class Line:
             ratio = f"**{ratio}**"
         target = "" if self.target is None else f"≤ {self.target:g}"
         return [self.what, self.against, digits(self.ours), digits(self.theirs), ratio,
-                target, digits(self.roofline), f"{self.ours / self.roofline:.1f}", self.note]
+                target, digits(self.roofline), f"{self.ours / self.roofline:.1f}",
+                self.note]
 
 
 @dataclasses.dataclass
@@ -87,7 +89,7 @@ class Result:
 
     def write(self, path):
         """PATH.json and PATH.md"""
-        run.write_json(path + ".json", dataclasses.asdict(self))
+        folder.write_json(path + ".json", dataclasses.asdict(self))
         with open(path + ".md", "w", encoding="utf-8", newline="\n") as file:
             file.write(self.markdown())
 
@@ -100,14 +102,13 @@ ADAMW_BYTES = 28
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """Of the forward passes: its name, what --amp calls it, and its numbers."""
+    """Of the forward passes."""
     name: str
-    amp: str
     dtype: torch.dtype
 
 
-BFLOAT16 = Precision("bfloat16", "bf16", torch.bfloat16)
-FLOAT32 = Precision("float32", "off", torch.float32)
+BFLOAT16 = Precision("bfloat16", torch.bfloat16)
+FLOAT32 = Precision("float32", torch.float32)
 
 
 def seconds(f, clock):
@@ -166,6 +167,18 @@ def forward_operations(config, batches):
                for R, T in (batch.input_ids.shape for batch in batches.values()))
 
 
+def process_memory(device, entry):
+    """Bytes of this process, now ("VmRSS") or at most ("VmHWM"); on a GPU at most.
+
+    Trap: not getrusage(). Its maximum begins with that of the process that started this
+    one, whatever it was.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if entry in line)
+
+
 class Machine:
     """A device, the clock to measure it by, and what it can do."""
 
@@ -208,3 +221,32 @@ class Machine:
         clock = "cpu" if self.clock is time.process_time else "wall"
         return ", ".join([*processor, f"{about['cores']} cores", threads, about["cpu"],
                           f"torch {about['torch']}", self.why, f"{clock} time"])
+
+
+# --- Padding ---
+
+@dataclasses.dataclass
+class Epoch:
+    """The examples that each of its steps takes: {task name: indices}."""
+    steps: list
+    lengths: dict               # {task name: tokens of each example [N]}
+
+    def tokens(self, step):
+        """With padding."""
+        return sum(len(indices) * self.lengths[name][indices].max()
+                   for name, indices in step.items())
+
+    def sample(self, number):
+        """So many steps, evenly spread over the lengths.   -> Epoch"""
+        by_size = sorted(self.steps, key=self.tokens)
+        places = ((np.arange(number) + .5) * len(by_size) / number).astype(int)
+        return Epoch([by_size[place] for place in places], self.lengths)
+
+    @property
+    def padded(self):
+        return sum(map(self.tokens, self.steps))
+
+    @property
+    def real(self):
+        return sum(self.lengths[name][indices].sum() for step in self.steps
+                   for name, indices in step.items())
