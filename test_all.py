@@ -57,21 +57,20 @@ class Test:
         return " ".join(filter(None, [".".join(digits), "_".join(words[len(digits):])]))
 
     def function(self):
-        module = importlib.import_module(f"tests.{self.file.removesuffix('.py')}")
-        return getattr(module, self.name)
+        return getattr(importlib.import_module(f"tests.{self.file[:-3]}"), self.name)
 
     def run(self):
         self.function()()
 
 
 def all_tests():
-    """Yields all Tests in the report's order. Their names are found without an import."""
+    """Yields all Tests in the report's order, without an import."""
     files = {name for name in os.listdir(os.path.join(ROOT, "tests"))
              if name.startswith("test_") and name.endswith(".py")}
     for file in [name for name in FILES if name in files] + sorted(files - set(FILES)):
-        with open(os.path.join(ROOT, "tests", file), encoding="utf-8") as source:
-            for name in re.findall(r"^def (test_\w+__\w+)\(", source.read(), re.MULTILINE):
-                yield Test(name, file)
+        source = pathlib.Path(ROOT, "tests", file).read_text(encoding="utf-8")
+        for name in re.findall(r"^def (test_\w+__\w+)\(", source, re.MULTILINE):
+            yield Test(name, file)
 
 
 class TooLong(BaseException):
@@ -153,11 +152,10 @@ def course_parts():
     label: "3.1 attention", what a hole raises; lines: its lines of the ladder; tests: those
     of them that share the points evenly (all, unless make_assignment.py listed them).
     """
-    path = os.path.join(ROOT, "tools", "assignment.json")
-    if not os.path.exists(path):
+    path = pathlib.Path(ROOT, "tools", "assignment.json")
+    if not path.exists():
         return []
-    with open(path, encoding="utf-8") as file:
-        parts = json.load(file)
+    parts = json.loads(path.read_text(encoding="utf-8"))
     names = collections.defaultdict(list)
     for test in all_tests():
         names[test.line].append(test.name)
@@ -194,7 +192,7 @@ class Rung:
     def state(self):
         states = [result.state for result in self.results]
         worst = next((s for s in ("FAIL", "todo", "done", "waits") if s in states), "skip")
-        # A part of the assignment can be done while some of its tests wait for another.
+        # A part of the assignment can be done while its other tests wait for other parts.
         if worst == "waits" or worst == "done" and "waits" in states and not self.part:
             return "todo"
         return worst
@@ -229,9 +227,8 @@ class Rung:
 
 
 def climb(words=(), limit=60.0):
-    """Run the tests, or those of parts whose name contains a word.   Yields Rungs"""
-    parts = {line: part for part in course_parts() for line in part["lines"]}
-    rungs = {}
+    """Run all tests, or those of parts whose name contains a word.   Yields Rungs"""
+    parts, rungs = {line: part for part in course_parts() for line in part["lines"]}, {}
     for test in all_tests():
         rung = rungs.setdefault(test.line, Rung(test.line, parts.get(test.line)))
         rung.tests.append(test)
@@ -243,15 +240,12 @@ def climb(words=(), limit=60.0):
 
 def points_of(results):
     """Points by part, and in all.   -> lines"""
-    groups = {part["label"]: [] for part in course_parts()}
-    for result in results:
-        if result.part in groups:
-            groups[result.part].append(result)
-    groups = {label: own for label, own in groups.items() if own}
-    if len(groups) > 1:
+    groups = {part["label"]: [r for r in results if r.part == part["label"]]
+              for part in course_parts()}
+    if sum(map(bool, groups.values())) > 1:
         groups["in all"] = [r for own in groups.values() for r in own]
     return [f"{sum(r.points for r in own):6.4g} of {sum(r.of for r in own):4.4g}  {label}"
-            for label, own in groups.items()]
+            for label, own in groups.items() if own]
 
 
 def main(argv=None):
@@ -261,8 +255,7 @@ def main(argv=None):
     p.add_argument("--data", metavar="DIR", help="the course's nine CSV files")
     p.add_argument("--points", action="store_true", help="points by part")
     p.add_argument("--json", metavar="FILE", help="write a result for each test")
-    p.add_argument("--limit", metavar="SECONDS", help="a longer test is a FAIL (60)",
-                   type=float, default=60.0)
+    p.add_argument("--limit", type=float, default=60.0, help="seconds for a test (60)")
     args = p.parse_intermixed_args(argv)
     if args.data and not os.path.isdir(args.data):
         p.error("--data needs a folder with the course's nine CSV files")
@@ -281,9 +274,8 @@ def main(argv=None):
     for rung in climb(args.words, args.limit):
         print(rung, flush=True)
         results += rung.results
-        for result in rung.results:
-            if result.state == "todo":
-                following = following or result.message
+        todo = [r.message for r in rung.results if r.state == "todo"]
+        following = following or (todo[0] if todo else None)
     if not results:
         p.error(f"no part's name contains {' or '.join(map(repr, args.words))}")
     if following:

@@ -147,7 +147,7 @@ def test_3_1_BertLayer__one_token_by_hand():
         got = layer(x)
     assert_close(got, [[[1.415589, -1.057479, -.816913, .458803]]], 1e-5, mistakes={
         name + what: [[value]] for name, what, value in (
-            ("the norms stand in front", " (pre-norm)",
+            ("the norms come first", " (pre-norm)",
              [5.456207, 2, 2.554706, 3.86191]),
             ("x is not added", " to attention's output",
              [1.693628, -.339682, -.453752, -.900194]),
@@ -156,7 +156,7 @@ def test_3_1_BertLayer__one_token_by_hand():
             ("the layer's input", " is added to the second network's output",
              [-.185715, -1.251247, -.108398, 1.545361]),
             ("x is not added", " in either place", [1.71584, -.683395, -.34905, -.683395]),
-            ("ReLU", " stands in the place of GELU",
+            ("ReLU", " takes the place of GELU",
              [1.441921, -.933008, -.933008, .424094]),
             ("there is nothing between W_1 and W_2", "",
              [1.306549, -1.507557, .100504, .100504]),
@@ -265,7 +265,7 @@ def test_3_1_BertModel__embedding_adds_word_position_and_segment():
                                    [-.933008, .424094, 1.441921, -.933008]],
         "every token has position 0": [[.632456, -.632456, 1.264911, -1.264911],
                                        [-.390567, 1.1717, .650945, -1.432078]],
-        "each table was normalised by itself": [
+        "each table was normalised separately": [
             [2.059235, -1.456212, 2.059235, -2.662257],
             [.478293, .338204, .338204, -1.154701]]})
 

@@ -87,7 +87,7 @@ def test_3_1_MultitaskBert__first_sentences_then_second_ones_side_by_side():
     batch = data.Batch(None, None, None, None)
     assert_close(model.logits(task, x, batch), [[1, 3], [2, 4]], 0, mistakes={
         "neighbouring rows were taken for a pair": [[1, 2], [3, 4]],
-        "the second sentence stands first": [[3, 1], [4, 2]],
+        "the second sentence comes first": [[3, 1], [4, 2]],
         "the two vectors were added": [[4], [6]],
         "the two vectors were not joined": [[1], [2], [3], [4]]})
     model, task = stand_in(con=True)

@@ -43,7 +43,7 @@ def test_3_3_2_GradVac__similar_gradients_are_tilted_too():
     gv = vaccine(np.full((2, 2), .8))
     treated = gv(gram_of(g), [[1], [0]]) @ g
     assert_close(treated, [[1.28, .373333], [1.066667, .8]], 1e-6, mistakes={
-        "it acts on conflict (φ < 0) alone, as surgery does; it must where φ < φᵀ": g})
+        "it acts only on conflict (φ < 0), as surgery does; it must where φ < φᵀ": g})
     assert_close(gv.target[[0, 1], [1, 0]], [.798, .798], 1e-12)
 
 
@@ -112,7 +112,7 @@ def test_3_3_2_GradVac__opposite_gradients_cancel():
     assert_close(gv.target[0, 1], .485, 1e-12)
 
 
-def test_3_3_2_GradVac__zero_gradient_leaves_all_alone():
+def test_3_3_2_GradVac__zero_gradient_changes_nothing():
     gv = vaccine(np.full((2, 2), .5))
     assert_close(gv(gram_of([[1, 2], [0, 0]]), [[1], [0]]), np.eye(2), 0,
                  "a zero gradient has no angle: nothing is tilted")

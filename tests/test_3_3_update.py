@@ -142,7 +142,7 @@ def test_3_3_update__tasks_that_share_a_row_are_added_up_there():
 def test_3_3_update__treatment_comes_after_the_last_batch():
     # Task 0 pulls +1 and -1 on w in two micro-batches: its mean is 0, nothing conflicts.
     flat, _ = toy_step(multitask.pcgrad, [{0: 1.0, 1: 1.0}, {0: -1.0, 1: 1.0}])
-    assert_close(flat.G[0, :2], [-1, 1], 1e-6, "surgery on each micro-batch by itself?")
+    assert_close(flat.G[0, :2], [-1, 1], 1e-6, "surgery on each micro-batch separately?")
 
 
 def test_3_3_update__norm_is_that_of_the_update_and_clipping_keeps_its_direction():

@@ -18,8 +18,8 @@ def test_3_5_divergence__by_hand():
     # P = (.75, .25), Q = (.5, .5): ¼ ln 1.5 - ¼ ln .5 = ¼ ln 3; as coins the same.
     a, b = torch.tensor([[math.log(3), 0.0]] * 2), torch.zeros(2, 2)
     quarter = .25 * math.log(3)
-    mistakes = {"it is KL(P‖Q) alone, not symmetric": .130812,
-                "it is KL(Q‖P) alone, not symmetric": .143841,
+    mistakes = {"it is only KL(P‖Q), not symmetric": .130812,
+                "it is only KL(Q‖P), not symmetric": .143841,
                 "half of the sum was taken": quarter / 2,
                 "it is summed over the batch, not averaged": 2 * quarter}
     assert_close(smart.symmetric_kl(a, b), quarter, 1e-5, mistakes={

@@ -27,11 +27,11 @@ def test_3_6_Head__relu_between_but_not_after():
         head.layers[1].weight.copy_(torch.tensor([[-1.0, -10, -1]]))
     # h = (2, 3): hidden (2, -2 -> 0, 3): -2 - 3 = -5
     assert_close(head(torch.tensor([[2.0, 3.0]])), [-5.0], 1e-6, mistakes={
-        "ReLU is missing": [15.0], "ReLU stands after the last layer too": [0.0],
+        "ReLU is missing": [15.0], "ReLU comes after the last layer too": [0.0],
         "one output keeps its dimension: squeeze [B, 1] to [B]": [[-5.0]]})
 
 
-def test_3_6_Head__dropout_stands_before_every_linear_layer():
+def test_3_6_Head__dropout_comes_before_every_linear_layer():
     # Two layers x + 1 with p = ½: h is 0 or 2, so the hidden number 1 or 3, of which
     # dropout makes 0, 2 or 6; plus 1.
     torch.manual_seed(0)
@@ -41,6 +41,6 @@ def test_3_6_Head__dropout_stands_before_every_linear_layer():
         torch.nn.init.ones_(layer.bias)
     assert_equal(sorted(set(head(torch.ones(200, 1)).tolist())), [1, 3, 7], mistakes={
         "there is no dropout": [3],
-        "dropout stands after the linear layers": [0, 2, 4, 6, 10],
+        "dropout comes after the linear layers": [0, 2, 4, 6, 10],
         "only the last layer has dropout": [1, 5],
         "only the first layer has dropout": [2, 4]})

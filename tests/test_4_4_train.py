@@ -136,7 +136,7 @@ def test_4_4_train__run_leaves_what_it_promises():
     assert_close(score, result["dev"]["sts"], 1e-6)
 
 
-def test_4_4_train__logging_layers_changes_the_log_alone():
+def test_4_4_train__logging_layers_changes_only_the_log():
     runs = [run_train(*BASE, *flags)[1] for flags in ((), ("--log-layers",))]
     weights = [files_of(out)["best/model.safetensors"] for out in runs]
     assert weights[0] == weights[1]

@@ -104,7 +104,7 @@ def test_run_download__files_are_checked_and_kept():
           assert_raises("model.safetensors")):
         download(url)
     assert os.path.exists(places[0]) and not os.path.exists(os.path.dirname(places[1])), (
-        "a file that was broken off must not stay")
+        "an incomplete file must not stay")
     with serving({**served, "model.safetensors": b[::-1]}) as (url, asked):
         with assert_raises("not the file it should be"):
             download(url)

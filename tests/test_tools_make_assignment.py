@@ -60,11 +60,11 @@ def test_tools_make_assignment__handout_ladder_and_train_name_what_is_open():
     for words in ("## 3.1 AdamW (10 points)", "m = β₁ m + (1 - β₁) g", "Write `AdamW",
                   '`python test_all.py "3.3.2 Gradient Vaccine"`', "- three tasks"):
         assert words in text, f"{words!r} is not in the handout"
-    results = make_assignment.climb(out, parts)
+    results = make_assignment.climb(out, make_assignment.lines_of(parts))
     for line in ("3.1 AdamW", "3.3.2 GradVac"):
         assert "todo" in {r["state"] for r in results if r["line"] == line}
     assert sum(r["points"] for r in results) == 0, "points for nothing"
-    waits = {r["message"] for r in make_assignment.climb(out, [{"lines": ["3.3 "]}])}
+    waits = {r["message"] for r in make_assignment.climb(out, ["3.3 "])}
     assert_equal(waits, {"", "waits for 3.1 AdamW", "waits for 3.3.2 Gradient Vaccine"})
     # The vaccine needs both parts. Nothing is computed, so no folder is left.
     run = os.path.join(out, "run")
@@ -94,3 +94,10 @@ def test_tools_make_assignment__bad_lists_and_full_folders_are_refused():
         make_assignment.load_parts(path, ["y"])
     with assert_raises("new folder"):
         make_assignment.make(os.path.dirname(path), make_assignment.load_parts(path))
+    # The tests of join_pair do not need AdamW: nothing is left of the folder.
+    out = os.path.join(tempfile.mkdtemp(), "student")
+    part = {**good, "functions": ["optim.AdamW.step"], "lines": ["3.4 join_pair"],
+            "label": "1 x"}
+    with assert_raises("no test in", "3.4 join_pair", "optim.AdamW.step"):
+        make_assignment.make(out, [part])
+    assert not os.path.exists(out)

@@ -2,6 +2,7 @@
 
 
 import os
+import pathlib
 import tempfile
 
 from tests import ROOT
@@ -27,3 +28,22 @@ def test_tools_mutants__a_mistake_is_noticed_and_a_harmless_edit_is_not():
         assert_equal(["wrong ones" in line for line in failed],
                      [True] if "!=" in edit else [])
     assert_equal(mutants.failures(folder, "4.2 accuracy"), [], "the file must be put back")
+
+
+def test_tools_mutants__a_syntax_error_fails_only_the_parts_that_need_the_module():
+    folder = os.path.join(tempfile.mkdtemp(), "copy")
+    mutants.copy_tree(folder)
+    pathlib.Path(folder, "optim.py").write_text("x = 1\ndef step(\n", encoding="utf-8")
+    pathlib.Path(folder, "tests", "test_3_2_orders.py").write_text(
+        "def test_3_2_sequential__x():\n    )\n", encoding="utf-8")
+    results = mutants.climb(folder, ["3.1 attention", "AdamW", "sequential", "pcgrad"])
+    messages = {}
+    for result in results:
+        messages.setdefault(result["line"], set()).add(result["message"])
+    assert messages.pop("3.1 attention") == messages.pop("3.3.1 pcgrad") == {""}
+    for line, place in (("3.1 AdamW", "optim.py, line 2"),
+                        ("3.1 FusedAdamW", "optim.py, line 2"),
+                        ("3.2 sequential", "tests/test_3_2_orders.py, line 2")):
+        message, = messages.pop(line)
+        assert "SyntaxError" in message and place in message, message
+    assert_equal(messages, {})

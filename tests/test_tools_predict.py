@@ -14,7 +14,7 @@ from tools import predict
 
 
 def test_tools_predict__answers_are_those_of_the_runs_predictions():
-    # From best/ alone, copied elsewhere.
+    # Only best/ is needed, copied to another place.
     best = os.path.join(tempfile.mkdtemp(), "copy")
     shutil.copytree(os.path.join(analyzed(), "best"), best)
     model = heads.MultitaskBert.from_pretrained(best)
@@ -43,7 +43,7 @@ def test_tools_predict__what_is_typed_is_asked_for_all_that_fits():
     status, output, errors = run_tool(predict, analyzed(), stdin="good\n\ncat\tdog\n")
     assert status == 0, errors
     assert [line.split("\t")[0] for line in output.splitlines()] == ["sst", "para", "sts"]
-    # At a keyboard a slip of the finger ends nothing.
+    # At a keyboard a typo does not end the session.
     status, output, errors = run_tool(predict, analyzed(), "--task", "sst",
                                       stdin="cat\tdog\ngood\n", typed=True)
     assert status == 0 and output.startswith("sst\t") and "one sentence" in errors

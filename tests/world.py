@@ -107,9 +107,10 @@ def toy_step(treatment, micro_batches=({0: 1.0, 1: 1.0},), clip=0.0, granularity
 
 # --- Files ---
 
-VOCABULARY = ("[PAD] [UNK] [CLS] [SEP] [MASK] a b c d e good bad not very movie how what is "
-              "the best way to learn python cat dog man runs sits on mat grass ? . , ##s "
-              "##ing 1 2 3 4 red blue two three play ##ed un ##aff ##able it ' $ / _ 5 00")
+VOCABULARY = ("[PAD] [UNK] [CLS] [SEP] [MASK] a b c d e good bad not very movie how what "
+              "is the best way to learn python cat dog man runs sits on mat grass ? . , "
+              "##s ##ing 1 2 3 4 red blue two three play ##ed un ##aff ##able it ' $ / _ 5 "
+              "00")
 WORDS = VOCABULARY.split()
 
 

@@ -31,7 +31,6 @@ import os
 import random
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import textwrap
@@ -44,6 +43,7 @@ sys.path.insert(0, ROOT)
 
 import test_all
 from tests import oracles
+from tools.climber import climb
 from tools.source import (
     copy_tree,
     docstring_end,
@@ -57,7 +57,7 @@ from tools.source import (
 
 # Tools that are not for students, and their tests; bench.py holds the usual form of surgery
 # and vaccine.
-OURS = ("*make_assignment.py", "*mutant*", "source.py", "*bench.py")
+OURS = ("*make_assignment.py", "*mutant*", "climber.py", "source.py", "*bench.py")
 
 
 # --- The list of parts ---
@@ -195,7 +195,7 @@ def record():
     return numbers
 
 
-# --- A command in the copy ---
+# --- What the copy's commands say ---
 
 def name_the_hole(kind, error, trace):
     """sys.excepthook: a part that is still open gets one line instead of a traceback.
@@ -226,22 +226,8 @@ def student_plumbing():
             + inspect.getsource(name_the_hole) + "\n\nsys.excepthook = name_the_hole\n")
 
 
-def climb(folder, parts=()):
-    """A copy's ladder, these parts' lines or all.   -> [result, …] as --json writes them
-
-    In a process of its own, which leaves no bytecode in the copy.
-    """
-    words = [line for part in parts for line in part["lines"]]
-    with tempfile.TemporaryDirectory() as place:
-        path = os.path.join(place, "results.json")
-        done = subprocess.run(
-            [sys.executable, "test_all.py", "--json", path, *words], cwd=folder,
-            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True,
-            text=True, encoding="utf-8", errors="replace", check=False)
-        if done.returncode not in (0, 1) or not os.path.exists(path):
-            raise RuntimeError(f"in {folder}: {done.stderr.strip()}")
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
+def lines_of(parts):
+    return [line for part in parts for line in part["lines"]]
 
 
 def is_done(part, results):
@@ -357,7 +343,7 @@ def make(out, parts):
         for part in parts:
             part.pop("tests", None)
         write_parts(folder, parts)
-        results = climb(folder, parts)
+        results = climb(folder, lines_of(parts))
         failed = [f"{r['name']}: {r['message']}" for r in results if r["state"] == "FAIL"]
         if failed:
             raise RuntimeError(f"a test of the copy fails instead of waiting: {failed[0]}")
@@ -398,7 +384,7 @@ def round_trip(parts, orders, show=print):
             for part in order:
                 fill(folder, part)
                 filled.append(part["label"])
-                results = climb(folder, listed)
+                results = climb(folder, lines_of(listed))
                 failed = [r["name"] for r in results if r["state"] == "FAIL"]
                 assert not failed, f"{failed} fail instead of waiting"
                 done = [p["label"] for p in listed if is_done(p, results)]

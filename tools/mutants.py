@@ -1,6 +1,6 @@
 """Make typical mistakes in copies of our source, and see that the tests notice each one.
 
-    python tools/mutants.py                 all of them, in two or three minutes
+    python tools/mutants.py                 all of them, in about a minute
     python tools/mutants.py WORD …          those whose part or mistake contains a WORD
 
 A mutant is a small edit of one function. It counts as killed if a test of its own part
@@ -13,22 +13,18 @@ An edit names its function and a piece of its source, so that it breaks loudly, 
 """
 
 import argparse
-import importlib
-import json
 import os
 import shutil
 import sys
 import tempfile
 import time
-import traceback
-
-import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+from tools.climber import climb
 from tools.mutant_list import EQUIVALENT, MUTANTS
-from tools.source import MODULES, copy_tree, original
+from tools.source import copy_tree, original
 
 
 def mutated(folder, function, old, new):
@@ -47,45 +43,9 @@ def mutated(folder, function, old, new):
 
 
 def failures(folder, part):
-    """Run a part's tests on a copy.   -> ["claim: message", …] of those that fail
-
-    In a fork of this process, so that torch need not be imported again.
-    """
-    ours, theirs = os.pipe()
-    child = os.fork()
-    if child == 0:
-        answer = None
-        try:
-            os.close(ours)
-            answer = failures_here(folder, part)
-        except BaseException:
-            traceback.print_exc()
-            raise
-        finally:
-            with os.fdopen(theirs, "w") as pipe:
-                json.dump(answer, pipe)
-            os._exit(0)
-    os.close(theirs)
-    with os.fdopen(ours) as pipe:
-        text = pipe.read()
-    os.waitpid(child, 0)
-    answer = json.loads(text or "null")
-    if answer is None:
-        raise RuntimeError(f"{part}: the tests ended without results")
-    return answer
-
-
-def failures_here(folder, part):
-    for name in list(sys.modules):
-        if name in MODULES or name.split(".")[0] in ("plumbing", "tests", "tools"):
-            del sys.modules[name]
-    sys.path.insert(0, folder)
-    sys.dont_write_bytecode = True
-    test_all = importlib.import_module("test_all")
-    rungs = list(test_all.climb([part], limit=20))
-    shutil.rmtree(sys.modules["tests"].SCRATCH)
-    return [f"{r.name.split('__', 1)[1].replace('_', ' ')}: {r.message}"
-            for rung in rungs for r in rung.results if r.state == "FAIL"]
+    """Run a part's tests on a copy.   -> ["claim: message", …] of those that fail"""
+    return [f"{r['name'].split('__', 1)[1].replace('_', ' ')}: {r['message']}"
+            for r in climb(folder, [part], limit=20.0) if r["state"] == "FAIL"]
 
 
 def attempt(folder, part, function, old, new):
@@ -108,10 +68,6 @@ def main(argv=None):
     def asked(part, mutant):
         return not words or any(word in text for word in words
                                 for text in (part, mutant[0], mutant[3]))
-    torch.set_num_threads(1)
-    # One step here loads what torch loads lazily, once instead of in every child.
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    torch.optim.AdamW([parameter]).step()
     start, killed, survivors = time.monotonic(), 0, 0
     place = tempfile.mkdtemp(prefix="minbert-mutants-")
     folder = os.path.join(place, "copy")

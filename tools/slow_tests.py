@@ -6,12 +6,13 @@ For each of --option seq, rr, pcgrad and gvac, plain and with SMART, accumulatio
 paraphrase-first and all three: one run is left alone, another is killed --kills times and
 resumed each time. Metrics, best weights, predictions, and θ, optimizer, vaccine and teacher
 in the last checkpoint must be equal to the last bit. With WORDs only the runs whose name
-contains one of them. Model and data are the tiny ones of test_all.py. About five minutes.
+contains one of them. Model and data are the tiny ones of tests/. About five minutes.
 """
 
 import argparse
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -19,13 +20,13 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import test_all                                                     # noqa: E402
-import train                                                        # noqa: E402
-from plumbing import run                                            # noqa: E402
+import train
+from plumbing import run
+from tests import SCRATCH
+from tests.world import files_of, tiny_world
 
-# What failed must stay to be looked at: not in the folder that test_all removes at the end.
-tempfile.tempdir = None
-
+# Runs that differ stay here; what is in SCRATCH is removed at the end.
+PLACE = tempfile.mkdtemp(prefix="minbert-slow-", dir=os.path.dirname(SCRATCH))
 VARIANTS = {
     "plain": [], "smart": ["--smart"], "accumulate": ["--accumulate", "2"],
     "para-first": ["--para-first", "1"],
@@ -56,12 +57,18 @@ def finish(flags):
         raise AssertionError(f"train.py {' '.join(flags)} ended with status {status}")
 
 
+def command(flags, out):
+    """The arguments that start a run in `out`, or resume it."""
+    started = os.path.exists(os.path.join(out, "args.json"))
+    return ["--resume", out] if started else [*flags, "--out", out]
+
+
 def contents(out):
     """All that must be equal: the run's files, and last.pt without its clock times."""
     state = run.load_checkpoint(os.path.join(out, "last.pt"))
     for name in ("seconds", "saving", "metrics_bytes"):
         del state[name]
-    return {**test_all.files_of(out), "last.pt": run.content_digest(state)}
+    return {**files_of(out), "last.pt": run.content_digest(state)}
 
 
 def kill_and_resume(flags, kills, rng):
@@ -69,23 +76,20 @@ def kill_and_resume(flags, kills, rng):
 
     Returns the number of runs that were finished and compared.
     """
-    whole = os.path.join(tempfile.mkdtemp(prefix="minbert-whole-"), "run")
+    whole = os.path.join(tempfile.mkdtemp(prefix="whole-", dir=PLACE), "run")
     begin = time.monotonic()
     finish([*flags, "--out", whole])
     duration, expected = time.monotonic() - begin, contents(whole)
     hits = runs = 0
     while hits < kills:
-        killed = os.path.join(tempfile.mkdtemp(prefix="minbert-kill-"), "run")
+        killed = os.path.join(tempfile.mkdtemp(prefix="killed-", dir=PLACE), "run")
 
-        def command():
-            started = os.path.exists(os.path.join(killed, "args.json"))
-            return ["--resume", killed] if started else [*flags, "--out", killed]
         while hits < kills and not os.path.exists(os.path.join(killed, "result.json")):
-            child = start(command())
+            child = start(command(flags, killed))
             time.sleep(rng.random() * duration)
             os.kill(child, signal.SIGKILL)
             hits += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-        finish(command())
+        finish(command(flags, killed))
         got, runs = contents(killed), runs + 1
         for name in expected:
             if got[name] != expected[name]:
@@ -100,7 +104,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("words", nargs="*")
     args = parser.parse_args()
-    data_folder, weights = test_all.tiny_world()
+    data_folder, weights = tiny_world()
     rng, passed, failed = random.Random(args.seed), 0, 0
     for option in ("seq", "rr", "pcgrad", "gvac"):
         for variant, flags in VARIANTS.items():
@@ -118,6 +122,8 @@ def main():
                 print(f"FAIL  {name}: {error}", flush=True)
                 failed += 1
     print(f"{passed} passed, {failed} failed")
+    if not failed:
+        shutil.rmtree(PLACE)
     return 1 if failed else 0
 
 

@@ -1,0 +1,75 @@
+"""The ladders of copies of this tree, climbed in a process that imports torch only once.
+
+Used by make_assignment.py and mutants.py. Requests and answers are lines of JSON.
+"""
+
+import functools
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+from tools.source import MODULES
+
+
+@functools.cache
+def worker():
+    """The process, which ends with this one: its input ends then."""
+    return subprocess.Popen([sys.executable, os.path.abspath(__file__)], encoding="utf-8",
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def climb(folder, words=(), limit=60.0):
+    """Run a copy's tests, all or those of parts whose name contains a word.
+
+    -> [result, …], each a dictionary as test_all.py --json writes it
+    """
+    try:
+        worker().stdin.write(json.dumps([folder, list(words), limit]) + "\n")
+        worker().stdin.flush()
+        answer = worker().stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the tests of {folder} ended without results")
+        return json.loads(answer)
+    except BaseException:       # also when a test that calls this has taken too long
+        worker().kill()
+        worker().communicate()
+        worker.cache_clear()
+        raise
+
+
+def climb_here(folder, words, limit):
+    """climb() inside the worker."""
+    for name in list(sys.modules):
+        if name in MODULES or name.split(".")[0] in ("plumbing", "tests", "tools"):
+            del sys.modules[name]
+    importlib.invalidate_caches()
+    sys.path.insert(0, folder)
+    scratch, tempfile.tempdir = tempfile.tempdir, None
+    try:
+        test_all = importlib.import_module("test_all")
+        return [vars(result) for rung in test_all.climb(words, limit)
+                for result in rung.results]
+    finally:
+        sys.path.remove(folder)
+        if "tests" in sys.modules:
+            shutil.rmtree(sys.modules["tests"].SCRATCH)
+        tempfile.tempdir = scratch
+
+
+def main():
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)                       # what a test prints is no answer
+    sys.dont_write_bytecode = True      # copies stay as they are
+    for line in sys.stdin:
+        print(json.dumps(climb_here(*json.loads(line))), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
