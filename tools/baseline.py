@@ -1,12 +1,14 @@
-"""What counting words achieves: linear models, for comparison with a BERT.
+"""What a bag of n-grams achieves: linear models to compare a BERT with.
 
     python tools/baseline.py [--data DIR]
 
-4.2  features()   words and word pairs; of two sentences also what they share and what not
-4.2  fit()        logistic or ridge regression on them, by the task's own loss
+4.2  features()          words and word pairs; for two sentences, which are shared
+4.2  fit()               logistic or ridge regression on them, with the task's own loss
+4.2  majority_scores()   the other thing to compare with: always predict the majority class
 
-A majority class is the other thing to compare with; it is printed too. The strength of the
-L2 penalty is the best of PENALTIES on dev, which flatters the baseline a little.
+The strength of the L2 penalty is the best of PENALTIES on dev, which flatters the baseline
+a little.
+Symbols: N examples, F features, C outputs of a task.
 """
 
 import argparse
@@ -14,17 +16,19 @@ import os
 import re
 import sys
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import data                                                         # noqa: E402
-import heads                                                        # noqa: E402
-from plumbing import run, sources                                   # noqa: E402
+import data
+import heads
+from plumbing import command, sources
 
 PENALTIES = 3e-4, 1e-3, 3e-3, 1e-2, 3e-2
+BIAS = "bias"       # a feature that every example has; the names of all others are tuples
 
 
 def words(text):
@@ -34,32 +38,52 @@ def words(text):
 def features(texts):
     """One or two lists of words -> {feature: value}.
 
-    Of one sentence: its words and pairs of neighbors. Of two: the same for what both share
-    and for what only one has, and how large a share is shared.
+    For one sentence: its words and its pairs of neighboring words. For two: those that both
+    sentences have, those that only one has, and the share that both have.
     """
-    bags = [set(text) | set(zip(text, text[1:])) for text in texts]
+    bags = [{(word,) for word in text} | set(pairwise(text)) for text in texts]
     if len(bags) == 1:
         return dict.fromkeys(bags[0], 1.0)
     a, b = bags
-    found = {("both", part): 1.0 for part in a & b} | {("one", part): 1.0 for part in a ^ b}
-    for name, one, two in (("words", *map(set, texts)), ("all", a, b)):
-        found[name, "share"] = 5 * len(one & two) / max(1, len(one | two))
+    found = {("both", ngram): 1.0 for ngram in a & b}
+    found.update({("one", ngram): 1.0 for ngram in a ^ b})
+    found["share of", "words"] = 5 * jaccard(*map(set, texts))
+    found["share of", "n-grams"] = 5 * jaccard(a, b)
     return found
 
 
+def jaccard(a, b):
+    """|a ∩ b| / |a ∪ b|, 0 for two empty sets"""
+    return len(a & b) / max(1, len(a | b))
+
+
+def columns_of(dataset):
+    """Features that at least three examples have, and the bias last.   -> {feature: column}
+
+    Why three: a weight for a feature that was seen once or twice only memorizes.
+    """
+    counts = Counter(name for texts in dataset.tokens for name in features(texts))
+    frequent = [name for name, count in counts.items() if count > 2]
+    return {name: column for column, name in enumerate([*frequent, BIAS])}
+
+
 def matrix(dataset, columns):
-    """-> sparse [N, F + 1], F = len(columns), with a last column of ones"""
-    entries = [(row, columns[name], value) for row, texts in enumerate(dataset.tokens)
-               for name, value in {**features(texts), None: 1.0}.items() if name in columns]
-    *places, values = zip(*entries)
-    return torch.sparse_coo_tensor(places, values, (len(dataset), len(columns)),
+    """-> sparse [N, F + 1], whose last column, the bias, is 1 throughout"""
+    rows, places, values = [], [], []
+    for row, texts in enumerate(dataset.tokens):
+        for name, value in [*features(texts).items(), (BIAS, 1.0)]:
+            if name in columns:
+                rows.append(row)
+                places.append(columns[name])
+                values.append(value)
+    return torch.sparse_coo_tensor([rows, places], values, (len(dataset), len(columns)),
                                    check_invariants=True)
 
 
 def fit(task, X, y, penalty):
-    """Weights [F + 1, C] that minimise the task's loss + penalty ‖w‖² / 2.
+    """Weights that minimize the task's loss + penalty ‖w‖² / 2.   -> [F + 1, C]
 
-    Not of the last row, the bias.
+    X [N, F + 1], y [N]. The last weight, the bias, is not penalized.
     """
     w = torch.zeros(X.size(1), task.num_outputs, requires_grad=True)
     optimizer = torch.optim.LBFGS([w], max_iter=100, line_search_fn="strong_wolfe")
@@ -73,40 +97,60 @@ def fit(task, X, y, penalty):
     return w.detach()
 
 
-def scores(folder):
-    """Of a data folder, on dev: {"words": {task name: score}, "majority": {…}}"""
-    result = {"words": {}, "majority": {}}
-    for task in heads.tasks():
-        train, dev = (data.load(folder, task, split, words) for split in ("train", "dev"))
-        counts = Counter(name for texts in train.tokens for name in features(texts))
-        frequent = [name for name, count in counts.items() if count > 2]
-        columns = {name: k for k, name in enumerate([*frequent, None])}
-        X, X_dev = matrix(train, columns), matrix(dev, columns)
-        y = torch.tensor(train.labels)
-        result["words"][task.name] = max(
-            task.metric(task.predict((X_dev @ fit(task, X, y, penalty)).squeeze(-1)),
-                        dev.labels) for penalty in PENALTIES)
-        commonest = Counter(train.labels.tolist()).most_common(1)[0][0]
-        # A constant has no correlation with anything.
-        result["majority"][task.name] = 0.0 if task.metric is heads.pearson else (
-            task.metric(np.full(len(dev), commonest), dev.labels))
-    for row in result.values():
-        row["overall"] = heads.overall_score({task: row[task.name]
-                                              for task in heads.tasks()})
+def ngram_score(task, train, dev):
+    """The task's metric on dev, of the best of the penalties."""
+    columns = columns_of(train)
+    X, X_dev = matrix(train, columns), matrix(dev, columns)
+    y = torch.tensor(train.labels)
+    return max(task.metric(task.predict((X_dev @ fit(task, X, y, penalty)).squeeze(-1)),
+                           dev.labels) for penalty in PENALTIES)
+
+
+def with_overall(scores):
+    """{Task: score} -> {task name: score, "overall": heads.overall_score()}"""
+    result = {task.name: float(score) for task, score in scores.items()}
+    result["overall"] = float(heads.overall_score(scores))
     return result
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", metavar="DIR", help="as in train.py")
-    args = parser.parse_args()
+def ngram_scores(folder):
+    """The bag of n-grams on the dev sets of a data folder.   -> {task name: score, …}"""
+    return with_overall({task: ngram_score(task, *(data.load(folder, task, split, words)
+                                                   for split in ("train", "dev")))
+                         for task in heads.tasks()})
 
-    def command():
-        for name, row in scores(sources.find(args.data, sources.SAMPLE)[0]).items():
+
+def majority_scores(folder, labels=None):
+    """Scores of the train set's majority class.   -> {task name: score, "overall": score}
+
+    On dev, or on labels {task name: [N]}. A constant similarity has no correlation with
+    anything: its r is 0.
+    """
+    scores = {}
+    for task in heads.tasks():
+        majority = Counter(data.load(folder, task, "train", str).labels.tolist())
+        predicted = majority.most_common(1)[0][0]
+        truth = (data.load(folder, task, "dev", str).labels if labels is None
+                 else labels[task.name])
+        scores[task] = 0.0 if task.metric is heads.pearson else task.metric(
+            np.full(len(truth), predicted), truth)
+    return with_overall(scores)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
+                                     allow_abbrev=False)
+    parser.add_argument("--data", metavar="DIR", help="as in train.py")
+    args = parser.parse_args(argv)
+
+    def compare():
+        folder, _ = sources.find(args.data, sources.SAMPLE)
+        for name, scores in (("n-grams", ngram_scores(folder)),
+                             ("majority", majority_scores(folder))):
             print(f"{name:9}" + "  ".join(f"{task} {score:.3f}"
-                                          for task, score in row.items()))
+                                          for task, score in scores.items()))
         return 0
-    return run.one_line(command)
+    return command.one_line(compare)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ In a review, words alone mislead ("not nearly as dull as its trailer"). A reword
 shares few words with its question, and a question with two roles swapped shares all. A
 caption's grade counts which part of the scene differs and by how much, not how many words.
 
-Symbols: a group is a list of synonyms, a class a list of groups, each other's siblings; a
-value (class, i) is the i-th group of a class. The words stand in sample_words.py.
+The words, the templates and their notation are in sample_words.py.
 The same seed gives the same bytes on every machine and version of Python: chance comes from
 Random.random() alone, no order from a set, and fsum adds floats (sum does so in its own way
 since 3.12).
@@ -22,14 +21,18 @@ English.
 
 import argparse
 import csv
+import os
 import random
 import re
+import sys
 from collections import Counter
-from math import fsum, nan
+from math import fsum
 from pathlib import Path
 
-from sample_words import (ACTIVITIES, ADJECTIVES, COUNTED, FAMILIES, FORMS, GRAMMAR, KINDS,
-                          LOOKS, NO_DEGREES, TERMS, THINGS, VERDICTS)
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from tools import sample_words as words
+from tools.sample_words import TERMS, THINGS, Part, Value, comparative, plural
 
 SIZES = {"sst": (2000, 400, 400), "para": (6000, 600, 600), "sts": (1500, 400, 400)}
 SHARES = (.13, .26, .19, .27, .15)    # of the five sentiment classes: those of SST
@@ -72,100 +75,21 @@ def fill(text, said):
     return text[0].upper() + text[1:]
 
 
-def comparative(word):
-    """funny -> funnier, hot -> hotter, safe -> safer, moving -> more moving."""
-    irregular = {"good": "better", "bad": "worse"}
-    syllables = len(re.findall("[aeiouy]+", word.removesuffix("e")))
-    if syllables == 2 and word.endswith("y"):
-        return word[:-1] + "ier"
-    if word in irregular or syllables > 1:
-        return irregular.get(word, "more " + word)
-    return re.sub("([^aeiou][aeiou])([bdgnt])$", r"\1\2\2", word).removesuffix("e") + "er"
-
-
-def plural(noun):
-    """man -> men, sheep -> sheep, lady -> ladies, bus -> buses, dog -> dogs."""
-    noun = re.sub("man$", "men", re.sub("([dnpt])y$", r"\1ie", noun))
-    if noun.endswith(("men", "sheep", "child")):
-        return noun.replace("child", "children")
-    return noun + ("es" if re.search("(s|x|ch|sh|to)$", noun) else "s")
-
-
-def rows(text):
-    """The lines of a table; one that starts with | or / goes on with the line before it."""
-    return re.sub(r"\n +(?=[|/])", "", text.strip()).split("\n")
-
-
-def table(text):
-    """{class: [group, ...]} from lines "class: word/synonym | sibling | ..."."""
-    cells = (row.split(": ", 1) for row in rows(text))
-    return {name: [[word.strip() for word in group.split("/")]
-                   for group in groups.split("|")] for name, groups in cells}
-
-
 # --- 4.1 sentiment ---
 
 BORDERS = (-2.2, -.5, .5, 2.2)   # between the five classes
 MARGIN = .08                     # people would not agree on a score nearer to a border
 
 
-def negate(a):
-    """The score of "not" + a word:  -(1.8 - .4 a), and .8 of it for blame.
-
-    "not good" is blame and "not superb" hardly is; "not bad" is faint praise.
-    good 1 -> -1.4, superb 3 -> -0.6, bad -2 -> 0.8, awful -3 -> 0.48"""
-    return (1.8 - .4 * abs(a)) * (-1 if a > 0 else .8)
-
-
-def judge(rule, scores):
-    """The score of a phrase, from its rule and the scores in it; None is no judgement.
-
-    "but .2 .8" is .2 a + .8 b, or nan, nonsense, unless the signs differ; "bad -.1 .7" is
-    -.1 a + .7 if a is blame; "not .6 .6" negates both first, and they have to agree."""
-    name, *numbers = rule.split()
-    if name == "is" or not scores:
-        return float(numbers[0]) if name == "is" else None
-    if name == "not":
-        scores, name = [negate(a) for a in scores], "same"
-    a, b = scores[0], scores[-1]
-    sense = {"sum": True, "same": a * b > 0, "but": a * b < 0, "good": a > 0, "bad": a < 0}
-    if not sense[name]:
-        return nan
-    return fsum(float(number) * a for number, a in zip(numbers, [*scores, 1]))
-
-
-def read_grammar():
-    """{symbol: [(rule, template)]}; {mild} is an {f}, an adjective, that has degrees."""
-    grammar = {"f": [(f"is {score}", word) for score, some in ADJECTIVES.items()
-                     for word in some.split()]}
-    grammar["mild"] = [(rule, word) for rule, word in grammar["f"]
-                       if rule[-1] != "3" and word not in NO_DEGREES.split()]
-    grammar["more"] = [(rule, comparative(word)) for rule, word in grammar["mild"]]
-    grammar["verdict"] = [(f"is {score}", text) for score, (texts,) in VERDICTS.items()
-                          for text in texts]
-    for line in rows(GRAMMAR):
-        rule, _, template = line.partition(":")
-        if line[0] != " ":
-            symbol, rule = rule, "sum 1"
-            grammar[symbol] = []
-        if template:
-            grammar[symbol].append((rule, template))
-    return grammar
-
-
-VERDICTS = table(VERDICTS)
-GRAMMAR = read_grammar()
-
-
 def grow(rng, symbol):
     """(text, score) of a random phrase."""
-    rule, text = pick(rng, GRAMMAR[symbol])
+    rule, text = pick(rng, words.GRAMMAR[symbol])
     text, scores = choose(rng, text), []
     while slot := re.search("{(.+?)}", text):
         part, score = grow(rng, slot[1])
         text = text.replace(slot[0], part, 1)
         scores += [] if score is None else [score]
-    return text, judge(rule, scores)
+    return text, words.judge(rule, scores)
 
 
 def review(rng):
@@ -175,30 +99,20 @@ def review(rng):
         long_words = [word for word in text.split() if len(word) > 4]
         clear = all(abs(score - border) > MARGIN for border in BORDERS)     # False for nan
         if clear and text.count(" but ") < 2 and len(long_words) == len(set(long_words)):
-            text = text.replace("KIND", pick(rng, KINDS.split()))
+            text = text.replace("KIND", pick(rng, words.KINDS.split()))
             return fill(text, {}), sum(score > border for border in BORDERS)
 
 
 # --- 4.1 paraphrase ---
 #
-# A family of questions has slots; an intent is one thing to ask about them. A rewording is
-# another form of the intent; what spoils it is a swap, another value or another intent.
-
-TERMS, QUESTIONS = table(TERMS), []   # [(slots {"x,y": classes}, [(symmetric, forms)])]
-for line in FAMILIES.strip().splitlines():
-    if line[0] == "+":
-        QUESTIONS[-1][1][-1][1].extend(line[2:].split(" / "))
-    elif line[0] in "=>":
-        QUESTIONS[-1][1].append((line[0] == "=", line[2:].split(" / ")))
-    else:
-        QUESTIONS.append((dict(slot.split(": ") for slot in line.split("; ")), []))
-
+# A rewording is another form of an intent; what spoils it is a swap, another value or
+# another intent.
 
 def ask(rng, form, values, wording):
     """The question; wording {value: word} remembers the synonyms, to say them again."""
     said = {}
-    for name, (kind, index) in sorted(values.items()):
-        word = wording.setdefault((kind, index), pick(rng, TERMS[kind][index]))
+    for name, value in sorted(values.items()):
+        word = wording.setdefault(value, pick(rng, TERMS[value.kind][value.index]))
         said |= {name: word, name + "+": comparative(word)}
     return fill(choose(rng, form), said)
 
@@ -209,7 +123,8 @@ def draw_values(rng, slots):
     for names, kinds in slots.items():
         kind = pick(rng, kinds.split())
         order = shuffle(rng, range(len(TERMS[kind])))
-        values.update((name, (kind, index)) for name, index in zip(names.split(","), order))
+        values.update((name, Value(kind, index))
+                      for name, index in zip(names.split(","), order))
     return values
 
 
@@ -225,7 +140,8 @@ def exchanged(values):
 def another(rng, form, values):
     """The values with one that the form names replaced by a sibling."""
     slot = pick(rng, used(form, values))
-    siblings = [(values[slot][0], i) for i in range(len(TERMS[values[slot][0]]))]
+    kind = values[slot].kind
+    siblings = [Value(kind, index) for index in range(len(TERMS[kind]))]
     return values | {slot: pick(rng, [v for v in siblings if v not in values.values()])}
 
 
@@ -234,17 +150,19 @@ def questions(rng, duplicate):
 
     Why: overlap must not give the answer away. Rewordings mostly take another form and new
     synonyms; the others keep their words more often, and a swap keeps them all."""
-    slots, intents = pick(rng, QUESTIONS)
-    symmetric, forms = intent = pick(rng, intents)
-    values = draw_values(rng, slots)
-    first, second = shuffle(rng, forms)[:2]
+    family = pick(rng, words.QUESTIONS)
+    intent = pick(rng, family.intents)
+    values = draw_values(rng, family.slots)
+    first, second = shuffle(rng, intent.forms)[:2]
     if rng.random() < (.2 if duplicate else .35):
         second = first
     other, way = values, rng.random()
-    if {"x", "y"} <= set(used(first, values)) and way < SWAPS and duplicate == symmetric:
+    if ({"x", "y"} <= set(used(first, values)) and way < SWAPS
+            and duplicate == intent.symmetric):
         other = exchanged(values)
-    elif not duplicate and len(intents) > 1 and way > 1 - INTENTS:
-        second = pick(rng, pick(rng, [one for one in intents if one is not intent])[1])
+    elif not duplicate and len(family.intents) > 1 and way > 1 - INTENTS:
+        others = [one for one in family.intents if one is not intent]
+        second = pick(rng, pick(rng, others).forms)
     elif not duplicate:
         other = another(rng, first, values)
     wording = {}
@@ -256,34 +174,26 @@ def questions(rng, duplicate):
 # --- 4.1 similarity ---
 #
 # A scene has a style, v, what s does, o, to whom, and p, where; sl and sn are the look and
-# the number of s, ol and on those of o. A part is (class, index of a group, word) or None.
+# the number of s, ol and on those of o. Each is a Part or None.
 
 WEIGHTS = {"v": .4, "s": .3, "o": .3, "sl": .12, "ol": .12, "sn": .1, "on": .1, "p": .2}
 OF = {"sl": "s", "sn": "s", "o": "v", "ol": "o", "on": "o"}
 SYNONYM, SIBLING = .97, .25           # agreement of two words; the same word 1, any other 0
-THINGS, FORMS = table(THINGS), table(FORMS)
-ACTIVITIES = [dict(zip(("style", "s", "v", "o", "p"), re.split(r" *\| *", row)))
-              for row in rows(ACTIVITIES.replace("people", "man child"))]
-for number, activity in enumerate(ACTIVITIES):
-    THINGS[f"v{number}"] = [group.split("/") for group in activity["v"].split("; ")]
-    activity["v"] = f"v{number}"
-
-
 def draw_scene(rng, activity, old=None, closeness=0):
     """A scene of the activity; where it can be, a part is that of the old scene with chance
     closeness, in a word of its own."""
     def draw(part, kinds, chance=1):
         was, kinds = old and old[part], kinds.split()
         if old and rng.random() < closeness:
-            if was and was[0] in kinds:
-                return *was[:2], pick(rng, THINGS[was[0]][was[1]])
+            if was and was.kind in kinds:
+                return was._replace(word=pick(rng, THINGS[was.kind][was.index]))
             if not was and chance < 1:
                 return None
         if not kinds or rng.random() > chance:
             return None
         kind = pick(rng, kinds)
         index = int(rng.random() * len(THINGS[kind]))
-        return kind, index, pick(rng, THINGS[kind][index])
+        return Part(kind, index, pick(rng, THINGS[kind][index]))
 
     style = activity["style"]
     place = .7 if style in ("act", "behind", "both") else 1
@@ -292,9 +202,10 @@ def draw_scene(rng, activity, old=None, closeness=0):
         scene |= {part: draw(part, activity[part], place if part == "p" else 1)
                   for part in "svop"}                  # again, if "a dog chasing a dog"
     for noun in "so":
-        kind = scene[noun][0] if scene[noun] else ""
-        scene[noun + "l"] = draw(noun + "l", LOOKS.get(kind, ""), .45)
-        scene[noun + "n"] = draw(noun + "n", "number" * (kind in COUNTED.split()))
+        kind = scene[noun].kind if scene[noun] else ""
+        scene[noun + "l"] = draw(noun + "l", words.LOOKS.get(kind, ""), .45)
+        number = "number" if kind in words.COUNTED.split() else ""
+        scene[noun + "n"] = draw(noun + "n", number)
     return scene
 
 
@@ -308,20 +219,23 @@ def exchanges(scene, activity):
     """What of s and o may change places in a scene of the activity, for exchange()."""
     if not scene["o"]:
         return []
-    s, o = scene["s"][0], scene["o"][0]
-    ways = [("", "l", "n")] * 2 * (s in activity["o"] and o in activity["s"])
-    ways += [("l",)] * (s in LOOKS and LOOKS[s] == LOOKS.get(o))
-    return ways + [("n",)] * bool(scene["sn"] and scene["on"])
+    s, o, ways = scene["s"].kind, scene["o"].kind, []
+    if s in activity["o"] and o in activity["s"]:
+        ways += [("", "l", "n"), ("", "l", "n")]        # twice as often as the others
+    if s in words.LOOKS and words.LOOKS[s] == words.LOOKS.get(o):
+        ways.append(("l",))
+    if scene["sn"] and scene["on"]:
+        ways.append(("n",))
+    return ways
 
 
 def agreement(one, two):
     """1 the same word, .97 synonyms, .25 siblings, 0 opposites and all others."""
-    if one is None or two is None or one[0] != two[0]:
+    if one is None or two is None or one.kind != two.kind:
         return 0
-    if one[1] != two[1]:
-        opposite = [THINGS[kind][index][0][0] == "~" for kind, index, _ in (one, two)]
-        return 0 if opposite[0] != opposite[1] else SIBLING
-    return SYNONYM if one[2] != two[2] else 1
+    if one.index != two.index:
+        return SIBLING if one.is_opposite == two.is_opposite else 0
+    return SYNONYM if one.word != two.word else 1
 
 
 def grade(one, two):
@@ -343,14 +257,15 @@ def grade(one, two):
 
 def caption(rng, scene):
     """The scene in words; a headline, which has no full stop, does without articles."""
-    said = {part: scene[part][2].lstrip("~") if scene[part] else "" for part in WEIGHTS}
+    said = {part: scene[part].word.lstrip("~") if scene[part] else "" for part in WEIGHTS}
     said["ing"], _, said["ed"] = said["v"].partition(":")
     for noun, verb in (("s", "is"), ("o", "are")):
         number = said[noun + "n"] or "a"
         name = said[noun] if number == "a" else plural(said[noun])
         said[noun.upper()] = f"{number} {said[noun + 'l']} {name}"
         said[verb] = "is" if number == "a" else "are"
-    forms = [form for form in FORMS[scene["style"]][0] if said["p"] or form[:3] != "{p}"]
+    forms = [form for form in words.FORMS[scene["style"]][0]
+             if said["p"] or not form.startswith("{p}")]
     text = re.sub(r" +([.,])", r"\1", fill(pick(rng, forms), said))
     return text if text[-1] == "." else fill(re.sub(r"\b[Aa]n? ", "", text), {})
 
@@ -359,10 +274,10 @@ def captions(rng, closeness):
     """(caption, caption, grade 0..5); closeness is the chance that a part stays.
 
     Why an exchange: the words stay and what they say does not."""
-    activity = pick(rng, ACTIVITIES)
+    activity = pick(rng, words.ACTIVITIES)
     one = draw_scene(rng, activity)
     if rng.random() > .5 + .5 * closeness:
-        activity = pick(rng, ACTIVITIES)
+        activity = pick(rng, words.ACTIVITIES)
     two = draw_scene(rng, activity, one, closeness)
     ways = exchanges(two, activity)
     if ways and closeness < 1 and rng.random() < EXCHANGES:
@@ -374,27 +289,27 @@ def captions(rng, closeness):
 
 def question_lines(rng):
     """Endless rewordings (text, text) on one topic; no line asks what the last one did."""
-    slots, intents = pick(rng, QUESTIONS)
-    values, before = draw_values(rng, slots), None
+    family = pick(rng, words.QUESTIONS)
+    base, before = draw_values(rng, family.slots), None
     while True:
-        symmetric, forms = pick(rng, intents)
-        mine = values
-        if "y" in mine and rng.random() < .5:
-            mine = exchanged(mine)
+        intent, values = pick(rng, family.intents), base
+        form = intent.forms[0]
+        if "y" in values and rng.random() < .5:
+            values = exchanged(values)
         if rng.random() < .4:
-            mine = another(rng, forms[0], mine)
-        said = [mine[slot] for slot in used(forms[0], mine)]
-        meaning = forms, sorted(said) if symmetric else said
+            values = another(rng, form, values)
+        said = [values[slot] for slot in used(form, values)]
+        meaning = form, sorted(said) if intent.symmetric else said
         if meaning != before:
             before, wording = meaning, {}
-            first, second = shuffle(rng, forms)[:2]
-            yield (ask(rng, first, mine, wording),
-                   ask(rng, second, mine, wording if rng.random() < .4 else {}))
+            first, second = shuffle(rng, intent.forms)[:2]
+            yield (ask(rng, first, values, wording),
+                   ask(rng, second, values, wording if rng.random() < .4 else {}))
 
 
 def caption_lines(rng):
     """Endless captions (text, text) of one scene each, all the scenes alike."""
-    activity, before = pick(rng, ACTIVITIES), None
+    activity, before = pick(rng, words.ACTIVITIES), None
     base = draw_scene(rng, activity)
     while True:
         scene = draw_scene(rng, activity, base, .6)
@@ -402,7 +317,8 @@ def caption_lines(rng):
         if ways and rng.random() < .5:
             scene = exchange(scene, pick(rng, ways))
         same = draw_scene(rng, activity, scene, 1)
-        meaning = [part and part[:2] for part in list(scene.values())[1:]]
+        meaning = [part and Value(part.kind, part.index)
+                   for name, part in scene.items() if name != "style"]
         if meaning != before:
             before = meaning
             yield caption(rng, scene), caption(rng, same)
@@ -415,7 +331,7 @@ def review_lines(rng):
         text, label = review(rng)
         if label != before:
             before = label
-            verdict = pick(rng, list(VERDICTS.values())[label][0])
+            verdict = pick(rng, list(words.VERDICTS.values())[label][0])
             yield text, fill(f"{pick(rng, ('', 'in short , '))}{verdict} .", {})
 
 
@@ -457,8 +373,8 @@ def vocabulary(texts):
     entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     entries += sorted({char for word in counts for char in word} | set(letters))
     entries += ["##" + piece for piece in (*letters, *SUFFIXES.split())]
-    words = sorted(counts, key=lambda word: (-counts[word], word))
-    return entries + [word for word in words if len(word) > 1]
+    ordered = sorted(counts, key=lambda word: (-counts[word], word))
+    return entries + [word for word in ordered if len(word) > 1]
 
 
 # --- rows and files ---
@@ -503,7 +419,7 @@ def draw_tasks(seed):
             found[key] = *texts, noisy(rng, task, label)
             if task == "sst":
                 left[label] -= 1
-        # Why shuffled: the commonest classes are full first, the rarest stand at the end.
+        # Why shuffled: common classes are full first, so rare ones stand at the end.
         some = shuffle(rng, found.values())
         tasks[task] = some[:train], some[train:train + dev], some[train + dev:]
     return tasks
@@ -535,8 +451,9 @@ def write_sample(folder, seed):
     names = {"sst": ("ids-sst", "sentiment"), "para": ("quora", "is_duplicate"),
              "sts": ("sts", "similarity")}
     for task, (name, label) in names.items():
-        columns = ["sentence"] if task == "sst" else ["sentence1", "sentence2"]
-        blank = " " * (task == "sst")                  # a sentence of SST starts with one
+        columns, blank = ["sentence1", "sentence2"], ""
+        if task == "sst":
+            columns, blank = ["sentence"], " "         # a sentence of SST starts with one
         ids = iter(lambda: "".join(pick(rng, "0123456789abcdef") for _ in range(25)), "")
         train, dev, test = [[[i, next(ids), *(blank + text for text in texts), y]
                              for i, (*texts, y) in enumerate(rows)] for rows in tasks[task]]

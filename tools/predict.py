@@ -6,8 +6,9 @@
 
 RUN is a run's folder, or its best/ alone, wherever that was copied. The two sentences of a
 pair are separated by a TAB. Without --task a single sentence is asked for its sentiment, a
-pair for paraphrase and similarity. An answer is one line, its parts separated by TABs: the
-task, the prediction, the probabilities if the task has classes, the text.
+pair for paraphrase and similarity. An answer is one line, with TABs between the task, the
+prediction, the probabilities if the task has classes, and the text. A line that cannot be
+answered gets one line on standard error; the others are answered.
 """
 
 import argparse
@@ -16,15 +17,16 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import data                                                         # noqa: E402
-import heads                                                        # noqa: E402
-from plumbing import machine, run                                   # noqa: E402
+import data
+import heads
+from plumbing import command, machine
+from plumbing.console import printable
 
 
 def load(path):
     """A run's folder or its best/   -> (data.WordPiece, heads.MultitaskBert)"""
-    inner = os.path.join(path, "best")
-    folder = inner if os.path.isdir(inner) else path
+    best = os.path.join(path, "best")
+    folder = best if os.path.isdir(best) else path
     if not os.path.exists(os.path.join(folder, "config.json")):
         raise ValueError(f"{path} is neither a run's folder with a best/ in it nor a best/ "
                          f"folder itself; give one that train.py wrote")
@@ -33,80 +35,111 @@ def load(path):
                           model.bert.config.vocab_size), model
 
 
-def parse(line, number, tasks):
-    """One line -> its texts, one or two; tasks are those asked for, all if none was named.
+def parse(line, tasks):
+    """One line -> its texts, one or two, without blanks around them.
 
-    Raises ValueError with the line's number if no task takes as many.
+    tasks: those asked for. Raises ValueError if none of them takes so many texts.
     """
-    texts = tuple(text.strip() for text in line.rstrip("\r\n").split("\t"))
-    if not all(texts) or not any(len(texts) == len(task.texts) for task in tasks):
-        wanted = sorted({len(task.texts) for task in tasks})
-        kinds = {(1,): "one sentence", (2,): "two sentences separated by a TAB",
-                 (1, 2): "one sentence, or two separated by a TAB"}
-        raise ValueError(f"line {number}: needed {kinds[tuple(wanted)]}, got "
-                         f"{line.strip()[:60]!r}")
+    texts = tuple(text.strip() for text in line.split("\t"))
+    numbers = {len(task.texts) for task in tasks}
+    if not all(texts) or len(texts) not in numbers:
+        needed = "one sentence, or two separated by a TAB"
+        if numbers == {1}:
+            needed = "one sentence"
+        elif numbers == {2}:
+            needed = "two sentences separated by a TAB"
+        raise ValueError(f"needed {needed}, got {line.strip()[:60]!r}")
     return texts
 
 
-def answer(model, tokenizer, tasks, texts, *where):
+def formatted(task, prediction, probabilities):
+    """["sts", "3.142"], or ["sst", "1", "0:0.200 1:0.800 …"] for a task with classes"""
+    # A class is printed whole, that of a similarity too (--sts-loss ce).
+    if task.whole_labels or task.num_outputs > 1:
+        parts = [task.name, f"{prediction:.0f}"]
+    else:
+        parts = [task.name, f"{prediction:.3f}"]
+    if probabilities is None:
+        return parts
+    if probabilities.ndim == 0:
+        return [*parts, f"p {probabilities:.3f}"]
+    return [*parts, " ".join(f"{c}:{p:.3f}" for c, p in enumerate(probabilities))]
+
+
+def answer(model, tokenizer, tasks, texts, device):
     """[texts of a line, …] -> [its answers, …], each a list of lines
 
     All lines of one kind go through the encoder together, in batches of like length.
     """
     answers = [[] for _ in texts]
     for task in tasks:
-        mine = [i for i, parts in enumerate(texts) if len(parts) == len(task.texts)]
-        if not mine:
+        asked = [i for i, parts in enumerate(texts) if len(parts) == len(task.texts)]
+        if not asked:
             continue
-        dataset = data.Dataset("", mine, [tuple(map(tokenizer, texts[i])) for i in mine],
-                               None)
-        predicted, probabilities = heads.outputs(model, task, dataset, tokenizer, *where)
-        whole = task.label_range[2] or task.num_outputs > 1
-        for k, i in enumerate(mine):
-            parts = [task.name, f"{predicted[k]:.{0 if whole else 3}f}"]
-            if probabilities is not None:
-                p = probabilities[k]
-                parts.append(f"p {p:.3f}" if p.ndim == 0 else " ".join(
-                    f"{c}:{value:.3f}" for c, value in enumerate(p)))
-            answers[i].append("\t".join([*parts, *texts[i]]))
+        tokens = [tuple(map(tokenizer, texts[i])) for i in asked]
+        predicted, probabilities = heads.outputs(
+            model, task, data.Dataset("", asked, tokens, None), tokenizer, device=device)
+        for k, i in enumerate(asked):
+            parts = formatted(task, predicted[k],
+                              None if probabilities is None else probabilities[k])
+            answers[i].append("\t".join([*parts, *map(printable, texts[i])]))
     return answers
 
 
-def predict(args):
-    """-> exit status"""
-    tokenizer, model = load(args.run)
-    device = machine.find_device(args.device)
-    model = model.to(device)
-    tasks = [model.tasks[args.task]] if args.task else list(model.tasks.values())
-    if args.file:
-        with open(args.file, encoding="utf-8") as file:
+def complain(place, error):
+    print(f"{printable(place)}: {error}", file=sys.stderr)
+
+
+def answer_file(model, tokenizer, tasks, device, path):
+    """All lines of a file together.   -> exit status: 2 if some could not be answered"""
+    texts, status = [], 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
             try:
-                lines = [(number, line) for number, line in enumerate(file, 1)
-                         if line.strip()]
-            except UnicodeDecodeError:
-                raise ValueError(f"{args.file} must be UTF-8 text") from None
-        # Every line is looked at before the first is answered.
-        texts = [parse(line, f"{number} of {args.file}", tasks) for number, line in lines]
-        for found in answer(model, tokenizer, tasks, texts, device):
-            print("\n".join(found))
-        return 0
-    typing = sys.stdin.isatty()
-    if typing:
-        print("A sentence, or two separated by a TAB; Ctrl-D ends.\nsst: sentiment, 0 the "
-              "most negative, 4 the most positive; para: 1 for a paraphrase; sts: "
-              "similarity, 0 to 5", file=sys.stderr)
-    for number, line in enumerate(sys.stdin, 1):
-        if line.strip():
-            try:
-                found, = answer(model, tokenizer, tasks, [parse(line, number, tasks)],
-                                device)
+                line = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if line.strip():
+                    texts.append(parse(line, tasks))
+            except UnicodeDecodeError as error:
+                complain(f"{path}, line {number}", f"needed UTF-8 text, got {error.reason}")
+                status = 2
             except ValueError as error:
-                if not typing:
-                    raise
-                print(error, file=sys.stderr)       # a slip of the finger ends nothing
-                continue
-            print("\n".join(found), flush=True)
-    return 0
+                complain(f"{path}, line {number}", error)
+                status = 2
+    for lines in answer(model, tokenizer, tasks, texts, device):
+        print("\n".join(lines))
+    return status
+
+
+def answer_input(model, tokenizer, tasks, device):
+    """Each line of standard input as it comes.   -> exit status"""
+    typed, status = sys.stdin.isatty(), 0
+    if typed:
+        print("Type a sentence, or two separated by a TAB; Ctrl-D ends.\nsst: sentiment, "
+              "from 0, the most negative, to 4, the most positive; para: 1 for a "
+              "paraphrase; sts: similarity, from 0 to 5", file=sys.stderr)
+    for number, line in enumerate(sys.stdin, 1):
+        if not line.strip():
+            continue
+        try:
+            texts = parse(line, tasks)
+        except ValueError as error:
+            complain(f"line {number}", error)
+            status = 0 if typed else 2          # a typo does not end the session
+            continue
+        lines, = answer(model, tokenizer, tasks, [texts], device)
+        print("\n".join(lines), flush=True)
+    return status
+
+
+def predict(path, task=None, file=None, device="auto"):
+    """-> exit status"""
+    device = machine.find_device(device)
+    tokenizer, model = load(path)
+    model = model.to(device)
+    tasks = [model.tasks[task]] if task else list(model.tasks.values())
+    if file:
+        return answer_file(model, tokenizer, tasks, device, file)
+    return answer_input(model, tokenizer, tasks, device)
 
 
 def main(argv=None):
@@ -118,7 +151,7 @@ def main(argv=None):
     p.add_argument("--file", metavar="FILE", help="one text or pair a line (what you type)")
     p.add_argument("--device", default="auto", help="as in train.py")
     args = p.parse_args(argv)
-    return run.one_line(lambda: predict(args))
+    return command.one_line(lambda: predict(args.run, args.task, args.file, args.device))
 
 
 if __name__ == "__main__":

@@ -4,23 +4,24 @@
     python tools/pretrain.py --text FILE … --out DIR --weights NAME      (further)
 
 The report's last sentence: "Further work may improve upon this by … further enhancing
-pretraining for the upstream minBERT model." A .csv file gives its columns sentence, or
-sentence1 and sentence2 as a pair; any other file a text a line, or two separated by a tab.
-With --next-sentence it also learns whether the second text of a pair is its own, as BERT
-did. The encoder in OUT/model can be given to train.py as --weights. A run folder, --resume,
-Ctrl-C and the log are those of train.py.
+pretraining for the upstream minBERT model." From a .csv file it takes the column sentence,
+or sentence1 and sentence2 as a pair; any other file has one text a line, or two separated
+by a TAB. With --next-sentence the model also learns whether the second text of a pair is
+its own, as BERT did. The encoder in OUT/model can be given to train.py as --weights. The
+run's folder, --resume, Ctrl-C and the log are those of train.py; after every
+--checkpoint-every updates comes the loss on held-out texts, one of 50.
 
-Symbols: B texts in a batch, T tokens in the longest, M masked tokens of a batch, V entries
-of the vocabulary.
+Symbols: B texts in a batch, T tokens in the longest, M masked positions of a batch, V
+entries of the vocabulary.
 Leaves out: whole-word masking.
 """
 
 import argparse
-import csv
+import dataclasses
+import functools
 import os
-import shutil
 import sys
-import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -29,12 +30,17 @@ from torch import nn
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import bert                                                         # noqa: E402
-import data                                                         # noqa: E402
-import multitask                                                    # noqa: E402
-import optim                                                        # noqa: E402
-from plumbing import flags, machine, run, sources                   # noqa: E402
+import bert
+import data
+import multitask
+import optim
+from plumbing import command, flags, folder, loop, machine, sources, tsv
+from plumbing.progress import clock
+from tools import reading
 
+HELD_OUT = 50       # one text of so many is not trained on
+
+# --- The model and its task ---
 
 class MaskedLM(nn.Module):
     """BERT with its masked-LM head.   [Devlin et al. 2018, sec. 3.1; their released code]
@@ -53,10 +59,10 @@ class MaskedLM(nn.Module):
             nn.init.normal_(layer.weight, std=encoder.config.initializer_range)
 
     def forward(self, batch, labels):
-        """data.Batch, labels [B, T] (-100: not asked) -> {name: mean loss in nats}.
+        """data.Batch, labels [B, T] (-100: not masked) -> {name: mean loss in nats}.
 
         batch.labels [B]: 1 where the second text belongs to the first, else 0; or None.
-        Only the M positions that are asked meet the vocabulary: a seventh of the work.
+        Logits are computed at the M masked positions only: a seventh of the work.
         """
         x = self.bert.embed(batch.input_ids, batch.token_type_ids)
         hidden_states, pooled = self.bert.encode(x, batch.attention_mask)
@@ -73,157 +79,323 @@ class MaskedLM(nn.Module):
 def mask_tokens(input_ids, special, mask_id, vocab_size, share=0.15):
     """BERT's 80/10/10 rule, drawn anew each time.   [Devlin et al. 2018, sec. 3.1]
 
-    input_ids [B, T]; special [B, T], True where nothing may be asked. Returns (inputs,
-    labels), both [B, T]. Of the asked tokens 80% become [MASK], 10% a random token, 10%
-    stay: fine-tuning never shows a [MASK], so the model must not wait for one.
+    input_ids [B, T]; special [B, T], True where nothing may be masked. Returns (inputs,
+    labels), both [B, T]. Of the masked positions 80% get [MASK], 10% a random token, 10%
+    keep theirs: fine-tuning never shows a [MASK], so the model must not wait for one.
     """
     draw = torch.rand(input_ids.shape).masked_fill(special, 2)
-    asked = (draw < share) | (draw == draw.min())       # at least one: no mean over nothing
-    labels = torch.where(asked, input_ids, -100)
+    masked = (draw < share) | (draw == draw.min())      # at least one: no mean over nothing
+    labels = torch.where(masked, input_ids, -100)
     fate = torch.rand(input_ids.shape)
     random = torch.randint(vocab_size, input_ids.shape)
-    inputs = torch.where(asked & (fate < 0.8), mask_id, input_ids)
-    return torch.where(asked & (fate >= 0.9), random, inputs), labels
+    inputs = torch.where(masked & (fate < 0.8), mask_id, input_ids)
+    return torch.where(masked & (fate >= 0.9), random, inputs), labels
 
+
+class NextSentence:
+    """Half of the pairs get another's second text.   [Devlin et al. 2018, sec. 3.1]
+
+    pairs: in the order of the file. Why that of the next pair as often as that of any: in a
+    document the next pair is about the same topic, so what counts is what is said of it.
+    """
+
+    def __init__(self, pairs):
+        self.pairs = pairs
+        self.place = {id(pair): i for i, pair in enumerate(pairs)}
+
+    def draw(self, pairs):
+        """-> (pairs, follows): follows [B] is 1 where the second text is the pair's own"""
+        fate, anywhere = torch.rand(2, len(pairs)).tolist()
+        follows = np.array([f < 0.5 for f in fate], np.float32)
+        drawn = []
+        for pair, f, a in zip(pairs, fate, anywhere):
+            if f >= 0.5:
+                step = 1 if f < 0.75 else 1 + int(a * (len(self.pairs) - 1))
+                other = self.pairs[(self.place[id(pair)] + step) % len(self.pairs)]
+                pair = pair[0], other[1]
+            drawn.append(pair)
+        return drawn, follows
+
+
+# --- Texts ---
 
 def read_texts(path, tokenizer):
     """A file's texts.   -> [(ids,) or (ids, ids), …]; ValueError if there are none"""
-    texts = []
-    with open(path, encoding="utf-8", newline="") as file:
-        if path.endswith(".csv"):
-            for row in csv.DictReader(file, delimiter="\t"):
-                text = [row[name] for name in ("sentence", "sentence1", "sentence2")
-                        if row.get(name)]
-                texts += [tuple(map(tokenizer, text))] if text else []
-        else:
-            texts = [tuple(map(tokenizer, line.rstrip("\n").split("\t")[:2]))
-                     for line in file if line.strip()]
+    if path.endswith(".csv"):
+        _, _, names = tsv.decode(path, [])
+        columns = [name for name in ("sentence", "sentence1", "sentence2") if name in names]
+        texts = [row for _, row in tsv.read(path, columns)] if columns else []
+    else:
+        texts = [line.split("\t")[:2] for line in reading.read_text(path).split("\n")
+                 if line.strip()]
     if not texts:
         raise ValueError(f"{path}: needed texts in columns sentence, sentence1, sentence2, "
                          f"or one a line; got none")
-    return texts
+    return [tuple(map(tokenizer, text)) for text in texts]
 
 
-class Pretrainer:
-    """All that changes during pre-training, and the step that changes it."""
+def split_texts(texts, seed, batch_size):
+    """-> ({kind: data.Dataset} to train on, [held-out texts])
 
-    def __init__(self, args, model, tokenizer, texts):
-        self.args, self.model, self.tokenizer = args, model, tokenizer
-        order = np.random.default_rng(args.seed).permutation(len(texts))
-        held = max(1, len(texts) // 50)
-        # Single sentences and pairs go to streams of their own: a batch is of one kind.
-        kinds = {"single": [], "pair": []}
-        for i in order[held:]:
-            kinds["pair" if len(texts[i]) == 2 else "single"].append(texts[i])
-        self.held_out = [texts[i] for i in order[:held]]
-        # In the order of the file, for --next-sentence.
-        self.pairs = [text for text in texts if len(text) == 2]
-        self.place = {id(pair): i for i, pair in enumerate(self.pairs)}
-        self.sets = {kind: data.Dataset("", [""] * len(part), part, None)
-                     for kind, part in kinds.items() if len(part) >= args.batch_size}
-        if not self.sets:
-            raise ValueError(f"--text: needed at least {args.batch_size} texts, got "
-                             f"{len(texts) - held}; use a smaller --batch-size")
-        self.streams = {kind: data.Stream(data.lengths(part, True), args.batch_size,
-                                          (args.seed, k))
-                        for k, (kind, part) in enumerate(self.sets.items())}
-        self.device = next(model.parameters()).device
-        self.autocast, self.precision = machine.choose_precision(args.amp, self.device)
-        self.flat = optim.FlatParameters({"encoder": list(model.named_parameters())}, 1)
-        self.regions = multitask.regions(self.flat, "model")
-        self.optimizer = optim.AdamW(self.flat.param_groups(args.weight_decay), lr=args.lr)
-        self.step_number, self.total = 0, args.max_steps
+    Single texts and pairs are kinds of their own: a batch holds texts of one kind.
+    """
+    order = np.random.default_rng(seed).permutation(len(texts))
+    held_out = max(1, len(texts) // HELD_OUT)
+    kinds = {"single": [], "pair": []}
+    for i in order[held_out:]:
+        kinds["pair" if len(texts[i]) == 2 else "single"].append(texts[i])
+    sets = {kind: dataset_of(part) for kind, part in kinds.items()
+            if len(part) >= batch_size}
+    if not sets:
+        raise ValueError(f"--text: needed at least {batch_size} texts, got "
+                         f"{len(texts) - held_out}; use a smaller --batch-size")
+    return sets, [texts[i] for i in order[:held_out]]
 
-    def mismatch(self, pair, near, draw):
-        """The first text with the second one of the next pair in the file, or of any.
 
-        Why the next: in the order of a document it is about the same topic, so what counts
-        is what is said of it. draw in [0, 1) picks any other.
-        """
-        step = 1 if near else 1 + int(draw * (len(self.pairs) - 1))
-        return pair[0], self.pairs[(self.place[id(pair)] + step) % len(self.pairs)][1]
+def dataset_of(texts, labels=None):
+    return data.Dataset("", [""] * len(texts), texts, labels)
 
-    def batch_of(self, dataset, indices):
-        """-> (data.Batch with masks in it, labels), on the device"""
-        tokenizer, size = self.tokenizer, self.model.bert.config.vocab_size
-        texts, follows = [dataset.tokens[i] for i in indices], None
-        if self.args.next_sentence and len(texts[0]) == 2:
-            fate, anywhere = torch.rand(2, len(texts)).tolist()
-            follows = np.array([f < 0.5 for f in fate], np.float32)
-            texts = [self.mismatch(pair, f < 0.75, a) if f >= 0.5 else pair
-                     for pair, f, a in zip(texts, fate, anywhere)]
-        batch = data.collate(
-            data.Dataset("", [], texts, follows), range(len(texts)), tokenizer, True,
-            self.model.bert.config.max_position_embeddings)
+
+def make_plan(sets, seed, steps, steps_between):
+    """The kind of each step, in proportion to its texts.   -> [[kind, …], …]
+
+    An "epoch" of this plan is what lies between two evaluations.
+    """
+    kinds, sizes = list(sets), np.array([len(part) for part in sets.values()])
+    chosen = [kinds[np.random.default_rng([seed, step]).choice(len(kinds),
+                                                               p=sizes / sizes.sum())]
+              for step in range(steps)]
+    return [chosen[i:i + steps_between] for i in range(0, steps, steps_between)]
+
+
+# --- The loop ---
+
+@dataclasses.dataclass
+class Pretraining:
+    """The model, its texts, and everything that a step changes."""
+    model: MaskedLM
+    tokenizer: data.WordPiece
+    sets: dict                          # {kind: data.Dataset}
+    held_out: list                      # texts
+    next_sentence: NextSentence | None
+    autocast: Callable
+    flat: optim.FlatParameters
+    optimizer: optim.AdamW
+    streams: dict                       # {kind: data.Stream}
+
+    def batch_of(self, texts):
+        """-> (data.Batch, labels [B, T]) with masks, on the device"""
+        tokenizer, config, follows = self.tokenizer, self.model.bert.config, None
+        if self.next_sentence and len(texts[0]) == 2:
+            texts, follows = self.next_sentence.draw(texts)
+        batch = data.collate(dataset_of(texts, follows), range(len(texts)), tokenizer, True,
+                             config.max_position_embeddings)
         special = sum(batch.input_ids == i for i in (tokenizer.pad, tokenizer.cls,
                                                      tokenizer.sep)).bool()
         batch.input_ids, labels = mask_tokens(batch.input_ids, special,
-                                              tokenizer.ids["[MASK]"], size)
-        return batch.to(self.device), labels.to(self.device)
+                                              tokenizer.ids["[MASK]"], config.vocab_size)
+        device = self.flat.theta.device
+        return batch.to(device), labels.to(device)
 
-    def step(self):
-        """One update.   -> its line of metrics"""
-        rate = self.args.lr * optim.learning_rate_factor(self.step_number, self.total,
-                                                         self.args.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        # Each kind in proportion to its texts; the choice is a function of the step alone.
-        sizes = [len(part) for part in self.sets.values()]
-        pick = np.random.default_rng([self.args.seed, self.step_number]).choice(
-            len(sizes), p=np.array(sizes) / sum(sizes))
-        kind = list(self.sets)[pick]
-
-        def loss_fn(task, indices):
-            batch, labels = self.batch_of(self.sets[kind], indices)
-            with self.autocast():
-                losses = self.model(batch, labels)
-            return sum(losses.values()), {name: x.detach() for name, x in losses.items()}
-        log = multitask.backward(self.flat, [{kind: self.streams[kind].next()}], loss_fn,
-                                 {kind: 0})
-        treated = multitask.treat(self.flat, self.regions, [0], multitask.plain_sum, 1.0,
-                                  None)
-        if treated is not None:
-            self.optimizer.step()
-        self.step_number += 1
-        return {"step": self.step_number, "lr": rate, **log,
-                **multitask.describe(treated, [kind])}
+    def loss(self, kind, indices):
+        """-> (the sum of the losses, {name: scalar})"""
+        batch, labels = self.batch_of([self.sets[kind].tokens[i] for i in indices])
+        with self.autocast():
+            losses = self.model(batch, labels)
+        return sum(losses.values()), {name: x.detach() for name, x in losses.items()}
 
     @torch.no_grad()
-    def held_out_loss(self):
-        """Mean masked-LM loss on held-out texts, under masks of its own.   -> nats"""
+    def held_out_losses(self):
+        """Mean losses on held-out texts, always with the same masks.   -> {name: nats}"""
+        states, losses = machine.random_states(), {}
         self.model.eval()
-        states = machine.random_states()
-        torch.manual_seed(0)
-        losses = {}
-        for number in (1, 2):
-            part = [text for text in self.held_out if len(text) == number]
-            dataset = data.Dataset("", [""] * len(part), part, None)
-            for start in range(0, len(part), 64):
-                with self.autocast():
-                    found = self.model(*self.batch_of(
-                        dataset, range(start, min(start + 64, len(part)))))
-                for name, value in found.items():
-                    losses.setdefault(name, []).append(value.item())
-        machine.set_random_states(states)
-        self.model.train()
+        try:
+            torch.manual_seed(0)
+            for number in (1, 2):
+                texts = [text for text in self.held_out if len(text) == number]
+                for start in range(0, len(texts), 64):
+                    with self.autocast():
+                        found = self.model(*self.batch_of(texts[start:start + 64]))
+                    for name, value in found.items():
+                        losses.setdefault(name, []).append(value.item())
+        finally:        # training must not notice, also if it is stopped here
+            machine.set_random_states(states)
+            self.model.train()
         return {name: float(np.mean(values)) for name, values in losses.items()}
 
+    def save(self, path, half):
+        self.model.bert.save_pretrained(path, half=half)
+        self.tokenizer.save(path)
+
     def state(self):
-        return {"step": self.step_number, "theta": self.flat.theta,
-                "optimizer": self.optimizer.state_dict(), "random": machine.random_states(),
+        return {"theta": self.flat.theta, "optimizer": self.optimizer.state_dict(),
+                "random": machine.random_states(),
                 "streams": {kind: list(s.position) for kind, s in self.streams.items()}}
 
     def restore(self, state):
-        self.step_number = state["step"]
         self.flat.theta.copy_(state["theta"])
         self.optimizer.load_state_dict(state["optimizer"])
         machine.set_random_states(state["random"])
         for kind, position in state["streams"].items():
             self.streams[kind].position = position
 
-    def save(self, path):
-        self.model.bert.save_pretrained(path, half=self.args.half)
-        shutil.copyfile(self.tokenizer.path, os.path.join(path, "vocab.txt"))
+
+def fit(training, session, plan, *, lr, warmup):
+    """The loop, with a loss on held-out texts after each part of the plan.
+
+    session: a loop.Loop; plan: see make_plan(); lr, warmup: of the schedule.
+    """
+    flat, total, skipped_in_a_row = training.flat, sum(map(len, plan)), 0
+    regions = multitask.regions(flat)
+    for _, steps in session.epochs(plan):
+        for step, kind in steps:
+            rate = lr * optim.learning_rate_factor(step, total, warmup)
+            for group in training.optimizer.param_groups:
+                group["lr"] = rate
+            losses = multitask.backward(flat, [{kind: training.streams[kind].next()}],
+                                        training.loss, {kind: 0})
+            treated = multitask.treat(flat, regions, {kind: 0}, multitask.plain_sum, 1.0)
+            if treated is not None:
+                training.optimizer.step()
+            skipped_in_a_row = skipped_in_a_row + 1 if treated is None else 0
+            session.log({"step": step + 1, "lr": rate, **losses,
+                         **multitask.describe(treated)},
+                        f"loss {losses[f'loss_{kind}']:.3f}")
+            if treated is None:
+                loop.check_divergence(flat.theta, skipped_in_a_row, step, losses)
+        with session.interruptible():
+            held_out = training.held_out_losses()
+        session.log({"step": session.step, **{f"held_out_{name}": value
+                                              for name, value in held_out.items()}})
+        session.say(f"update {session.step}: held out " + "  ".join(
+            f"{name} {value:.3f}" for name, value in held_out.items()))
+
+
+# --- The start ---
+
+def sinusoids(T, H):
+    """Sines and cosines of H / 2 frequencies, variance 1.   [Vaswani et al. 2017, sec. 3.5]
+
+    -> [T, H]. The rows for t and t + 1 differ by one rotation, the same for all t: one
+    matrix finds "the token before this one", and is soon learned.
+    """
+    frequency = 10000.0 ** (-torch.arange(0, H, 2) / H)                         # [H / 2]
+    angle = torch.arange(T)[:, None] * frequency                                # [T, H / 2]
+    return 2 ** 0.5 * torch.cat([angle.sin(), angle.cos()], -1)
+
+
+@torch.no_grad()
+def start_comparing(encoder):
+    """Initial weights from which a small BERT soon learns to compare two texts.   [ours]
+
+    In half of the heads queries equal keys and are large: a token attends to tokens like
+    itself, in both texts. Word embeddings are larger than position embeddings, so that
+    "like itself" means the same word.
+    Why: from purely random weights such heads take very long to appear. With 0.8 million
+    parameters on the sample's texts the held-out next-sentence loss was .38 after 1,000
+    updates with all this; with the sinusoids alone it was .55, and .40 after 4,000.
+    """
+    H, std = encoder.config.hidden_size, encoder.config.initializer_range
+    positions = encoder.position_embeddings.weight
+    positions.copy_(std * sinusoids(len(positions), H))
+    encoder.word_embeddings.weight.mul_(4)
+    A = encoder.config.num_attention_heads
+    half = slice(A // 2 * H // A)
+    for layer in encoder.layers:
+        layer.query.weight[half] *= 3
+        layer.key.weight[half] = layer.query.weight[half]
+
+
+def build(seed, dropout, weights=None, vocab=None, *, layers, hidden, heads, max_length):
+    """From weights, or from scratch with a vocabulary.   -> (data.WordPiece, MaskedLM)"""
+    torch.manual_seed(seed)
+    if weights:
+        encoder = bert.BertModel.from_pretrained(weights, dropout)
+    else:
+        encoder = bert.BertModel(bert.BertConfig(
+            vocab_size=len(data.WordPiece(vocab).tokens), hidden_size=hidden,
+            num_hidden_layers=layers, num_attention_heads=heads,
+            intermediate_size=4 * hidden, max_position_embeddings=max_length,
+            initializer_range=0.02 * (768 / hidden) ** 0.5, hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout))
+        start_comparing(encoder)
+    tokenizer = data.WordPiece(weights or vocab, encoder.config.vocab_size)
+    if "[MASK]" not in tokenizer.ids:
+        raise ValueError(f"{tokenizer.path} has no [MASK]; use BERT's vocab.txt")
+    return tokenizer, MaskedLM(encoder)
+
+
+def prepare(tokenizer, model, texts, *, seed, batch_size, next_sentence, lr, weight_decay,
+            autocast):
+    """-> Pretraining. model: on its device already."""
+    sets, held_out = split_texts(texts, seed, batch_size)
+    flat = optim.FlatParameters([optim.Block("model", dict(model.named_parameters()))], 1)
+    pairs = NextSentence([text for text in texts if len(text) == 2])
+    return Pretraining(
+        model, tokenizer, sets, held_out, pairs if next_sentence else None, autocast, flat,
+        optimizer=optim.AdamW(flat.param_groups(weight_decay), lr=lr),
+        streams={kind: data.Stream(data.lengths(part, True), batch_size, (seed, k))
+                 for k, (kind, part) in enumerate(sets.items())})
+
+
+def pretrain(args, source):
+    """One run, from its flags or its checkpoint to its model.   -> exit status"""
+    settings = None
+    if args.resume:
+        values, settings = folder.resumed(vars(args), source, args.resume)
+        args = argparse.Namespace(**{**values, "resume": args.resume})
+        if os.path.exists(os.path.join(args.resume, "result.json")):
+            print(f"the run in {args.resume} is finished; its model is in model/")
+            return 0
+    elif not (args.text and args.out and bool(args.weights) != bool(args.vocab)):
+        raise ValueError("needed --text FILE …, --out DIR, and either --weights to go on "
+                         "from or --vocab to start from scratch")
+    else:
+        folder.check_free(args.out)
+        # Absolute: the run can then be resumed from any working directory.
+        args.text = [os.path.abspath(path) for path in args.text]
+        args.vocab = args.vocab and os.path.abspath(args.vocab)
+        args.weights = args.weights and sources.find_weights(args.weights)
+    device = machine.find_device(args.device)
+    autocast, precision = machine.choose_precision(args.amp, device)
+    tokenizer, model = build(args.seed, args.dropout, args.weights, args.vocab,
+                             layers=args.layers, hidden=args.hidden, heads=args.heads,
+                             max_length=args.max_length)
+    texts = [text for path in args.text for text in read_texts(path, tokenizer)]
+    training = prepare(tokenizer, model.to(device).train(), texts, seed=args.seed,
+                       batch_size=args.batch_size, next_sentence=args.next_sentence,
+                       lr=args.lr, weight_decay=args.weight_decay, autocast=autocast)
+    plan = make_plan(training.sets, args.seed, args.max_steps, args.checkpoint_every)
+    files = {path: path for path in [*args.text, tokenizer.path]}
+    if args.weights:
+        files.update(sources.files_of({}, args.weights))
+    here = machine.description(device, precision)
+    if args.resume:
+        folder.compare(settings, args.resume, files, here)
+        run = folder.Folder.reopen(args.resume, settings)
+        if run.state:
+            training.restore(run.state)
+    else:
+        run = folder.Folder.create(args.out, folder.new_settings(args, source, files, here))
+    # A part of the plan ends with a checkpoint, so there is none within it.
+    session = loop.Loop(run, training.state, args.max_steps, args.max_steps + 1)
+    print(f"run: {run.path}\n  {len(texts)} texts, {args.max_steps} updates, "
+          f"{training.flat.theta.numel():,} parameters, {precision}", flush=True)
+    try:
+        with session:
+            fit(training, session, plan, lr=args.lr, warmup=args.warmup)
+            run.replace_folder("model", functools.partial(training.save, half=args.half))
+    except loop.Interrupted:
+        print(f"stopped after update {session.step} of {args.max_steps}; to continue: "
+              f"python tools/pretrain.py --resume {run.path}")
+        return 128 + session.stop.asked
+    except loop.Diverged as error:
+        print(f"pretrain.py: {error}; the log is in {run.path}", file=sys.stderr)
+        return 1
+    folder.write_json(run / "result.json", {"seconds": round(session.seconds, 1),
+                                            "args": vars(args)})
+    print(f"{clock(session.seconds)} in all; use it as --weights {run / 'model'}")
+    return 0
 
 
 def parser():
@@ -232,7 +404,7 @@ def parser():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
                                 usage=argparse.SUPPRESS)
     p.add_argument("--text", nargs="+", metavar="FILE", help="files of texts")
-    p.add_argument("--weights", metavar="DIR|NAME", help="go on from this BERT")
+    p.add_argument("--weights", metavar="DIR|NAME", help="continue from this BERT")
     p.add_argument("--vocab", metavar="FILE", help="from scratch: the vocabulary")
     p.add_argument("--layers", type=whole, default=3, help="from scratch (ours)")
     p.add_argument("--hidden", type=whole, default=128, help="from scratch (ours)")
@@ -255,129 +427,16 @@ def parser():
     p.add_argument("--amp", choices=["auto", "off", "bf16"], default="auto",
                    help="as in train.py")
     p.add_argument("--out", metavar="DIR", help="new folder for this run")
-    p.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
-    p.add_argument("--checkpoint-every", type=whole, default=1000, metavar="N")
+    p.add_argument("--resume", metavar="RUN", help="continue the run in this folder")
+    p.add_argument("--checkpoint-every", type=whole, default=1000, metavar="N",
+                   help="updates between checkpoints (ours)")
     return p
-
-
-def sinusoids(T, H):
-    """Waves of H / 2 lengths, of unit variance.   [Vaswani et al. 2017, sec. 3.5] -> [T, H]
-
-    The rows for t and t + 1 differ by one rotation, for all t, so that "the token before
-    this one" is a single matrix, and soon found.
-    """
-    rate = 10000.0 ** (-torch.arange(0, H, 2) / H)                              # [H / 2]
-    angle = torch.arange(T)[:, None] * rate                                     # [T, H / 2]
-    return 2 ** 0.5 * torch.cat([angle.sin(), angle.cos()], -1)
-
-
-@torch.no_grad()
-def start_comparing(encoder):
-    """First weights from which a small BERT soon learns to compare two texts.   [ours]
-
-    In half of the heads queries equal keys and are large: a token looks at its likes, here
-    and in the other text. Words differ by more than places do, so that likes are words.
-    Why: from purely random weights such heads take very long to appear. With 0.8 million
-    parameters on the sample's texts the held-out next-sentence loss was .38 after 1,000
-    updates with all this; with the waves alone it was .55, and .40 after 4,000.
-    """
-    H, std = encoder.config.hidden_size, encoder.config.initializer_range
-    positions = encoder.position_embeddings.weight
-    positions.copy_(std * sinusoids(len(positions), H))
-    encoder.word_embeddings.weight.mul_(4)
-    A = encoder.config.num_attention_heads
-    half = slice(A // 2 * H // A)
-    for layer in encoder.layers:
-        layer.query.weight[half] *= 3
-        layer.key.weight[half] = layer.query.weight[half]
-
-
-def build(args):
-    """-> (tokenizer, MaskedLM)"""
-    torch.manual_seed(args.seed)
-    if args.weights:
-        encoder = bert.BertModel.from_pretrained(args.weights, args.dropout)
-        vocab = os.path.join(args.weights, "vocab.txt")
-    else:
-        vocab = args.vocab
-        encoder = bert.BertModel(bert.BertConfig(
-            vocab_size=len(data.WordPiece(vocab).tokens), hidden_size=args.hidden,
-            num_hidden_layers=args.layers, num_attention_heads=args.heads,
-            intermediate_size=4 * args.hidden, max_position_embeddings=args.max_length,
-            initializer_range=0.02 * (768 / args.hidden) ** 0.5,
-            hidden_dropout_prob=args.dropout, attention_probs_dropout_prob=args.dropout))
-        start_comparing(encoder)
-    tokenizer = data.WordPiece(vocab, encoder.config.vocab_size)
-    if "[MASK]" not in tokenizer.ids:
-        raise ValueError(f"{vocab} has no [MASK]; use BERT's vocab.txt")
-    return tokenizer, MaskedLM(encoder)
-
-
-def pretrain(args, source):
-    """-> exit status"""
-    args, settings = run.resumed(args, source) if args.resume else (args, None)
-    if args.resume and os.path.exists(os.path.join(args.resume, "result.json")):
-        print(f"the run in {args.resume} is finished; its model is in model/")
-        return 0
-    if not settings and not (args.text and args.out
-                             and bool(args.weights) != bool(args.vocab)):
-        raise ValueError("needed --text FILE …, --out DIR, and either --weights to go on "
-                         "from or --vocab to start from scratch")
-    if not settings:
-        run.check_free(args.out)
-        # Absolute: the run can then be resumed from any working directory.
-        args.text = [os.path.abspath(path) for path in args.text]
-        args.vocab = args.vocab and os.path.abspath(args.vocab)
-        args.weights = args.weights and sources.find_weights(args.weights)
-    tokenizer, model = build(args)
-    texts = [text for path in args.text for text in read_texts(path, tokenizer)]
-    device = machine.find_device(args.device)
-    model = model.to(device).train()
-    trainer = Pretrainer(args, model, tokenizer, texts)
-    files = [*args.text, tokenizer.path] + [
-        path for name in ("config.json", "model.safetensors", "pytorch_model.bin")
-        if args.weights and os.path.exists(path := os.path.join(args.weights, name))]
-    folder = run.Folder.open(args, source, settings, {path: path for path in files},
-                             machine.description(device, trainer.precision))
-    if folder.state:
-        trainer.restore(folder.state)
-    print(f"run: {folder.path}\n  {len(texts)} texts, {trainer.total} updates, "
-          f"{trainer.flat.theta.numel():,} parameters, {trainer.precision}", flush=True)
-    progress = run.Progress(trainer.total, trainer.step_number)
-    start = time.monotonic() - (folder.state or {"seconds": 0.0})["seconds"]
-    with run.Stop() as stop:
-        while trainer.step_number < trainer.total:
-            line = trainer.step()
-            loss = next(value for name, value in line.items() if name.startswith("loss"))
-            progress.show(trainer.step_number, f"loss {loss:.3f}")
-            due = trainer.step_number % args.checkpoint_every == 0
-            if due or trainer.step_number == trainer.total:
-                held_out = trainer.held_out_loss()
-                line |= {f"held_out_{name}": value for name, value in held_out.items()}
-                progress.clear()
-                print(f"update {trainer.step_number}: held out " + "  ".join(
-                    f"{name} {value:.3f}" for name, value in held_out.items()), flush=True)
-            folder.log(line)
-            if due or stop.asked or trainer.step_number == trainer.total:
-                folder.checkpoint({**trainer.state(), "seconds": time.monotonic() - start})
-            if stop.asked:
-                print(f"stopped after update {trainer.step_number} of {trainer.total}; go "
-                      f"on with: python tools/pretrain.py --resume {folder.path}")
-                return 128 + stop.asked
-    folder.replace_folder("model", trainer.save)
-    run.write_json(folder / "result.json", {
-        "seconds": round(time.monotonic() - start, 1),
-        "args": vars(args)})
-    folder.close()
-    print(f"{run.clock(time.monotonic() - start)} in all; use it as --weights "
-          f"{folder / 'model'}")
-    return 0
 
 
 def main(argv=None):
     p = parser()
     args = p.parse_args(argv)
-    return run.one_line(lambda: pretrain(args, flags.given(p, argv)))
+    return command.one_line(lambda: pretrain(args, flags.given(p, argv)))
 
 
 if __name__ == "__main__":

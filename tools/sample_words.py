@@ -1,8 +1,12 @@
-"""The words and templates from which make_sample.py builds its sentences; no code.
+"""The words and templates from which make_sample.py builds its sentences.
 
 In a template (one|of|these) is chosen at random and {slots} are filled. In a table, "/"
-stands between synonyms and "|" between siblings, which are things of one class.
+stands between synonyms and "|" between siblings, which are things of one kind.
 """
+
+import re
+from collections import namedtuple
+from math import fsum, nan
 
 # --- sentiment: words run from -3 (awful) to 3 (superb) ---
 
@@ -298,3 +302,126 @@ news: {S} {ing} in {O} in {p} / {O} in {p}: {S} {ing} / {p}: {S} {ing} in {O}
 game: {S} {ing} {O} in {p} / {p}: {S} {ing} {O} / {O} {ed} {S} in {p} / {p}: {O} {ed} {S}
 trade: {S} {ing} in {p} / {p}: {S} {ing}
 """
+
+# --- reading the tables ---
+
+# The synonyms of one meaning have a place, index, in the list of their kind.
+Value = namedtuple("Value", "kind index")
+
+
+class Part(namedtuple("Part", "kind index word")):
+    """A part of a scene: a meaning, and the word for it"""
+
+    @property
+    def is_opposite(self):
+        return THINGS[self.kind][self.index][0].startswith("~")
+
+
+# Questions with slots {"x,y": kinds}; an intent is one thing to ask, in several forms, and
+# symmetric if x and y may change places.
+Family = namedtuple("Family", "slots intents")
+Intent = namedtuple("Intent", "symmetric forms")
+
+
+def comparative(word):
+    """funny -> funnier, hot -> hotter, safe -> safer, moving -> more moving."""
+    irregular = {"good": "better", "bad": "worse"}
+    syllables = len(re.findall("[aeiouy]+", word.removesuffix("e")))
+    if syllables == 2 and word.endswith("y"):
+        return word[:-1] + "ier"
+    if word in irregular or syllables > 1:
+        return irregular.get(word, "more " + word)
+    return re.sub("([^aeiou][aeiou])([bdgnt])$", r"\1\2\2", word).removesuffix("e") + "er"
+
+
+def plural(noun):
+    """man -> men, sheep -> sheep, lady -> ladies, bus -> buses, dog -> dogs."""
+    noun = re.sub("man$", "men", re.sub("([dnpt])y$", r"\1ie", noun))
+    if noun.endswith(("men", "sheep", "child")):
+        return noun.replace("child", "children")
+    return noun + ("es" if re.search("(s|x|ch|sh|to)$", noun) else "s")
+
+
+def rows(text):
+    """The lines of a table; one that starts with | or / goes on with the line before it."""
+    return re.sub(r"\n +(?=[|/])", "", text.strip()).split("\n")
+
+
+def table(text):
+    """Lines "kind: word/synonym | sibling" -> {kind: [[word, synonym], [sibling]]}"""
+    cells = (row.split(": ", 1) for row in rows(text))
+    return {name: [[word.strip() for word in words.split("/")]
+                   for words in siblings.split("|")] for name, siblings in cells}
+
+
+def read_grammar():
+    """{symbol: [(rule, template)]}; {mild} is an {f}, an adjective, that has degrees."""
+    grammar = {"f": [(f"is {score}", word) for score, some in ADJECTIVES.items()
+                     for word in some.split()]}
+    grammar["mild"] = [(rule, word) for rule, word in grammar["f"]
+                       if rule[-1] != "3" and word not in NO_DEGREES.split()]
+    grammar["more"] = [(rule, comparative(word)) for rule, word in grammar["mild"]]
+    grammar["verdict"] = [(f"is {score}", text) for score, (texts,) in VERDICTS.items()
+                          for text in texts]
+    for line in rows(GRAMMAR):
+        rule, _, template = line.partition(":")
+        if line[0] != " ":
+            symbol, rule = rule, "sum 1"
+            grammar[symbol] = []
+        if template:
+            grammar[symbol].append((rule, template))
+    return grammar
+
+
+def negate(a):
+    """The score of "not" + a word:  -(1.8 - .4 a), and .8 of it for blame.
+
+    "not good" is blame and "not superb" hardly is; "not bad" is faint praise.
+    good 1 -> -1.4, superb 3 -> -0.6, bad -2 -> 0.8, awful -3 -> 0.48"""
+    return (1.8 - .4 * abs(a)) * (-1 if a > 0 else .8)
+
+
+def judge(rule, scores):
+    """The score of a phrase, from its rule and the scores in it; None is no judgement.
+
+    "but .2 .8" is .2 a + .8 b, or nan, nonsense, unless the signs differ; "bad -.1 .7" is
+    -.1 a + .7 if a is blame; "not .6 .6" negates both first, and they have to agree."""
+    name, *numbers = rule.split()
+    if name == "is" or not scores:
+        return float(numbers[0]) if name == "is" else None
+    if name == "not":
+        scores, name = [negate(a) for a in scores], "same"
+    a, b = scores[0], scores[-1]
+    sense = {"sum": True, "same": a * b > 0, "but": a * b < 0, "good": a > 0, "bad": a < 0}
+    if not sense[name]:
+        return nan
+    return fsum(float(number) * a for number, a in zip(numbers, [*scores, 1]))
+
+
+def read_families():
+    """-> [Family]"""
+    families = []
+    for line in FAMILIES.strip().splitlines():
+        if line[0] == "+":
+            families[-1].intents[-1].forms.extend(line[2:].split(" / "))
+        elif line[0] in "=>":
+            families[-1].intents.append(Intent(line[0] == "=", line[2:].split(" / ")))
+        else:
+            families.append(Family(dict(slot.split(": ") for slot in line.split("; ")), []))
+    return families
+
+
+def read_activities():
+    """-> [{"style", "s", "v", "o", "p"}]; each verb becomes a kind of THINGS of its own"""
+    activities = []
+    for number, row in enumerate(rows(ACTIVITIES.replace("people", "man child"))):
+        activity = dict(zip(("style", "s", "v", "o", "p"), re.split(r" *\| *", row)))
+        THINGS[f"v{number}"] = [verbs.split("/") for verbs in activity["v"].split("; ")]
+        activity["v"] = f"v{number}"
+        activities.append(activity)
+    return activities
+
+
+TERMS, THINGS, FORMS = table(TERMS), table(THINGS), table(FORMS)
+VERDICTS = table(VERDICTS)
+GRAMMAR, QUESTIONS, ACTIVITIES = read_grammar(), read_families(), read_activities()

@@ -1,26 +1,23 @@
-"""Tables 1 to 3 of the report, each by one command.
+"""Tables 1 to 3 of the report, each with one command.
 
-    python tools/table.py --table 1              configurations, from train.py's dictionary
+    python tools/table.py --table 1              the configurations, from train.py
     python tools/table.py --table 2 [--seeds 3] [--rows 2,4-6] [-- FLAGS OF train.py]
-    python tools/table.py --table 3              on the test sets, if their labels are there
-    python tools/table.py --render               README's tables again, from results/
+    python tools/table.py --table 3              on the test sets, if there are labels
+    python tools/table.py --render               write the tables of the pages again
 
 A row is one `python train.py …` for each seed, or three where the report has a model for
-each task. After Ctrl-C, or a kill at any moment, the same command goes on: a finished
-run is not run again, a started one is resumed. What follows `--` goes to every run.
+each task. After an interruption, rerun the same command to continue: finished runs are
+kept, an unfinished one is resumed. What follows `--` is passed to every run.
 
-The table comes as Markdown, with a line of what is behind it: runs/tables/NAME.md, and its
-numbers as NAME.json. With --record NAME.json goes to results/, and into README.md, between
-<!-- table: NAME --> and <!-- end of table -->.
-D11, D12: misprints of the report's tables; they stand as printed, marked.
+The table is written as Markdown, with a line that says where it comes from, to
+runs/tables/NAME.md, and its numbers to NAME.json. With --record NAME.json goes to results/,
+and the table into README.md or a page of docs/: see tools/results.py.
 Leaves out: several runs at a time.
 """
 
 import argparse
-import collections
-import csv
 import dataclasses
-import glob
+import functools
 import hashlib
 import json
 import os
@@ -29,123 +26,95 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 
-import numpy as np
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+import data
+import train
+from plumbing import command, flags, folder, loop, sources, tsv
+from tools import baseline, reading, results
+from tools.results import ROWS, TASKS
 
-import data                                                         # noqa: E402
-import heads                                                        # noqa: E402
-import train                                                        # noqa: E402
-from plumbing import flags, run, sources                            # noqa: E402
+# --- The runs ---
 
-try:
-    import baseline         # tools/baseline.py
-except ImportError:
-    baseline = None
-
-TASKS = {task.name: task for task in heads.tasks()}
-
-
-# --- The rows ---
-
-# As the report prints them: SST accuracy, paraphrase accuracy, STS correlation, overall.
-TABLE_2 = {
-    "SST head fine tuning only": ".52 .43 .057 .0493 (D12)",
-    "Sequential Multitask learning": ".501 .741 .353 .64",
-    "Individual Pre-training and Finetuning": ".521 .762 .384 .658",
-    "Gradient Surgery + CON": ".503 .812 .863 .749",
-    "Gradient Vaccine + RR": ".480 .757 .375 .642",
-    "Gradient Surgery + RR": ".453 .748 .364 .628",
-    "Gradient Surgery + RR + CON + HLH": ".509 .826 .857 .755",
-    "Gradient Vaccine + RR + CON + HLH": ".494 .858 .865 .762",
-    "SMART + GVAC + RR + CON": ".521 .854 .887 .772 (D12)",
-    "SMART + GVAC + RR + CON + HLH": ".517 .871 .891 .778",
-}
-TABLE_3 = {
-    "Gradient Surgery + RR": ".512 .841 .861 .761 (D13)",
-    "SMART + GVAC + RR + CON + HLH": ".516 .870 .884 .776",
-}
-# Rows that Table 1 lacks: the flags of each run, and Table 2's epochs. "SST head fine
-# tuning only" trains the encoder too: 4.3 knows no frozen one, and .52 is no frozen score.
-OTHERS = {
-    "SST head fine tuning only": (["--tasks sst"], 10),
-    "Individual Pre-training and Finetuning": (
-        ["--tasks sst", "--tasks para", "--tasks sts"], 5),
-    # The report has no plain round robin, and no treatment with CON but without HLH.
-    "RR (ours)": (["--option rr"], None),
-    "RR + CON (ours)": (["--option rr --con"], None),
-    "Sequential + CON (ours)": (["--option seq --con"], None),
-    "Gradient Surgery + RR + CON (ours)": (["--option pcgrad --con"], None),
-    "Gradient Vaccine + RR + CON (ours)": (["--option gvac --con"], None),
-}
-ROWS = [*TABLE_2, *(name for name in OTHERS if name not in TABLE_2)]
-
-
-def flags_of(row):
-    """Name of a row -> (flags of each of its runs, epochs that Table 1 does not give)"""
-    for (option, *switches), values in train.TABLE_1.items():
-        if values["row"] == row:
-            words = [f"--{word}" for word, on in
-                     zip(("smart", "con", "hlh", "fresh-streams"), switches) if on]
-            return [" ".join(["--option", option, *words])], None
-    return OTHERS[row]
-
-
-def chosen(text, possible):
-    """"1,4-6" -> names of ROWS, those of them that are possible.   Raises ValueError"""
-    if text is None:
-        return list(possible)
-    picked = []
+def choose(text):
+    """"1,4-6" -> those of ROWS.   Raises ValueError"""
+    numbers = set()
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
         if not 1 <= first <= last <= len(ROWS):
             raise ValueError(f"--rows {text}: needed numbers from 1 to {len(ROWS)}, such "
                              f"as 2,4-6, got {part!r}; --help lists the rows")
-        picked += ROWS[first - 1:last]
-    return [row for row in ROWS if row in picked]
+        numbers.update(range(first, last + 1))
+    return [row for number, row in enumerate(ROWS, 1) if number in numbers]
 
-
-# --- The runs ---
 
 @dataclasses.dataclass
 class Run:
-    """One `python train.py …`: its row, seed, flags without --out, and folder."""
-    row: str
+    """One `python train.py …`"""
+    row: results.Row
     seed: int
-    flags: list
+    flags: list         # without --seed and --out
     folder: str
     tasks: list         # whose scores count: in a row of three runs each has its own
+    max_steps: int | None
+
+    def command(self, whole=False):
+        """The line to type; for a table without the seed, with short names of folders."""
+        if whole:
+            words = [*self.flags, "--seed", str(self.seed), "--out", self.folder]
+        else:
+            words = [short_path(word) if before in ("--data", "--weights") else word
+                     for before, word in zip(["", *self.flags], self.flags)]
+        return shlex.join(["python", "train.py", *words])
+
+    def has(self, name):
+        return os.path.exists(os.path.join(self.folder, name))
+
+    def finished(self):
+        return self.has("result.json")
 
 
-def plan(args, rows):
-    """Every run of the table, the first seed of all rows before the second.   -> [Run]
+def plan(rows, seeds, common, inputs, runs_folder):
+    """All runs, those with the first seed before those with the second.   -> [Run]
 
-    The folder's name holds a digest of all flags and places: other flags, other folder.
-    A flag that some row refuses ends the program here, before the first run.
+    common: flags of every run; inputs: data and weights, as absolute paths; runs_folder:
+    where the runs are kept. A run's name there holds a digest of its flags and inputs, so
+    that other flags get another folder. A flag that some row rejects ends the program here,
+    before the first run.
     """
-    places = sources.find(args.data, args.weights)
-    common = [word for name in ("data", "weights", "epochs", "max_steps")
-              if getattr(args, name) is not None
-              for word in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
     runs = []
-    for seed in range(args.seeds):
+    for seed in range(seeds):
         for row in rows:
-            several, epochs = flags_of(row)
-            for text in several:
+            for text in row.commands:
                 own = text.split()
-                parsed, source = train.parse([*own, *common, *args.flags])
-                if epochs and source["epochs"] == "default":
-                    own += ["--epochs", str(epochs)]
-                line = [*own, *common, *args.flags, "--seed", str(seed)]
-                digest = hashlib.sha256(json.dumps([line, places]).encode()).hexdigest()
+                args, source = train.parse([*own, *common])
+                if row.epochs and source["epochs"] == "default":
+                    own += ["--epochs", str(row.epochs)]
+                words = [*own, *common]
+                digest = hashlib.sha256(json.dumps(
+                    [[*words, "--seed", str(seed)], inputs]).encode()).hexdigest()
                 name = "-".join(re.findall(r"[a-z]+", text.replace("option", "")))
-                runs.append(Run(row, seed, line,
-                                os.path.join(args.runs, f"{name}-{seed}-{digest[:8]}"),
-                                list(TASKS) if len(several) == 1 else parsed.tasks))
+                path = os.path.join(runs_folder, f"{name}-{seed}-{digest[:8]}")
+                tasks = args.tasks if len(row.commands) > 1 else list(TASKS)
+                runs.append(Run(row, seed, words, path, tasks, args.max_steps))
     return runs
+
+
+def check_inputs(runs, data_folder, weights):
+    """Raise ValueError if a finished run was made with other files of the same name."""
+    places, digest = {"data": data_folder, "weights": weights}, functools.cache(
+        folder.file_digest)
+    for one in runs:
+        digests = folder.read_settings(one.folder)["digests"] if one.finished() else {}
+        for name, expected in digests.items():
+            kind, file = os.path.split(name)
+            path = os.path.join(places[kind], file)
+            if not os.path.exists(path) or digest(path) != expected:
+                raise ValueError(f"{one.folder} was made with another {path}; remove it, "
+                                 f"or give another folder with --runs")
 
 
 def short_path(path):
@@ -154,55 +123,69 @@ def short_path(path):
     return os.path.basename(os.path.normpath(path)) if outside else path
 
 
-def command(flags, out=None):
-    """The line to type; with folders by their short_path() where out is None."""
-    flags = list(flags)
-    if out is None:
-        for name in ("--data", "--weights"):
-            if name in flags:
-                at = flags.index(name) + 1
-                flags[at] = short_path(flags[at])
-    return shlex.join(["python", "train.py", *flags, *(["--out", out] if out else [])])
+def copy_output(stream, left_out):
+    """Print the lines of a stream, except those left out."""
+    for line in stream:
+        if line.rstrip("\n") not in left_out:
+            print(line, end="", flush=True)
 
 
 def perform(one, stop):
-    """Start, resume or skip a run.   -> exit status, 0 also for one that is finished"""
-    def has(name):
-        return os.path.exists(os.path.join(one.folder, name))
-    if has("result.json"):
-        return 0
-    words = ["--resume", one.folder] if has("args.json") else [*one.flags, "--out",
-                                                               one.folder]
-    print(f"\n{one.row}, seed {one.seed}:\n{command(one.flags, one.folder)}", flush=True)
-    child = subprocess.Popen([sys.executable, os.path.join(ROOT, "train.py"), *words])
+    """Start or resume a run.   -> its exit status"""
+    words = ["--resume", one.folder] if one.has("args.json") else [
+        *one.flags, "--seed", str(one.seed), "--out", one.folder]
+    child = subprocess.Popen([sys.executable, os.path.join(sources.ROOT, "train.py"),
+                              *words], stdout=subprocess.PIPE, text=True, errors="replace",
+                             env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    # That this is the sample has been said once for all runs.
+    copying = threading.Thread(target=copy_output, args=(
+        child.stdout, sources.SAMPLE_NOTE.splitlines()))
+    copying.start()
     while True:
-        # A terminal's Ctrl-C reaches the child too, which then writes a checkpoint: we must
-        # outlive it, and not send a second one, which would end it at once.
+        # A terminal's Ctrl-C reaches the child too, which then writes a checkpoint. We must
+        # outlive it, and not send a second signal, which would end it immediately.
         try:
-            return child.wait(0.2)
+            status = child.wait(0.2)
+            copying.join()
+            return status
         except subprocess.TimeoutExpired:
             if stop.asked == signal.SIGTERM:
                 child.terminate()
 
 
+def perform_all(runs):
+    """Every run that is not finished, until one fails or is stopped.   -> exit status"""
+    with loop.Stop() as stop:
+        for number, one in enumerate(runs, 1):
+            if one.finished():
+                continue
+            print(f"\nrun {number} of {len(runs)}: {one.row.name}, seed {one.seed}\n"
+                  f"{one.command(whole=True)}", flush=True)
+            status = perform(one, stop)
+            if stop.asked:
+                status = 128 + stop.asked
+            if status:
+                print(f"stopped in run {number} of {len(runs)} with status {status}; rerun "
+                      f"the same command to continue", flush=True)
+                return status
+    return 0
+
+
 # --- Their scores ---
 
-def read_test_labels(folder):
+def read_test_labels(where):
     """test-labels.csv: task, id, label, TAB separated.   -> {task name: {id: label}}"""
-    path = os.path.join(folder, "test-labels.csv")
+    path, needed = os.path.join(where, "test-labels.csv"), ["task", "id", "label"]
     if not os.path.exists(path):
         raise ValueError(f"Table 3 needs the labels of the test sets as {path} (columns "
-                         f"task, id, label, TAB separated); give its folder with "
+                         f"{', '.join(needed)}, TAB separated); give its folder with "
                          f"--test-labels")
-    labels = collections.defaultdict(dict)
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t")
-        for row in rows:
-            if row.get("task") not in TASKS or None in row.values():
-                raise ValueError(f"{path}, line {rows.line_num}: needed task, id, label "
-                                 f"with a task of {', '.join(TASKS)}, got {str(row)[:80]}")
-            label = data.parse_label(row["label"], TASKS[row["task"]], path, rows.line_num)
-            labels[row["task"]][row["id"].strip().lower()] = label
+    labels, lines = ({name: {} for name in TASKS} for _ in range(2))
+    for line, (name, example, label) in tsv.read(path, needed):
+        if name not in TASKS:
+            raise reading.mistake(path, f"a task of {', '.join(TASKS)}", name, line)
+        example = data.note_id(lines[name], example, path, line)
+        labels[name][example] = data.parse_label(label, TASKS[name], path, line)
     return labels
 
 
@@ -216,161 +199,62 @@ def test_score(path, task, labels):
     return task.metric([predicted[i] for i in labels], list(labels.values()))
 
 
-def scores(one, labels):
-    """A finished run's scores, of its tasks only.   -> ({task name: score}, minutes)"""
-    with open(os.path.join(one.folder, "result.json"), encoding="utf-8") as file:
-        result = json.load(file)
-    if labels is None:
-        found = result["dev"]
-    else:
-        found = {name: test_score(os.path.join(one.folder, "predictions",
-                                               f"{name}-test-output.csv"),
-                                  TASKS[name], labels[name]) for name in one.tasks}
-    return {name: found[name] for name in one.tasks}, result["seconds"] / 60
+def score(one, labels):
+    """A finished run.   -> ({name of one of its tasks: score}, minutes)"""
+    path = os.path.join(one.folder, "result.json")
+    result = reading.read_json(path, {"dev": dict, "seconds": reading.NUMBER})
+    scores = reading.check_fields(path, result["dev"], dict.fromkeys(TASKS, reading.NUMBER))
+    for name in one.tasks if labels else []:
+        path = os.path.join(one.folder, "predictions", f"{name}-test-output.csv")
+        scores[name] = test_score(path, TASKS[name], labels[name])
+    return {name: scores[name] for name in one.tasks}, result["seconds"] / 60
 
 
-def with_overall(found):
-    found = {name: found[name] for name in TASKS}
-    overall = heads.overall_score({TASKS[name]: score for name, score in found.items()})
-    return {**{name: float(score) for name, score in found.items()},
-            "overall": float(overall)}
+def rounded(scores):
+    return {name: round(value, 5) for name, value in scores.items()}
 
 
-def majority(folder, labels):
-    """Scores of the commonest class, and of a constant similarity: its r is 0."""
-    found = {}
-    for name, task in TASKS.items():
-        train_set = data.load(folder, task, "train", str)
-        truth = (data.load(folder, task, "dev", str).labels if labels is None
-                 else list(labels[name].values()))
-        commonest = collections.Counter(train_set.labels.tolist()).most_common(1)[0][0]
-        found[name] = 0.0 if task.metric is heads.pearson else task.metric(
-            np.full(len(truth), commonest), truth)
-    return with_overall(found)
-
-
-def collect(args, runs, labels):
-    """What the finished runs give, as it is kept in NAME.json.   -> dict"""
-    by_row, machines = {}, []
+def row_result(row, runs, labels):
+    """The finished runs of one row.   -> RowResult, without seeds that lack a run"""
+    commands, scores, minutes = [], {}, {}
     for one in runs:
-        if not os.path.exists(os.path.join(one.folder, "result.json")):
-            continue
-        row = by_row.setdefault(one.row, {"commands": [], "seeds": {}})
-        line = command(one.flags[:-2])
-        if line not in row["commands"]:
-            row["commands"].append(line)
-        found, minutes = scores(one, labels)
-        seed = row["seeds"].setdefault(str(one.seed), {"minutes": 0.0})
-        seed.update(found, minutes=seed["minutes"] + minutes)
-        here = run.read_settings(one.folder)["machine"]
-        words = (f"{here['device']} ({here['cpu']}, {here['cores']} cores), threads: "
-                 f"{here['threads']}, torch {here['torch']}, {here['precision']}")
-        machines += [words] if words not in machines else []
-    rows = []
-    for name, row in by_row.items():
-        whole = {seed: {**with_overall(found), "minutes": found["minutes"]}
-                 for seed, found in row["seeds"].items() if set(TASKS) <= set(found)}
-        if whole:
-            rows.append({"row": name, "commands": row["commands"], "seeds": {
-                seed: {key: round(value, 5) for key, value in found.items()}
-                for seed, found in whole.items()}})
-    folder, _ = sources.find(args.data, args.weights)
-    dumb = {"commonest class, constant": majority(folder, labels)}
-    if baseline and labels is None:
-        dumb["words (tools/baseline.py)"] = baseline.scores(folder)["words"]
-    return {"table": args.table, "data": os.path.basename(folder),
-            "weights": weights_name(args), "machines": machines, "rows": rows,
-            "baselines": {name: {key: round(value, 5) for key, value in found.items()}
-                          for name, found in dumb.items()}}
+        found, took = score(one, labels)
+        scores.setdefault(one.seed, {}).update(found)
+        minutes[one.seed] = minutes.get(one.seed, 0.0) + took
+        if one.command() not in commands:
+            commands.append(one.command())
+    seeds = {}
+    for seed, found in scores.items():
+        if set(found) == set(TASKS):
+            columns = baseline.with_overall({TASKS[name]: found[name] for name in TASKS})
+            columns["minutes"] = minutes[seed]
+            seeds[str(seed)] = rounded(columns)
+    return results.RowResult(row.name, commands, seeds)
 
 
-def weights_name(args):
-    """The name given, or that of the folder: for people, and for the name of a file."""
-    return short_path(args.weights or sources.find(args.data, None)[1])
+def machine_of(one):
+    """In words."""
+    m = folder.read_settings(one.folder)["machine"]
+    return (f"{m['device']} ({m['cpu']}, {m['cores']} cores), threads: {m['threads']}, "
+            f"torch {m['torch']}, {m['precision']}")
 
 
-# --- Markdown ---
+def collect(table, runs, labels, data_folder, weights):
+    """What the finished runs give.   -> Result
 
-def short(value):
-    """.503, as the report prints a score"""
-    return f"{value:.3f}".replace("0.", ".", 1)
-
-
-def spread(values):
-    """.503 ± .012: mean and standard deviation (n - 1) over the seeds, if there are any"""
-    mean = short(np.mean(values))
-    return mean if len(values) < 2 else f"{mean} ± {short(np.std(values, ddof=1))}"
-
-
-def markdown(result):
-    """What collect() found -> the table, and the lines above it."""
-    printed, columns = (TABLE_2 if result["table"] == 2 else TABLE_3), [*TASKS, "overall"]
-    split = "dev" if result["table"] == 2 else "test"
-    lines = [f"Table {result['table']}, scores on {split}; data `{result['data']}`, "
-             f"weights `{result['weights']}`; mean ± sd over the seeds 0, 1, …",
-             *[f"Machine: {words}." for words in result["machines"]], "",
-             "| row | SST acc. | para acc. | STS r | overall | seeds | minutes a seed "
-             "| the report: SST, para, STS, overall | command, with `--seed N` |",
-             "|---|---|---|---|---|---|---|---|---|"]
-    for name, found in result["baselines"].items():
-        cells = [short(found[key]) for key in columns]
-        lines.append(f"| *{name}* | {' | '.join(cells)} | | | | |")
-    for row in result["rows"]:
-        seeds = list(row["seeds"].values())
-        cells = [spread([seed[key] for seed in seeds]) for key in columns]
-        minutes = f"{np.mean([seed['minutes'] for seed in seeds]):.1f}"
-        commands = "<br>".join(f"`{line}`" for line in row["commands"])
-        lines.append(f"| {row['row']} | {' | '.join(cells)} | {len(seeds)} | {minutes} "
-                     f"| {printed.get(row['row'], '')} | {commands} |")
-    return "\n".join(lines)
-
-
-def table_1():
-    """Table 1 from train.TABLE_1, which gives every run its defaults.   -> Markdown"""
-    lines = ["| row | flags | batch size | epochs | learning rate | paraphrase first |",
-             "|---|---|---|---|---|---|"]
-    for row in train.TABLE_1.values():
-        batch = row["batch_size"] * row["accumulate"]
-        if row["accumulate"] > 1:
-            batch = f"{batch} ({row['batch_size']} × {row['accumulate']})"
-        epochs = f"{row['epochs']}{' (D11)' * row['row'].startswith('Sequential')}"
-        lines.append(f"| {row['row']} | `{flags_of(row['row'])[0][0]}` | {batch} "
-                     f"| {epochs} | {row['lr']:g} | {row['para_first']} epochs |")
-    return "\n".join(lines)
-
-
-def blocks(results):
-    """{name: Markdown} of all that the README has from here: Table 1 and results/table*."""
-    found = {"table1": table_1()}
-    for path in sorted(glob.glob(os.path.join(results, "table*.json"))):
-        with open(path, encoding="utf-8") as file:
-            found[os.path.splitext(os.path.basename(path))[0]] = markdown(json.load(file))
-    return found
-
-
-BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-
-
-def fill(text, found):
-    """The README with every block filled from `found`; one without a source stays."""
-    return BLOCK.sub(lambda m: m[1] + (f"\n{found[m[2]]}\n\n" if m[2] in found else
-                                       m[0][len(m[1]):-len(m[3])]) + m[3], text)
-
-
-def render(results, readme):
-    """Fill the README's blocks, and say which are missing.   -> exit status"""
-    found = blocks(results)
-    with open(readme, encoding="utf-8") as file:
-        text = file.read()
-
-    def write(temporary):
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(fill(text, found))
-    run.replace(readme, write)
-    for name in set(found) - {m[2] for m in BLOCK.finditer(text)}:
-        print(f"{readme} has no place for {name}; put these two lines where it should "
-              f"stand, then --render:\n<!-- table: {name} -->\n<!-- end of table -->")
-    return 0
+    labels: of the test sets, for Table 3, or None; weights: their name.
+    """
+    runs = [one for one in runs if one.finished()]
+    rows = [row_result(row, [one for one in runs if one.row == row], labels)
+            for row in dict.fromkeys(one.row for one in runs)]
+    truth = labels and {name: list(of_task.values()) for name, of_task in labels.items()}
+    baselines = {"majority class, constant similarity": rounded(
+        baseline.majority_scores(data_folder, truth))}
+    if labels is None:
+        baselines["bag of n-grams"] = rounded(baseline.ngram_scores(data_folder))
+    return results.Result(table, os.path.basename(data_folder), weights,
+                          list(dict.fromkeys(map(machine_of, runs))),
+                          [row for row in rows if row.seeds], baselines)
 
 
 # --- The command line ---
@@ -379,8 +263,9 @@ def parser():
     p = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], allow_abbrev=False, usage=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="rows:\n" + "\n".join(f"  {i:2}  {row}" for i, row in enumerate(ROWS, 1))
-        + "\n\nWhat follows -- is given to every run, as in: -- --lr 1e-4 --pool mean")
+        epilog="rows:\n"
+        + "\n".join(f"  {number:2}  {row.name}" for number, row in enumerate(ROWS, 1))
+        + "\n\nWhat follows -- is passed to every run, as in: -- --lr 1e-4 --pool mean")
     whole = flags.number(int, 1)
     p.add_argument("--table", type=int, choices=[1, 2, 3], help="which (2)", default=2)
     p.add_argument("--seeds", type=whole, default=3, help="how many (ours: 3)")
@@ -391,72 +276,71 @@ def parser():
     p.add_argument("--max-steps", type=whole, metavar="N", help="for every row")
     p.add_argument("--test-labels", metavar="DIR",
                    help="folder with test-labels.csv, for Table 3 (that of the data)")
-    p.add_argument("--runs", metavar="DIR", default=os.path.join(ROOT, "runs", "tables"),
+    p.add_argument("--runs", metavar="DIR",
+                   default=os.path.join(sources.ROOT, "runs", "tables"),
                    help="where the runs are kept (runs/tables)")
     p.add_argument("--name", help="of the files that are written (tableN-DATA-WEIGHTS)")
     p.add_argument("--record", action="store_true",
-                   help="keep the numbers in results/, and show them in README.md")
+                   help="keep the numbers in results/, and show them in the pages")
     p.add_argument("--render", action="store_true",
-                   help="only write README.md's tables again, from results/")
+                   help="only write the tables of the pages again, from results/")
     return p
 
 
-def make(args):
-    """-> exit status"""
-    results, readme = os.path.join(ROOT, "results"), os.path.join(ROOT, "README.md")
-    if args.render:
-        return render(results, readme)
-    if args.table == 1:
-        print(table_1())
-        return 0
-    folder, weights = sources.find(args.data, args.weights)
-    labels = None
-    if args.table == 3:
-        labels = read_test_labels(args.test_labels or folder)
-    rows = chosen(args.rows, TABLE_2 if args.table == 2 else TABLE_3)
-    args.runs = os.path.abspath(args.runs)
-    runs = plan(args, rows)
-    # Finished runs count only for the files that they were made with.
-    now = {name: run.file_digest(path) for name, path in
-           run.files_of(folder, weights).items()}
-    for one in runs:
-        if (os.path.exists(os.path.join(one.folder, "result.json"))
-                and run.read_settings(one.folder)["digests"] != now):
-            raise ValueError(f"{one.folder} was made with other data or weights of the "
-                             f"same name; remove it, or give another folder with --runs")
-    name = args.name or (f"table{args.table}-{os.path.basename(folder)}-"
-                         + weights_name(args).strip(os.sep).replace(os.sep, "-"))
-    status = 0
-    with run.Stop() as stop:
-        for one in runs:
-            status = perform(one, stop)
-            if stop.asked:
-                status = 128 + stop.asked
-            if status:
-                print(f"stopped at {one.row}, seed {one.seed}, with status {status}; the "
-                      f"same command goes on", flush=True)
-                break
-    result = collect(args, runs, labels)
-    if not result["rows"]:
-        return status
-    text = markdown(result)
-    run.write_json(os.path.join(args.runs, f"{name}.json"), result)
-    with open(os.path.join(args.runs, f"{name}.md"), "w", encoding="utf-8") as file:
+def write_table(result, name, runs_folder, recorded):
+    """RUNS/NAME.md and NAME.json, and with record also results/ and the pages."""
+    text = results.markdown(result)
+    folder.write_json(os.path.join(runs_folder, f"{name}.json"), dataclasses.asdict(result))
+    path = os.path.join(runs_folder, f"{name}.md")
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
         file.write(text + "\n")
-    print(f"\n{text}\n\n{os.path.join(args.runs, name)}.md")
-    if args.record and not status:
-        os.makedirs(results, exist_ok=True)
-        run.write_json(os.path.join(results, f"{name}.json"), result)
-        render(results, readme)
-    return status
+    print(f"\n{text}\n\n{path}")
+    if recorded:
+        kept = os.path.join(sources.ROOT, "results")
+        os.makedirs(kept, exist_ok=True)
+        folder.write_json(os.path.join(kept, f"{name}.json"), dataclasses.asdict(result))
+        results.record()
 
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
-    at = argv.index("--") if "--" in argv else len(argv)
-    args = parser().parse_args(argv[:at])
-    args.flags = argv[at + 1:]
-    return run.one_line(lambda: make(args))
+    passed_on = argv.index("--") if "--" in argv else len(argv)
+    args = parser().parse_args(argv[:passed_on])
+
+    def make():
+        if args.render:
+            results.record()
+            return 0
+        if args.table == 1:
+            print(results.table_1())
+            return 0
+        inputs = data_folder, weights = sources.find(args.data, args.weights)
+        labels = None
+        if args.table == 3:
+            labels = read_test_labels(args.test_labels or data_folder)
+        common = []
+        for name, value in (("--data", args.data), ("--weights", args.weights),
+                            ("--epochs", args.epochs), ("--max-steps", args.max_steps)):
+            common += [] if value is None else [name, str(value)]
+        runs_folder = os.path.abspath(args.runs)
+        runs = plan(results.rows_of(args.table) if args.rows is None else choose(args.rows),
+                    args.seeds, common + argv[passed_on + 1:], inputs, runs_folder)
+        check_inputs(runs, data_folder, weights)
+        if data_folder == sources.SAMPLE:
+            print(sources.SAMPLE_NOTE, end="")
+        status = perform_all(runs)
+        weights_name = short_path(args.weights or weights)
+        result = collect(args.table, runs, labels, data_folder, weights_name)
+        # A trial must not take the place of the real table.
+        trial = [f"{runs[0].max_steps}-steps"] if runs[0].max_steps else []
+        name = args.name or "-".join([
+            f"table{args.table}", os.path.basename(data_folder),
+            weights_name.strip(os.sep).replace(os.sep, "-"),
+            *trial])
+        if result.rows:
+            write_table(result, name, runs_folder, args.record and not status)
+        return status
+    return command.one_line(make)
 
 
 if __name__ == "__main__":

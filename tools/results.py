@@ -1,0 +1,254 @@
+"""The report's tables, our results beside its numbers, and the pages that show them.
+
+    Row, ROWS           the rows of Tables 2 and 3, with the report's numbers
+    Result, markdown()  what results/*.json holds, as a table
+    render()            the tables into README.md and docs/, between <!-- table: NAME -->
+                        and <!-- end of table -->; sample/expected.json
+D11, D12: misprints in the report's tables; they are shown as printed, and marked.
+"""
+
+import dataclasses
+import glob
+import os
+import re
+
+import numpy as np
+
+import heads
+import train
+from plumbing import folder, sources
+from tools import reading
+
+TASKS = {task.name: task for task in heads.tasks()}
+
+
+# --- The rows ---
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of Table 2, and of Table 3 where the report has it there too."""
+    name: str
+    commands: tuple             # the flags of its runs: one, or one for each task
+    epochs: int | None = None   # that Table 2 gives where Table 1 has no such row
+    table_2: str = ""           # the report's SST and para accuracy, STS r, overall score
+    table_3: str = ""
+
+
+def flags_of(row):
+    """The flags that a row of Table 1 stands for."""
+    switches = [flag for flag in train.FLAGS if getattr(row, flag) is True]
+    return " ".join([f"--option {row.option}",
+                     *(f"--{flag.replace('_', '-')}" for flag in switches)])
+
+
+CONFIGURATIONS = {row.name: flags_of(row) for row in train.TABLE_1}
+
+
+def configured(name, table_2, table_3=""):
+    """A row that Table 1 has too."""
+    return Row(name, (CONFIGURATIONS[name],), None, table_2, table_3)
+
+
+ROWS = [
+    # It trains the encoder too: 4.3 has no frozen one, and .52 is no score of a frozen one.
+    Row("SST head fine tuning only", ("--tasks sst",), 10, ".52 .43 .057 .0493 (D12)"),
+    configured("Sequential Multitask learning", ".501 .741 .353 .64"),
+    Row("Individual Pre-training and Finetuning",
+        ("--tasks sst", "--tasks para", "--tasks sts"), 5, ".521 .762 .384 .658"),
+    configured("Gradient Surgery + CON", ".503 .812 .863 .749"),
+    configured("Gradient Vaccine + RR", ".480 .757 .375 .642"),
+    configured("Gradient Surgery + RR", ".453 .748 .364 .628", ".512 .841 .861 .761 (D13)"),
+    configured("Gradient Surgery + RR + CON + HLH", ".509 .826 .857 .755"),
+    configured("Gradient Vaccine + RR + CON + HLH", ".494 .858 .865 .762"),
+    configured("SMART + GVAC + RR + CON", ".521 .854 .887 .772 (D12)"),
+    configured("SMART + GVAC + RR + CON + HLH", ".517 .871 .891 .778",
+               ".516 .870 .884 .776"),
+    # The report has no plain round robin, and no treatment with CON but without HLH.
+    Row("RR (ours)", ("--option rr",)),
+    Row("RR + CON (ours)", ("--option rr --con",)),
+    Row("Sequential + CON (ours)", ("--option seq --con",)),
+    Row("Gradient Surgery + RR + CON (ours)", ("--option pcgrad --con",)),
+    Row("Gradient Vaccine + RR + CON (ours)", ("--option gvac --con",)),
+]
+
+
+def rows_of(table):
+    """The report's rows of Table 2 or 3"""
+    return [row for row in ROWS if (row.table_2 if table == 2 else row.table_3)]
+
+
+# --- Results ---
+
+@dataclasses.dataclass
+class RowResult:
+    """What the finished runs of a row give."""
+    row: str
+    commands: list
+    seeds: dict                 # {seed: {column: score, "minutes": …}}
+
+
+@dataclasses.dataclass
+class Result:
+    """What a results file holds."""
+    table: int
+    data: str
+    weights: str
+    machines: list
+    rows: list                  # [RowResult]
+    baselines: dict             # {name: {column: score}}
+
+    @classmethod
+    def read(cls, path):
+        kinds = {field.name: field.type for field in dataclasses.fields(cls)}
+        result = cls(**reading.read_json(path, kinds))
+        kinds = {field.name: field.type for field in dataclasses.fields(RowResult)}
+        result.rows = [RowResult(**reading.check_fields(path, row, kinds))
+                       for row in result.rows]
+        return result
+
+
+def short(value):
+    """.503, as the report prints a score"""
+    return f"{value:.3f}".replace("0.", ".", 1)
+
+
+def spread(values):
+    """.503 ± .012: mean and standard deviation (n - 1), or a single value alone"""
+    mean = short(np.mean(values))
+    return mean if len(values) < 2 else f"{mean} ± {short(np.std(values, ddof=1))}"
+
+
+def markdown(result):
+    """The table of a Result, between its machine and its commands."""
+    columns = [*TASKS, "overall"]
+    split = "dev" if result.table == 2 else "test"
+    printed = {row.name: row.table_2 if split == "dev" else row.table_3 for row in ROWS}
+    header = ["row", "SST acc.", "para acc.", "STS r", "overall", "seeds",
+              "minutes a seed", "the report: SST, para, STS, overall"]
+    table = [header, ["---"] * len(header)]
+    for name, found in result.baselines.items():
+        table.append([f"*{name}*", *(short(found[key]) for key in columns), "", "", ""])
+    for row in result.rows:
+        seeds = list(row.seeds.values())
+        table.append([row.row, *(spread([seed[key] for seed in seeds]) for key in columns),
+                      str(len(seeds)),
+                      f"{np.mean([seed['minutes'] for seed in seeds]):.1f}",
+                      printed.get(row.row, "")])
+    title = (f"Table {result.table}, scores on {split}; data `{result.data}`, weights "
+             f"`{result.weights}`; mean ± sd over the seeds 0, 1, …")
+    return "\n".join([
+        title, *(f"Machine: {words}." for words in result.machines), "",
+        *(f"| {' | '.join(cells)} |" for cells in table), "",
+        "The commands, each with `--seed N`:", "",
+        *(f"- {row.row}: {', '.join(f'`{line}`' for line in row.commands)}"
+          for row in result.rows)])
+
+
+def table_1():
+    """Table 1 from train.TABLE_1, which gives every run its defaults.   -> Markdown"""
+    lines = ["| row | flags | batch size | epochs | learning rate | paraphrase first |",
+             "|---|---|---|---|---|---|"]
+    for row in train.TABLE_1:
+        batch = str(row.batch_size * row.accumulate)
+        if row.accumulate > 1:
+            batch += f" ({row.batch_size} × {row.accumulate})"
+        epochs = f"{row.epochs} (D11)" if row.option == "seq" else str(row.epochs)
+        lines.append(f"| {row.name} | `{flags_of(row)}` | {batch} | {epochs} "
+                     f"| {row.lr:g} | {row.para_first} epochs |")
+    return "\n".join(lines)
+
+
+# --- The pages that show the tables ---
+
+PLACE = re.compile(r"(?P<begin><!-- table: (?P<name>\S+) -->\n)(?P<old>.*?)"
+                   r"(?P<end><!-- end of table -->)", re.DOTALL)
+
+
+def recorded(results):
+    """All that pages can show: Table 1, results/table*, results/bench*.  -> {name: text}"""
+    found = {"table1": table_1()}
+    for path in sorted(glob.glob(os.path.join(results, "table*.json"))):
+        found[os.path.splitext(os.path.basename(path))[0]] = markdown(Result.read(path))
+    for path in sorted(glob.glob(os.path.join(results, "bench*.md"))):
+        name = os.path.splitext(os.path.basename(path))[0]
+        found[name] = reading.read_text(path).strip()
+    return found
+
+
+def pages(root):
+    """README.md and the pages of docs/   -> [path]"""
+    return [os.path.join(root, "README.md"),
+            *sorted(glob.glob(os.path.join(root, "docs", "*.md")))]
+
+
+def fill(text, tables):
+    """A page with every place filled; one that has no table is left as it is."""
+    def filled(place):
+        if place["name"] not in tables:
+            return place[0]
+        return f"{place['begin']}\n{tables[place['name']]}\n\n{place['end']}"
+    return PLACE.sub(filled, text)
+
+
+# What may differ between two runs of one row.
+CHANCE = {"seed", "data", "weights", "out", "resume", "download", "device", "amp",
+          "checkpoint_every", "log_layers"}
+# Of Student's t with 1, 2, … degrees of freedom: 95% lie between ± this.
+T_95 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
+
+
+def interval(values):
+    """Where 95% of further values lie, if they are normal.   [n] -> [low, high]
+
+        mean ± t √(1 + 1/n) sd         .702, .722, .742: .722 ± 4.303 · √(4/3) · .02
+    """
+    n = len(values)
+    margin = T_95[min(n - 1, len(T_95)) - 1] * (1 + 1 / n) ** .5 * np.std(values, ddof=1)
+    return [round(float(np.mean(values) + sign * margin), 4) for sign in (-1, 1)]
+
+
+def expected(result):
+    """What sources.expected() reads, from a Result on the sample.   -> [{…}]
+
+    A row of several runs has no entry, nor one of a single seed.
+    """
+    entries = []
+    for row in result.rows:
+        if len(row.commands) > 1 or len(row.seeds) < 2:
+            continue
+        args, _ = train.parse([*row.commands[0].split()[2:], "--data", sources.SAMPLE,
+                               "--weights", sources.SAMPLE])
+        entries.append({
+            "args": {name: value for name, value in vars(args).items()
+                     if name not in CHANCE},
+            "seeds": len(row.seeds),
+            "dev": {column: interval([seed[column] for seed in row.seeds.values()])
+                    for column in [*TASKS, "overall"]}})
+    return entries
+
+
+def render(results, paths):
+    """Fill the places of all pages, and say which tables have none."""
+    tables, places = recorded(results), set()
+    for path in paths:
+        text = reading.read_text(path)
+        places |= {place["name"] for place in PLACE.finditer(text)}
+        filled = fill(text, tables)
+        if filled != text:
+            def write(temporary, filled=filled):
+                with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+                    file.write(filled)
+            folder.replace(path, write)
+    for name in sorted(set(tables) - places):
+        print(f"no page has a place for {name}; put these two lines where it should "
+              f"stand, then --render:\n<!-- table: {name} -->\n<!-- end of table -->")
+
+
+def record(root=sources.ROOT):
+    """Bring all that is made from results/ up to date."""
+    results = os.path.join(root, "results")
+    render(results, pages(root))
+    path = os.path.join(results, "table2-sample-sample.json")
+    if os.path.exists(path):
+        folder.write_json(os.path.join(root, "sample", "expected.json"),
+                          expected(Result.read(path)))

@@ -1,0 +1,252 @@
+"""Time two sides in turn, compare them with a roofline, and show the lines as a table.
+
+The roofline is the least time that the machine needs: floating-point operations over its
+speed in a matrix product, plus bytes over its bandwidth.
+
+Symbols: H features, L layers, I intermediate features, R rows of T tokens in a batch.
+"""
+
+import dataclasses
+import json
+import os
+import statistics
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from plumbing import folder, machine
+
+# --- Lines of the table ---
+
+@dataclasses.dataclass
+class Line:
+    """Two sides of one measurement, in seconds unless `what` says otherwise."""
+    what: str
+    against: str
+    target: float | None        # the largest ratio that we accept, if we set one
+    ours: float
+    theirs: float
+    roofline: float
+    note: str = ""
+
+    @property
+    def ratio(self):
+        return self.ours / self.theirs
+
+    def cells(self):
+        ratio = f"{self.ratio:.2f}"
+        if self.target is not None and self.ratio > self.target:
+            ratio = f"**{ratio}**"
+        target = "" if self.target is None else f"≤ {self.target:g}"
+        return [self.what, self.against, digits(self.ours), digits(self.theirs), ratio,
+                target, digits(self.roofline), f"{self.ours / self.roofline:.1f}",
+                self.note]
+
+
+@dataclasses.dataclass
+class Skipped:
+    """A measurement that this machine cannot make."""
+    what: str
+    skipped: str                # why
+
+    def cells(self):
+        return [self.what, *[""] * 7, f"skipped: {self.skipped}"]
+
+
+def digits(value):
+    """Three digits: 0.0852, 2.71, 427"""
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+@dataclasses.dataclass
+class Result:
+    """What a results file holds."""
+    machine: str
+    repeats: int
+    lines: dict                 # {name of a measurement: [Line or Skipped, …]}
+    rates: dict                 # {what: number}
+
+    @classmethod
+    def read(cls, path):
+        with open(path, encoding="utf-8") as file:
+            result = cls(**json.load(file))
+        result.lines = {name: [Skipped(**line) if "skipped" in line else Line(**line)
+                               for line in lines] for name, lines in result.lines.items()}
+        return result
+
+    def markdown(self):
+        """The table, for a file and for the documentation."""
+        header = ["what", "against", "ours", "theirs", "ratio", "target", "roofline",
+                  "ours / roofline", ""]
+        about = (f"{self.machine}. Seconds unless said otherwise; medians of "
+                 f"{self.repeats}; a missed target in bold.")
+        lines = [about, "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+        lines += [f"| {' | '.join(line.cells())} |"
+                  for measured in self.lines.values() for line in measured]
+        return "\n".join(lines) + "\n"
+
+    def write(self, path):
+        """PATH.json and PATH.md"""
+        folder.write_json(path + ".json", dataclasses.asdict(self))
+        with open(path + ".md", "w", encoding="utf-8", newline="\n") as file:
+            file.write(self.markdown())
+
+
+# --- Clocks and rooflines ---
+
+# AdamW reads θ, g, m, v and writes θ, m, v: seven float32 numbers for each parameter.
+ADAMW_BYTES = 28
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """Of the forward passes."""
+    name: str
+    dtype: torch.dtype
+
+
+BFLOAT16 = Precision("bfloat16", torch.bfloat16)
+FLOAT32 = Precision("float32", torch.float32)
+
+
+def seconds(f, clock):
+    """How long f() takes, on a GPU until all of its work is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = clock()
+    f()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+def alternate(sides, repeats, clock):
+    """Each side once to warm up, then in turn.   -> median seconds of each
+
+    In turn, so that a machine that becomes slower or busier does so for both.
+    """
+    for side in sides:
+        side()
+    rounds = [[seconds(side, clock) for side in sides] for _ in range(repeats)]
+    return [statistics.median(times) for times in zip(*rounds)]
+
+
+def matmul_speed(device, dtype, H, clock, tokens=512):
+    """Operations per second in x Wᵀ, W [4H, H]: what a forward pass mostly is."""
+    x = torch.randn(tokens, H, device=device, dtype=dtype)
+    W = torch.randn(4 * H, H, device=device, dtype=dtype)
+
+    def products():
+        for _ in range(20):
+            F.linear(x, W)
+    products()
+    return 20 * 8 * tokens * H * H / min(seconds(products, clock) for _ in range(5))
+
+
+def measure_bandwidth(device, clock):
+    """Bytes per second: the better of reading 400 MB and of adding them to another 400."""
+    a = torch.ones(100_000_000, device=device)
+    b = torch.ones_like(a)
+    read = min(seconds(a.sum, clock) for _ in range(4))
+    added = min(seconds(lambda: b.add_(a), clock) for _ in range(4))
+    return max(4 * len(a) / read, 12 * len(a) / added)
+
+
+def matrix_parameters(config):
+    """Numbers in the layers' matrices: L (4 H² + 2 H I)."""
+    H = config.hidden_size
+    return config.num_hidden_layers * (4 * H * H + 2 * H * config.intermediate_size)
+
+
+def forward_operations(config, batches):
+    """Operations of one forward pass of each batch, including padding and attention."""
+    H, L = config.hidden_size, config.num_hidden_layers
+    return sum(2 * R * T * (matrix_parameters(config) + 2 * L * T * H)
+               for R, T in (batch.input_ids.shape for batch in batches.values()))
+
+
+def process_memory(device, entry):
+    """Bytes of this process, now ("VmRSS") or at most ("VmHWM"); on a GPU at most.
+
+    Trap: not getrusage(). Its maximum begins with that of the process that started this
+    one, whatever it was.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if entry in line)
+
+
+class Machine:
+    """A device, the clock to measure it by, and what it can do."""
+
+    def __init__(self, device, clock):
+        self.device, self.clock = device, clock
+        self.autocast, self.why = machine.choose_precision("auto", device)
+        with self.autocast():
+            has_bfloat16 = torch.is_autocast_enabled(device.type)
+        self.precisions = [BFLOAT16, FLOAT32] if has_bfloat16 else [FLOAT32]
+        self.precision = self.precisions[0]         # the one that --amp auto chooses
+
+    def measure(self, configs):
+        """What roofline() needs for these models.   -> {what: number}, for the file"""
+        self.speed = {(precision, H): matmul_speed(self.device, precision.dtype, H,
+                                                   self.clock)
+                      for precision in reversed(self.precisions)
+                      for H in sorted({config.hidden_size for config in configs})}
+        self.bandwidth = measure_bandwidth(self.device, self.clock)
+        rates = {f"{precision.name}, H = {H}, 1e9 operations a second": speed / 1e9
+                 for (precision, H), speed in self.speed.items()}
+        rates["GB a second"] = self.bandwidth / 1e9
+        return rates
+
+    def roofline(self, config=None, operations=0, precision=FLOAT32, bytes=0):
+        """The least time for so many operations in matrix products, and bytes.   -> s"""
+        computing = (operations / self.speed[precision, config.hidden_size] if operations
+                     else 0.0)
+        return computing + bytes / self.bandwidth
+
+    def description(self):
+        """Model, cores, threads, versions: what a ratio may depend on."""
+        processor, about = [], machine.description(self.device, self.why)
+        if self.device.type == "cuda":
+            processor = [torch.cuda.get_device_name()]
+        elif os.path.exists("/proc/cpuinfo"):
+            with open("/proc/cpuinfo") as file:
+                processor = [line.split(":")[1].strip() for line in file
+                             if "model name" in line][:1]
+        threads = "1 thread" if about["threads"] == 1 else f"{about['threads']} threads"
+        clock = "cpu" if self.clock is time.process_time else "wall"
+        return ", ".join([*processor, f"{about['cores']} cores", threads, about["cpu"],
+                          f"torch {about['torch']}", self.why, f"{clock} time"])
+
+
+# --- Padding ---
+
+@dataclasses.dataclass
+class Epoch:
+    """The examples that each of its steps takes: {task name: indices}."""
+    steps: list
+    lengths: dict               # {task name: tokens of each example [N]}
+
+    def tokens(self, step):
+        """With padding."""
+        return sum(len(indices) * self.lengths[name][indices].max()
+                   for name, indices in step.items())
+
+    def sample(self, number):
+        """So many steps, evenly spread over the lengths.   -> Epoch"""
+        by_size = sorted(self.steps, key=self.tokens)
+        places = ((np.arange(number) + .5) * len(by_size) / number).astype(int)
+        return Epoch([by_size[place] for place in places], self.lengths)
+
+    @property
+    def padded(self):
+        return sum(map(self.tokens, self.steps))
+
+    @property
+    def real(self):
+        return sum(self.lengths[name][indices].sum() for step in self.steps
+                   for name, indices in step.items())
