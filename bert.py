@@ -27,7 +27,6 @@ from torch import nn
 
 from plumbing import checkpoint, safetensors
 
-
 # --- 3.1 Configuration ---
 
 @dataclasses.dataclass
