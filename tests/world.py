@@ -271,10 +271,10 @@ def signalled_at(step, number=signal.SIGTERM):
     import multitask
     original, count = multitask.treat, itertools.count(1)
 
-    def treat_and_signal(*args):
+    def treat_and_signal(*args, **more):
         if next(count) == step:
             signal.raise_signal(number)
-        return original(*args)
+        return original(*args, **more)
     return unittest.mock.patch.object(multitask, "treat", treat_and_signal)
 
 
