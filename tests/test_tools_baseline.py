@@ -21,7 +21,7 @@ def dataset_of(*texts):
 
 def test_tools_baseline__features_of_a_pair_say_what_both_have():
     found = baseline.features((["a", "b"], ["b", "c"]))
-    # Words and neighbors: a, b, ab and b, c, bc; one of five, and of the words one of three.
+    # Words and neighbors: a, b, ab and b, c, bc; one of five, one of three of the words.
     assert_equal({name for name in found if name[0] == "both"}, {("both", ("b",))})
     assert_equal(sum(name[0] == "one" for name in found), 4)
     assert_close([found["share of", "words"], found["share of", "n-grams"]], [5 / 3, 1])
@@ -65,7 +65,8 @@ def test_tools_baseline__the_majority_class_is_that_of_train():
         "dev": {"sst": [1, 1, 3, 1], "para": [1, 0, 1, 1], "sts": [1, 2, 3, 4]}})
     # On dev 1 of 4 and 1 of 4 are right, and r is 0: (.25 + .25 + .5) / 3.
     assert_close(list(baseline.majority_scores(folder).values()), [.25, .25, 0, 1 / 3])
-    scores = baseline.majority_scores(folder, {"sst": [3, 3], "para": [1, 0], "sts": [1, 2]})
+    truth = {"sst": [3, 3], "para": [1, 0], "sts": [1, 2]}
+    scores = baseline.majority_scores(folder, truth)
     assert_close([scores["sst"], scores["para"], scores["sts"]], [1, .5, 0])
 
 
