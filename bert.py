@@ -10,8 +10,8 @@ Symbols: B sequences in a batch, T tokens in the longest of them, H features of 
                                                             pooled output [B, H]
 
 Why two functions: SMART (report 3.5) perturbs x, which lies between them.
-Shapes, dropout positions, post-layer-norm order and the exact GELU are those of the released
-BERT [Devlin et al. 2018], so its weights give its outputs to 1e-5.
+Shapes, dropout positions, post-layer-norm order and the exact GELU are those of the
+released BERT [Devlin et al. 2018], so its weights give its outputs to 1e-5.
 Leaves out: the masked-LM and next-sentence heads, decoders, relative positions.
 """
 
@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from plumbing import checkpoint, safetensors
-
 
 # --- 3.1 Configuration ---
 
@@ -49,15 +48,18 @@ class BertConfig:
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
     initializer_range: float = 0.02
+    # Entries of config.json that only other software needs; they are written out again.
     others: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self):
-        *sizes, _ = dataclasses.fields(self)
-        for field in sizes:
+        for field in dataclasses.fields(self):
+            if field.name == "others":
+                continue
             value = getattr(self, field.name)
             whole = field.type in (int, "int")
             if type(value) is not int and (whole or type(value) is not float):
-                raise ValueError(f"{field.name} must be a {'whole ' * whole}number, got "
+                kind = "a whole number" if whole else "a number"
+                raise ValueError(f"{field.name} must be {kind}, got "
                                  f"{safetensors.shown(value)}")
             low, high = (1, 10 ** 7) if whole else (0.0, 1.0)
             if field.name in ("num_hidden_layers", "num_attention_heads"):
@@ -75,13 +77,10 @@ class BertConfig:
 
     @classmethod
     def from_json(cls, path):
-        """path of a config.json -> BertConfig. Raises ValueError naming path and entry.
-
-        Entries that we don't use are kept as `others` and written again by to_json().
-        """
+        """path of a config.json -> BertConfig. Raises ValueError naming path and entry."""
         entries = checkpoint.read_json(path)
         checkpoint.refuse_other_models(path, entries)
-        known = [field.name for field in dataclasses.fields(cls)][:-1]
+        known = [field.name for field in dataclasses.fields(cls) if field.name != "others"]
         try:
             for key in known[:6]:        # sizes: a default could only be wrong
                 if key not in entries:
@@ -89,14 +88,14 @@ class BertConfig:
             return cls(**{key: entries.pop(key) for key in known if key in entries},
                        others=entries)
         except ValueError as error:
-            raise ValueError(f"{path} does not describe a BERT: {error}; use the one that "
-                             f"came with the weights") from None
+            raise ValueError(f"{path} does not describe a BERT: {error}; correct that "
+                             f"entry, or use other weights") from None
 
     def to_json(self, path, **more):
         entries = {"pad_token_id": 0, **self.others, "architectures": ["BertModel"],
                    "model_type": "bert", "hidden_act": "gelu",
                    "position_embedding_type": "absolute", **dataclasses.asdict(self)}
-        # Other software's, or true of the weights that were read but not of these.
+        # True of the files that were read, not of those that are written.
         for key in ("others", "dtype", "torch_dtype", "auto_map", "_name_or_path",
                     "multitask", "transformers_version"):
             entries.pop(key, None)

@@ -54,7 +54,7 @@ def normalize(text: str, lower_case=True, strip_accents=True, chinese=True) -> s
         if c in "\0\ufffd" or (c not in "\t\n\r" and unicodedata.category(c)[0] == "C"):
             continue
         # A CJK character is a word of its own; Hangul and Kana are not included.
-        cjk = chinese and any(a <= ord(c) <= b for a, b in CJK)
+        cjk = chinese and not c.isascii() and any(a <= ord(c) <= b for a, b in CJK)
         kept.append(" " if c.isspace() else f" {c} " if cjk else c)
     text = "".join(kept)
     if lower_case:
@@ -115,8 +115,10 @@ class WordPiece:
 
     def __call__(self, text: str) -> list[int]:
         """str -> list of ids, without [CLS] and [SEP]."""
+        def clean(text):
+            return normalize(text, *self.settings)
         ids = []
-        for part, added in self.vocabulary.split(text, lambda t: normalize(t, *self.settings)):
+        for part, added in self.vocabulary.split(text, clean):
             if added is not None:               # "[E1]", if it was added to the vocabulary
                 ids.append(added)
                 continue

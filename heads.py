@@ -37,7 +37,6 @@ import optim
 import smart
 from plumbing import safetensors
 
-
 # --- 3.1 A task is a value ---
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +185,8 @@ class MultitaskBert(nn.Module):
 
     con: encode a pair as one sequence [3.4]; hlh: hidden layers in the heads [3.6]; pool:
     "cls", BERT's pooler output, or "mean", the mean of the last hidden states over real
-    tokens; sst_loss, sts_loss as for tasks(). Raises ValueError for another pool.
+    tokens; sst_loss, sts_loss as for tasks(). Raises ValueError for another pool, and for
+    con with an encoder that knows one segment only.
     Every task has its head from the start, trained or not, so that a single-task model can
     be evaluated on all three, as in the report's Table 2.
     """
@@ -196,6 +196,9 @@ class MultitaskBert(nn.Module):
         super().__init__()
         if pool not in ("cls", "mean"):
             raise ValueError(f"pool must be 'cls' or 'mean', got {pool!r}")
+        if con and encoder.config.type_vocab_size < 2:
+            raise ValueError("needed weights with two segments (type_vocab_size 2) to "
+                             "encode a pair as one sequence, got 1; train without --con")
         self.settings = {"con": con, "hlh": hlh, "pool": pool, "sst_loss": sst_loss,
                          "sts_loss": sts_loss}
         self.bert, self.con, self.pool = encoder, con, pool

@@ -59,7 +59,8 @@ def plan(batches: dict, in_sequence: bool, epochs: int, accumulate=1, aligned=No
     STS, or else the smallest; max_steps: where to stop. With {"para": 5} and accumulate 2,
     epochs have 2 steps, then 3, then 2, …
     """
-    aligned = aligned or ("sts" if "sts" in batches else min(batches, key=lambda name: batches[name]))
+    smallest = min(batches, key=lambda name: batches[name])
+    aligned = aligned or ("sts" if "sts" in batches else smallest)
 
     def steps(epoch, tasks):
         # D18: batches that don't fill a step at an epoch's end are carried into the next.

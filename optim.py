@@ -23,7 +23,6 @@ import torch
 from torch import nn
 from torch.optim.adamw import adamw
 
-
 # --- 3.1 AdamW ---
 
 class AdamW(torch.optim.Optimizer):

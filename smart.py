@@ -24,7 +24,6 @@ import dataclasses
 
 import torch
 
-
 # --- 3.5 ℓ_s: how far two predictions lie apart ---
 
 def check_pair(a, b):

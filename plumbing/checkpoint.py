@@ -31,11 +31,12 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 ANCHOR = "embeddings.word_embeddings.weight"
 
 # Models whose layers are called as BERT's are, or whose config.json looks like BERT's.
-OTHERS = ("Albert", "BertGeneration", "BigBird", "Camembert", "Canine", "ConvBert", "Data2Vec",
-          "Deberta", "DistilBert", "Electra", "Ernie", "Esm", "Flaubert", "Funnel", "IBert",
-          "LayoutLM", "Longformer", "Luke", "MPNet", "Markup", "MegatronBert", "MobileBert",
-          "ModernBert", "Nezha", "NomicBert", "Nystromformer", "QDQBert", "RemBert",
-          "RoCBert", "RoFormer", "Roberta", "SqueezeBert", "Splinter", "XLM", "XMod", "Yoso")
+OTHERS = ("Albert", "BertGeneration", "BigBird", "Camembert", "Canine", "ConvBert",
+          "Data2Vec", "Deberta", "DistilBert", "Electra", "Ernie", "Esm", "Flaubert",
+          "Funnel", "IBert", "LayoutLM", "Longformer", "Luke", "MPNet", "Markup",
+          "MegatronBert", "MobileBert", "ModernBert", "Nezha", "NomicBert", "Nystromformer",
+          "QDQBert", "RemBert", "RoCBert", "RoFormer", "Roberta", "SqueezeBert", "Splinter",
+          "XLM", "XMod", "Yoso")
 OTHER_PREFIXES = tuple(name.lower() for name in OTHERS)
 
 # Entries of config.json that would make another function of the same weights.
@@ -83,13 +84,14 @@ def refuse_pointer(path, beginning):
 
 
 def refuse_other_models(path, entries):
-    """Raise ValueError unless the entries of config.json describe an encoder of BERT's kind.
+    """Raise ValueError unless the entries of config.json describe a plain BERT encoder.
 
     Why by name: a RoBERTa has BERT's tensors, names and shapes, and would load without a
     word, but counts its positions from 2.
     """
     kind, classes = entries.get("model_type"), entries.get("architectures")
-    classes = [c for c in classes if isinstance(c, str)] if isinstance(classes, list) else []
+    if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
+        classes = []
     for name in classes:
         if name.startswith(OTHERS):
             kind = name if kind in (None, "bert") else kind
@@ -97,8 +99,8 @@ def refuse_other_models(path, entries):
         kind = "RoBERTa"                # its positions start behind its [PAD], which is 1
     if kind not in (None, "bert"):
         name = f" ({shown(classes[0], '')})" if classes and classes[0] != kind else ""
-        raise ValueError(f"{path}: needed a BERT, got {shown(kind)}{name}, which is another "
-                         f"model; use a BERT, such as bert-base-uncased")
+        raise ValueError(f"{path}: needed a BERT, got {shown(kind)}{name}, which is "
+                         f"another model; use a BERT, such as bert-base-uncased")
     for key, allowed in NEEDED_ENTRIES.items():
         if entries.get(key) not in (None, *allowed):
             needed = f"be {allowed[0]!r}" if allowed else "be absent"
@@ -153,19 +155,20 @@ def find(folder):
         index = path + ".index.json"
         if os.path.exists(index):
             return index, shards(folder, index, contents)
-    other = sorted(name for name in os.listdir(folder) if name.endswith(
-        (".h5", ".msgpack", ".onnx", ".gguf", ".bin", ".safetensors", ".pt", ".ckpt.index")))
-    found = f"; found {', '.join(map(shown, other[:3]))}, which is none of them" if other else ""
+    formats = (".h5", ".msgpack", ".onnx", ".gguf", ".bin", ".safetensors", ".pt", ".index")
+    others = [shown(name) for name in sorted(os.listdir(folder)) if name.endswith(formats)]
+    got = f"only {', '.join(others[:3])}" if others else "neither"
     raise FileNotFoundError(f"needed the weights in {folder} as model.safetensors or "
-                            f"pytorch_model.bin, in one file or with an index of "
-                            f"shards{found}")
+                            f"pytorch_model.bin, whole or in shards with their index, got "
+                            f"{got}; download or save them in one of these forms")
 
 
 def shards(folder, index, contents):
     """An index file -> {path of a shard: {stored name: description}}"""
     where = read_json(index).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(f, str) for f in where.values()):
-        raise ValueError(f"{index} has no weight_map from tensors to files; download it again")
+        raise ValueError(f"{index} has no weight_map from tensors to files; download it "
+                         f"again")
     files = {}
     for base in sorted(set(where.values())):
         # A plain name: "../x", "/x" and "C:x" could point at any file of this machine.
@@ -203,33 +206,28 @@ def pickled_tensors(path):
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
                 if raw.find(b"bytearray\n") >= 0:
                     raise unreadable(path, "GLOBAL builtins.bytearray")
-    in_zip = zipfile.is_zipfile(path)
+    size, unpacked = os.path.getsize(path), 0
     try:
+        in_zip = zipfile.is_zipfile(path)
         if in_zip:
             with zipfile.ZipFile(path) as archive:
-                records = archive.infolist()
-            # torch.save compresses nothing, so that only a bomb unpacks to more.
-            size = sum(record.file_size for record in records)
-            if (any(record.compress_type != zipfile.ZIP_STORED for record in records)
-                    or size > os.path.getsize(path)):
-                raise ValueError(f"{path} would unpack from {os.path.getsize(path)} bytes "
-                                 f"to {size}, which torch.save never writes; use another "
-                                 f"copy")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")         # torch on sparse and quantised tensors
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=in_zip)
-    except ValueError as error:
-        if str(error).startswith(path):
-            raise
-        raise unreadable(path, error) from None
+                unpacked = sum(record.file_size for record in archive.infolist())
+        if unpacked <= size:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")     # torch on sparse and quantised tensors
+                loaded = torch.load(path, map_location="cpu", weights_only=True,
+                                    mmap=in_zip)
     except MemoryError:
         raise ValueError(f"{path} asks for more memory than there is; use another "
                          f"copy") from None
-    except Exception as error:
+    except Exception as error:      # torch.load may raise anything on a damaged file
         raise unreadable(path, error) from None
+    if unpacked > size:             # torch.save compresses nothing
+        raise ValueError(f"{path} would unpack from {size} bytes to {unpacked}, which "
+                         f"torch.save never writes; use another copy")
     if not isinstance(loaded, dict):
-        raise ValueError(f"{path} holds a {type(loaded).__name__}, needed a dict from names "
-                         f"to tensors; save model.state_dict()")
+        raise ValueError(f"{path} holds a {type(loaded).__name__}, needed a dict from "
+                         f"names to tensors; save model.state_dict()")
     return flatten(loaded)
 
 
@@ -239,9 +237,9 @@ def unreadable(path, error):
     if asked is None:
         return ValueError(f"{path} cannot be read as tensors alone "
                           f"({type(error).__name__}); download it again")
-    return ValueError(f"{path} holds more than tensors: it asks for {asked[1][:80]}, and no "
-                      f"code from a weight file is run here; save model.state_dict() in the "
-                      f"program that made it, or look for a model.safetensors")
+    return ValueError(f"{path} holds more than tensors: it asks for {asked[1][:80]}, and "
+                      f"no code from a weight file is run here; save model.state_dict() in "
+                      f"the program that made it, or look for a model.safetensors")
 
 
 def flatten(nested):
@@ -274,8 +272,8 @@ def match(path, stored, needed):
                 if name == ANCHOR or name.endswith("." + ANCHOR)]
     if not prefixes:
         first = f" (the first is {shown(min(common))})" if common else ""
-        raise ValueError(f"{path} holds no BERT: none of its {len(common)} tensors{first} is "
-                         f"called {ANCHOR}; use a BERT, such as bert-base-uncased")
+        raise ValueError(f"{path} holds no BERT: none of its {len(common)} tensors{first} "
+                         f"is called {ANCHOR}; use a BERT, such as bert-base-uncased")
     for prefix in prefixes:
         for word in prefix.split("."):
             if word.replace("_", "").lower().startswith(OTHER_PREFIXES):
@@ -290,15 +288,16 @@ def match(path, stored, needed):
                          f"{shown(whole[1])}; save the one to use by itself")
     if not whole:
         prefix = min(prefixes, key=lambda prefix: len(missing[prefix]))
-        raise ValueError(f"{path} has no tensor {shown(prefix + missing[prefix][0], '')}, one "
-                         f"of {len(missing[prefix])} that config.json asks for and the "
-                         f"file lacks; use a config.json and weights of one BERT")
+        first, number = prefix + missing[prefix][0], len(missing[prefix])
+        raise ValueError(f"{path} has no tensor {shown(first, '')}, one of {number} that "
+                         f"config.json asks for and the file lacks; use a config.json and "
+                         f"weights of one BERT")
     return {name.removeprefix(whole[0]): place for name, place in common.items()
             if name.startswith(whole[0])}
 
 
 def check(path, name, described, shape):
-    """Raise ValueError unless the tensor called `name` is a dense one of floats and `shape`.
+    """Raise ValueError unless a tensor is dense, of floats, and of this shape.
 
     described: a header's (dtype, shape, …), or a tensor.
     """

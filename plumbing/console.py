@@ -54,8 +54,8 @@ class Lenient(io.RawIOBase):
         except OSError as error:
             if self.name == "<stdout>" and not self.told:
                 self.told = True
-                print(f"warning: standard output: {error.strerror}; what the program prints "
-                      f"is lost, but it goes on", file=sys.stderr)
+                print(f"warning: standard output: {error.strerror}; what is printed is "
+                      f"lost, but the program goes on", file=sys.stderr)
         return len(block)
 
 

@@ -28,7 +28,7 @@ MAX_HEADER = 16 * 2 ** 20       # bytes; a BERT's header has some 20,000
 
 
 def shown(value, quote="'"):
-    """Something from a file, for a message: control characters escaped, and not too long."""
+    """Something from a file, for a message: control characters escaped, and short."""
     text = repr(value)[1:-1] if isinstance(value, str) else repr(value)
     text = text if len(text) <= 80 else f"{text[:50]} … {text[-20:]}"
     return f"{quote}{text}{quote}" if isinstance(value, str) else text
@@ -38,7 +38,8 @@ def read_header(path):
     """Read and check the header alone.
 
     path -> ({name: (dtype, shape, begin, end)}, offset of the data in the file, in bytes).
-    dtype is torch's, or the name of one that torch or we don't have. Raises ValueError if the file lies about itself in any way, OSError if it can't be read.
+    dtype is torch's, or the name of one that we don't read. Raises ValueError if the file
+    lies about itself in any way, OSError if it can't be read.
     """
     def refuse(what):
         raise ValueError(f"{path} is not a whole safetensors file: {what}; "
@@ -104,7 +105,8 @@ def read_header(path):
     position = 0
     for name, (_, _, begin, end) in sorted(tensors.items(), key=lambda item: item[1][2:]):
         if begin != position:
-            refuse(f"{shown(name, '')} begins at byte {begin} of the data, expected {position}")
+            refuse(f"{shown(name, '')} begins at byte {begin} of the data, "
+                   f"expected {position}")
         position = end
     if position != data:
         refuse(f"{data - position} bytes at its end belong to no tensor")
@@ -129,7 +131,8 @@ def load(path, names=None):
             file.seek(start + begin)
             # The file may have shrunk since its size was taken: count what really came.
             if file.readinto(memoryview(buffer.numpy())) != end - begin:
-                raise ValueError(f"{path} ended inside {shown(name, '')}; download it again")
+                raise ValueError(f"{path} ended inside {shown(name, '')}; download it "
+                                 f"again")
             tensors[name] = buffer.view(dtype).reshape(shape)
     return tensors
 

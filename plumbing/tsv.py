@@ -49,8 +49,8 @@ def read(path: str, columns: list[str]) -> list[tuple[int, list[str]]]:
                 long.append(at + 1)
         elif line and not line.isspace():           # a blank line is no row
             short.append(at + 1)
-    warn(path, strays, "{} with a quote that opens a field and does not close it, read as a "
-                       "plain character")
+    warn(path, strays, "{} with a quote that opens a field and does not close it, read as "
+                       "a plain character")
     warn(path, short, "skipped {} with a missing or empty field")
     warn(path, long, "{} with more fields than the first line names, which were ignored")
     return rows
@@ -69,7 +69,7 @@ def warn(path: str, numbers: list[int], what: str) -> None:
 # --- Quotes ---
 
 def record(lines: list[str], first: int, width: int, columns: int):
-    """The row that begins at lines[first].   -> (fields, the next row's place, stray quote?)
+    """The row that begins at lines[first].   -> (fields, place of the next, stray quote?)
 
     width: fields that a row needs; columns: names in the table's first line. A field in
     quotes may hold tabs, doubled quotes and ends of lines. A stray quote, which opens a
@@ -145,8 +145,8 @@ def decode(path: str, columns: list[str]):
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     if "\0" in text:
         line = 1 + next(i for i, line in enumerate(lines) if "\0" in line)
-        raise ValueError(f"{path}, line {line}: needed text, got a byte that is 0; copy the "
-                         f"file again")
+        raise ValueError(f"{path}, line {line}: needed text, got a byte that is 0; copy "
+                         f"the file again")
     header = next((i for i, line in enumerate(lines) if line.strip()), 0)
     names = [name.strip() for name in record([lines[header]], 0, 1, 0)[0]]
     others = [s for s in OTHER_SEPARATORS if not set(columns) <= set(names) and

@@ -24,14 +24,15 @@ from plumbing.safetensors import shown
 
 CONTROL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]",
            "sep_token": "[SEP]", "mask_token": "[MASK]"}
-# Names of tokenizers that work as BERT's does; the last three take all from tokenizer.json.
-CLASSES = ("BertTokenizer", "BertTokenizerLegacy", "DistilBertTokenizer", "ElectraTokenizer",
-           "ConvBertTokenizer", "LxmertTokenizer", "MobileBertTokenizer",
-           "RetriBertTokenizer", "DPRQuestionEncoderTokenizer", "DPRContextEncoderTokenizer")
+# Classes that split text as BERT's does. GENERIC ones take all from tokenizer.json.
+CLASSES = ("BertTokenizer", "BertTokenizerLegacy", "DistilBertTokenizer",
+           "ElectraTokenizer", "ConvBertTokenizer", "LxmertTokenizer",
+           "MobileBertTokenizer", "DPRQuestionEncoderTokenizer",
+           "DPRContextEncoderTokenizer")
 GENERIC = ("PreTrainedTokenizer", "TokenizersBackend", "AutoTokenizer")
 # Handed on when a tokenizer is saved: others need them.
-KEPT = ("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces",
-        "model_input_names")
+KEPT = ("model_max_length", "padding_side", "truncation_side", "model_input_names",
+        "clean_up_tokenization_spaces")
 
 
 @dataclasses.dataclass
@@ -72,15 +73,20 @@ class Vocabulary:
                 pattern([a for a in self.added if a.normalized], normalize)]
         parts = [(text, None)]
         for (found, ids), change in zip(self.patterns, (str, normalize)):
-            if found is not None:
-                parts = [piece for part, token in parts for piece in
-                         ([(part, token)] if token is not None else
-                          [(p, ids.get(p) if i % 2 else None)
-                           for i, p in enumerate(found.split(change(part)))])]
+            if found is None:
+                continue
+            before, parts = parts, []
+            for part, token in before:
+                if token is not None:
+                    parts.append((part, token))
+                    continue
+                # split() gives text, match, text, match, …, text.
+                for i, piece in enumerate(found.split(change(part))):
+                    parts.append((piece, ids[piece] if i % 2 else None))
         return parts
 
     def save(self, folder):
-        """Write vocab.txt and tokenizer_config.json as loaded, whatever the files are now."""
+        """Write vocab.txt and tokenizer_config.json as loaded, not as they are by now."""
         with open(os.path.join(folder, "vocab.txt"), "w", encoding="utf-8",
                   newline="\n") as file:
             file.writelines(f"{token}\n" for token in self.tokens[:self.base])
@@ -157,36 +163,46 @@ def read(path, vocab_size=None):
                                 f"{path} and no tokenizer.json")
     base = len(tokens)
     added = added_tokens(path, tokens, settings, whole, beside("added_tokens.json"))
-    control = {kind: content(settings.get(kind)) or token for kind, token in CONTROL.items()}
+    control = {kind: content(settings.get(kind)) or usual
+               for kind, usual in CONTROL.items()}
     for token in list(control.values())[:4]:
         if tokens.count(token) != 1:
             raise ValueError(f"{path} has {tokens.count(token) or 'no'} {shown(token, '')} "
                              f"among its {len(tokens)} lines, needed one; use BERT's "
                              f"vocab.txt")
     check_size(path, len(tokens), vocab_size)
-    normalizer = whole.get("normalizer") or {}
+    normalizer = part(path, whole, "normalizer", dict)
     generic = str(settings.get("tokenizer_class")).startswith(GENERIC)
 
     def flag(name, normalizers_name):
-        given = {name: settings.get(name), normalizers_name: normalizer.get(normalizers_name)}
-        for key, value in given.items():
+        first, second = settings.get(name), normalizer.get(normalizers_name)
+        for value in (first, second):
             if value not in (None, True, False):
-                raise ValueError(f"{path}: {key} of its tokenizer must be true or false, got "
-                                 f"{shown(value)}; use the files that came with the weights")
-        first, second = given[name], given[normalizers_name]
+                raise ValueError(f"{path}: {name} of its tokenizer must be true or false, "
+                                 f"got {shown(value)}; copy its files again")
         return second if first is None or (generic and normalizer) else first
     lower_case = flag("do_lower_case", "lowercase")
     if lower_case is None:
         warn_if_cased(path, tokens)
         lower_case = True
-    strip_accents = flag("strip_accents", "strip_accents") if (
-        "strip_accents" not in settings or generic) else settings["strip_accents"]
+    strip_accents = flag("strip_accents", "strip_accents")
+    if "strip_accents" in settings and not generic:
+        strip_accents = settings["strip_accents"]
     if strip_accents is None:                   # BERT's default: only where it lower-cases
         strip_accents = lower_case
     return Vocabulary(path, tokens, base, lower_case, strip_accents,
                       flag("tokenize_chinese_chars", "handle_chinese_chars") is not False,
                       control, [a for a in added if a.content not in control.values()],
                       {key: settings[key] for key in KEPT if key in settings})
+
+
+def part(path, entries, key, *kinds):
+    """entries[key], checked to be of one of these kinds; if absent, an empty first kind."""
+    value = entries.get(key)
+    if value is not None and not isinstance(value, kinds):
+        raise ValueError(f"{path}: {key} must be a {kinds[0].__name__}, got "
+                         f"{shown(value)}; copy it again")
+    return kinds[0]() if value is None else value
 
 
 def content(token):
@@ -196,69 +212,68 @@ def content(token):
 
 
 def read_lines(path):
-    """vocab.txt -> its tokens; a byte order mark, CRLF and blank lines at its end are fine."""
+    """vocab.txt -> its tokens. A byte order mark, CRLF, blank lines at the end are fine."""
     lines = read_text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
     if "" in lines:
         raise ValueError(f"{path}, line {lines.index('') + 1}: needed a token, got a blank "
-                         f"line; use the vocab.txt that came with the weights")
+                         f"line; copy the vocabulary again")
     return lines
 
 
 def refuse_other_tokenizers(path, settings):
-    """Raise ValueError if tokenizer_config.json asks for what BERT's tokenizer doesn't do."""
+    """Raise ValueError if tokenizer_config.json asks for another tokenizer than BERT's."""
     kind = settings.get("tokenizer_class")
     if kind is not None and str(kind).removesuffix("Fast") not in CLASSES + GENERIC:
         raise ValueError(f"{path}: needed BERT's own tokenizer, got {shown(kind)}; use a "
                          f"BERT with a WordPiece vocab.txt")
     for key in ("do_basic_tokenize", "do_wordpiece_tokenize"):
         if settings.get(key) is False:
-            raise ValueError(f"{path}: {key} must not be false, BERT's tokenizer needs that "
-                             f"step; use a BERT with a WordPiece vocab.txt")
+            raise ValueError(f"{path}: {key} must not be false, BERT's tokenizer needs "
+                             f"that step; use a BERT with a WordPiece vocab.txt")
 
 
 def model_tokens(path, whole, lines):
     """The tokens of a tokenizer.json, which must agree with vocab.txt's lines, or None."""
-    model = whole.get("model")
-    model = model if isinstance(model, dict) else {}
-    vocab, added = model.get("vocab"), whole.get("added_tokens")
-    steps = [(part, (whole.get(part) or {}).get("type") if isinstance(
-                  whole.get(part) or {}, dict) else "?", ours)
-             for part, ours in (("normalizer", "BertNormalizer"),
-                                ("pre_tokenizer", "BertPreTokenizer"))]
-    steps += [("model", model.get("type", "WordPiece"), "WordPiece"),
-              ("continuing_subword_prefix", model.get("continuing_subword_prefix", "##"), "##"),
-              ("max_input_chars_per_word", model.get("max_input_chars_per_word", 100), 100)]
-    for part, got, ours in steps:
+    model, added = part(path, whole, "model", dict), part(path, whole, "added_tokens", list)
+    vocab = part(path, model, "vocab", dict)
+    steps = [("normalizer", part(path, whole, "normalizer", dict).get("type"),
+              "BertNormalizer"),
+             ("pre_tokenizer", part(path, whole, "pre_tokenizer", dict).get("type"),
+              "BertPreTokenizer"),
+             ("model", model.get("type", "WordPiece"), "WordPiece")]
+    steps += [(key, model.get(key, ours), ours) for key, ours in
+              (("continuing_subword_prefix", "##"), ("max_input_chars_per_word", 100))]
+    for step, got, ours in steps:
         if got != ours:
-            raise ValueError(f"{path}: needed BERT's own tokenizer, where {part} is {ours}, "
-                             f"got {shown(got, '')}; use a BERT with a WordPiece vocab.txt")
-    if (not isinstance(vocab, dict) or not isinstance(added or [], list)
-            or not all(type(i) is int and 0 <= i < 2 * len(vocab) for i in vocab.values())
+            raise ValueError(f"{path}: needed BERT's own tokenizer, where {step} is "
+                             f"{ours}, got {shown(got, '')}; use a BERT with a WordPiece "
+                             f"vocab.txt")
+    if (not all(type(i) is int and 0 <= i < 2 * len(vocab) for i in vocab.values())
             or len(set(vocab.values())) < len(vocab)):
         raise ValueError(f"{path} has no vocab from tokens to ids of their own from 0 on; "
-                         f"use the one that came with the weights")
+                         f"copy it again")
     # A token that stood twice in vocab.txt has left a hole at its first place. A text has
     # no word that is empty or holds a line break, so such tokens are holes as well.
     tokens = [hole(i) for i in range(max(vocab.values(), default=-1) + 1)]
     for token, i in vocab.items():
-        if token and not re.search("[\r\n]", token):
+        if token and not re.search("[\r\n\ud800-\udfff]", token):
             tokens[i] = token
     if lines is None:
         return tokens
     ids = {line: i for i, line in enumerate(lines)}     # of two equal lines the last counts
     for i, token in enumerate(tokens):
         if token != hole(i) and ids.get(token) != i:
-            raise ValueError(f"{path} and the vocab.txt beside it differ: {shown(token)} has "
-                             f"the id {i} here and {ids.get(token, 'none')} there; remove "
-                             f"the file that does not belong to the weights")
-    later = {content(entry) for entry in added or []}
+            raise ValueError(f"{path} and the vocab.txt beside it differ: {shown(token)} "
+                             f"has the id {i} here and {ids.get(token, 'none')} there; "
+                             f"remove the file that does not belong to the weights")
+    later = {content(entry) for entry in added}
     for line, i in ids.items():
         if line not in vocab and line not in later:
             raise ValueError(f"{path} and the vocab.txt beside it differ: here is no "
-                             f"{shown(line)}, there it has the id {i}; remove the file that "
-                             f"does not belong to the weights")
+                             f"{shown(line)}, there it has the id {i}; remove the file "
+                             f"that does not belong to the weights")
     return lines
 
 
@@ -268,31 +283,33 @@ def hole(i):
 
 
 def added_tokens(path, tokens, settings, whole, appended):
-    """Collect added tokens from all files and append the new ones to `tokens`.   -> [Added]"""
+    """Collect the added tokens of all files; append new ones to `tokens`.   -> [Added]"""
     found = {}                  # content -> Added
+    folder = os.path.dirname(path)
+    files = [os.path.join(folder, f"{name}.json")
+             for name in ("added_tokens", "tokenizer", "tokenizer_config")]
 
-    def add(entry, i, **defaults):
+    def add(file, entry, i, **defaults):
         text = content(entry)
         if text is None or type(i) is not int or i < 0:
-            raise ValueError(f"{path}: an added token is {shown(entry)} with id {shown(i)}, "
-                             f"needed a text and a number; use the files that came with "
-                             f"the weights")
+            raise ValueError(f"{file}: an added token is {shown(entry)} with id "
+                             f"{shown(i)}, needed a text and a number; copy the file again")
         entry = {**defaults, **(entry if isinstance(entry, dict) else {})}
         found[text] = Added(text, i, *(bool(entry.get(key, key == "normalized")) for key in
                                        ("normalized", "single_word", "special")))
 
     special = set()
     for key in ("additional_special_tokens", "extra_special_tokens"):
-        named = settings.get(key) or []
-        named = named.values() if isinstance(named, dict) else named
-        special |= {content(t) for t in named} if not isinstance(named, str) else {named}
+        named = part(files[2], settings, key, list, dict)
+        if isinstance(named, dict):
+            named = named.values()
+        special |= {content(token) for token in named}
     for text, i in appended.items():
-        add(text, i, normalized=text not in special, special=text in special)
-    for entry in whole.get("added_tokens") or []:
-        add(entry, entry.get("id") if isinstance(entry, dict) else None)
-    decoder = settings.get("added_tokens_decoder")
-    for i, entry in (decoder.items() if isinstance(decoder, dict) else ()):
-        add(entry, int(i) if i.isdecimal() and len(i) < 10 else None)
+        add(files[0], text, i, normalized=text not in special, special=text in special)
+    for entry in part(files[1], whole, "added_tokens", list):
+        add(files[1], entry, entry.get("id") if isinstance(entry, dict) else None)
+    for i, entry in part(files[2], settings, "added_tokens_decoder", dict).items():
+        add(files[2], entry, int(i) if i.isdecimal() and len(i) < 10 else None)
     known = {token: i for i, token in enumerate(tokens)}
     for a in sorted(found.values(), key=lambda a: a.id):
         if a.id == len(tokens):
@@ -302,8 +319,8 @@ def added_tokens(path, tokens, settings, whole, appended):
         elif a.id > len(tokens) or tokens[a.id] != a.content:
             got = shown(tokens[a.id]) if a.id < len(tokens) else "none"
             raise ValueError(f"{path}: the added token {shown(a.content)} has id {a.id}, "
-                             f"where the vocabulary of {len(tokens)} has {got}; use the "
-                             f"files that came with the weights")
+                             f"where the vocabulary of {len(tokens)} has {got}; copy the "
+                             f"tokenizer's files again, all from one place")
     for text in sorted(special - {None} - set(found)):
         if text not in known:
             tokens.append(text)
@@ -321,15 +338,16 @@ def check_size(path, count, vocab_size):
         return
     if vocab_size not in [-(-count // m) * m for m in (8, 16, 32, 64, 128)]:
         raise ValueError(f"{path} has {count} entries, the weights beside it were trained "
-                         f"with {vocab_size}; use the one that came with them")
-    warnings.warn(f"{path} has {count} entries, the embedding table {vocab_size} rows: taken "
-                  f"for padding. If a line is missing, every id behind it is wrong")
+                         f"with {vocab_size}; copy the vocabulary that they were trained "
+                         f"with")
+    warnings.warn(f"{path} has {count} entries, the embedding table {vocab_size} rows: "
+                  f"taken for padding. If a line is missing, every id behind it is wrong")
 
 
 def warn_if_cased(path, tokens):
     """Warn where nothing says whether to lower-case, and many tokens have capitals."""
     cased = sum(token != token.lower() for token in tokens if token[:1] != "[")
     if cased > len(tokens) / 20:
-        warnings.warn(f"{path} has {cased} tokens with capitals, so it looks cased, but texts "
-                      f"are lower-cased: write {{\"do_lower_case\": false}} into a "
-                      f"tokenizer_config.json beside it")
+        warnings.warn(f"{path} has {cased} tokens with capitals, so it looks cased, but "
+                      f"texts are lower-cased: to keep their case, write "
+                      f"{{\"do_lower_case\": false}} into tokenizer_config.json beside it")

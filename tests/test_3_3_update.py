@@ -205,7 +205,8 @@ def test_3_3_update__idle_head_gets_no_gradient_and_stays():
     multitask.backward(flat, [{0: 1.0}], loss_fn, {0: 0})
     multitask.treat(flat, multitask.regions(flat, "model"), {0: 0}, multitask.pcgrad, 0,
                     np.random.default_rng(0))
-    assert_equal([leaf.parameter.grad is None for leaf in flat.leaves], [False, False, True])
+    idle = [leaf.parameter.grad is None for leaf in flat.leaves]
+    assert_equal(idle, [False, False, True])
 
 
 def test_3_3_update__regions_cover_theta_once_at_every_granularity():

@@ -1,4 +1,4 @@
-"""4.1 Other people's models: what is a BERT loads, whatever wraps it; what is not is named."""
+"""4.1 Other people's models: a BERT loads, whatever wraps it; what is none is named."""
 
 import json
 import os
@@ -110,7 +110,7 @@ def test_4_1_others_models__any_wrappers_prefix():
 
 def test_4_1_others_models__any_nesting():
     for wrap in (lambda t: {"state_dict": t, "epoch": 3},
-                 lambda t: {"model": {"module": renamed("bert.")(t)}, "optimizer": {"lr": 1}},
+                 lambda t: {"model": {"module": renamed("bert.")(t)}, "lr": {"x": 1}},
                  lambda t: {"model": t, "state_dict": t}):      # the same one twice
         assert_same_model(saved(wrap, pickled=True))
     itself = {}
@@ -152,7 +152,8 @@ def test_4_1_others_models__half_and_double_precision_become_float32():
                                   pickled))
             weight = model.word_embeddings.weight
             assert_equal(weight.dtype, torch.float32)
-            assert torch.equal(weight, small_bert().word_embeddings.weight.to(dtype).float())
+            exact = small_bert().word_embeddings.weight
+            assert torch.equal(weight, exact.to(dtype).float())
 
 
 # --- No pooler ---
@@ -186,8 +187,11 @@ def sharded(pickled=False):
     os.remove(path)
     files = {name: f"part-{i % 2}-{base}" for i, name in enumerate(tensors)}
     for file in set(files.values()):
-        (torch.save if pickled else lambda t, p: safetensors.save(p, t))(
-            {n: t for n, t in tensors.items() if files[n] == file}, os.path.join(folder, file))
+        part = {name: t for name, t in tensors.items() if files[name] == file}
+        if pickled:
+            torch.save(part, os.path.join(folder, file))
+        else:
+            safetensors.save(os.path.join(folder, file), part)
     write_index(path + ".index.json", files)
     return folder, path + ".index.json", files
 
@@ -365,7 +369,8 @@ def test_4_1_vocabulary__added_tokens_are_found_in_the_text():
 
 def test_4_1_vocabulary__byte_order_mark_line_ends_and_blank_lines_at_the_end():
     text = "\n".join(WORDS)
-    for changed in ("\ufeff" + text, text + "\n", text + "\n\n \n", text.replace("\n", "\r\n")):
+    for changed in ("\ufeff" + text, text + "\n", text + "\n\n \n",
+                    text.replace("\n", "\r\n")):
         tokenizer = data.WordPiece(vocabulary_folder(text=changed), len(WORDS))
         assert_equal(tokenizer.tokens, WORDS)
 

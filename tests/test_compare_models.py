@@ -18,7 +18,8 @@ from tests.checks import assert_close, assert_equal, skip_without
 from tests.test_compare import minilm
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-ODD = ("Été naïve CAFÉ", "e\u0301te\u0301 E\u0301", "你好abc 東京", "x\u00a0y\u2003z c\x0bd a\u200bb",
+ODD = ("Été naïve CAFÉ", "e\u0301te\u0301 E\u0301", "你好abc 東京",
+       "x\u00a0y\u2003z c\x0bd a\u200bb",
        "it's $5.00/kg foo_bar!", "ＡＢＣ ﬁ ß İ ı", "", " ", "a" * 150, "¡Hola! «Quoi?» – ok…",
        "Зелёный Αθήνα", "x[E1]y Foo<x> FOO<X> bar baz Bar Baz [e1] foobar bazbar baz")
 
@@ -30,8 +31,8 @@ def sentences(number=2000):
     for task in heads.tasks():
         path = os.path.join(DATA or os.path.join(ROOT, "sample"), f"{task.file}-dev.csv")
         with open(path, encoding="utf-8", newline="") as file:
-            texts += [row[c] for row in list(csv.DictReader(file, delimiter="\t"))[:number // 3]
-                      for c in task.texts if row[c]]
+            rows = list(csv.DictReader(file, delimiter="\t"))[:number // 3]
+        texts += [row[c] for row in rows for c in task.texts if row[c]]
     return texts[:number] + list(ODD)
 
 
@@ -88,7 +89,8 @@ def small_config(vocab_size):
     import transformers
     return transformers.BertConfig(
         vocab_size=vocab_size, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=64, max_position_embeddings=64, initializer_range=.2, num_labels=3)
+        intermediate_size=64, max_position_embeddings=64, initializer_range=.2,
+        num_labels=3)
 
 
 def there_and_back(model, **how):
@@ -153,7 +155,8 @@ def test_compare_models__ids_are_equal_there_and_back():
     skip_without("transformers")
     import transformers
     for lower in (True, False):
-        for added, settings in ((False, {}), (True, {}), (False, {"strip_accents": not lower}),
+        for added, settings in ((False, {}), (True, {}),
+                                (False, {"strip_accents": not lower}),
                                 (False, {"tokenize_chinese_chars": False})):
             with tempfile.TemporaryDirectory() as folder:
                 theirs = save_tokenizer(folder, lower, added, **settings)
