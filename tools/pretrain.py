@@ -435,8 +435,7 @@ def parser():
 
 def main(argv=None):
     p = parser()
-    args = p.parse_args(argv)
-    return command.one_line(lambda: pretrain(args, flags.given(p, argv)))
+    return command.one_line(lambda: pretrain(p.parse_args(argv), flags.given(p, argv)))
 
 
 if __name__ == "__main__":
