@@ -367,17 +367,17 @@ def train(args, source) -> int:
     0; 1 if it diverged; 128 plus the signal's number if it was stopped, as shells say.
     """
     settings = None
-    methods = [args.option, *(name for name in ("smart", "con", "hlh")
-                              if getattr(args, name))]
     if args.resume:
         values, settings = folder.resumed(vars(args), source, args.resume)
         args = argparse.Namespace(**{**values, "resume": args.resume})
         if os.path.exists(os.path.join(args.resume, "result.json")):
             print(f"the run in {args.resume} is finished; its scores are in result.json")
             return 0
-    elif args.out is None:
+    methods = [args.option, *(name for name in ("smart", "con", "hlh")
+                              if getattr(args, name))]
+    if args.out is None:
         args.out = folder.new_path(methods)
-    else:
+    elif not args.resume:
         folder.check_free(args.out)         # before the seconds that loading takes
     args.data, args.weights = sources.find(args.data, args.weights)
     device, terms = machine.find_device(args.device), smart_terms(args)
@@ -436,7 +436,9 @@ def train(args, source) -> int:
     if training.skipped:
         print(f"{training.skipped} updates were skipped: their gradient was not finite")
     print(f"{clock(session.seconds)} in all; predictions in {run / 'predictions'}")
-    print(note and sources.expected(vars(args)) + note, end="")
+    if args.weights == sources.SAMPLE:
+        print(sources.expected(vars(args)), end="")
+    print(note, end="")
     return 0
 
 

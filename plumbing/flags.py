@@ -47,6 +47,8 @@ def task_weights(text):
     weights = {}
     for entry in text.split(","):
         name, _, value = entry.partition("=")
+        if not value:
+            raise argparse.ArgumentTypeError(f"needed NAME=WEIGHT, got {entry[:40]!r}")
         weights[name] = number(float, 0)(value)
         if weights[name] == 0:
             raise argparse.ArgumentTypeError(f"needed a weight above 0, got {entry!r}; "

@@ -322,8 +322,8 @@ def read_settings(path) -> dict:
             if not isinstance(entry, dict) or set(entry) != {"value", "from"}:
                 raise ValueError(f'{name} needs a "value" and a "from"')
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"--resume {path} is not the folder of a run: args.json cannot be "
-                         f"read ({error}); give a folder that train.py wrote") from None
+        raise ValueError(f"{path} is not the folder of a run: args.json cannot be read "
+                         f"({error}); give a folder that train.py wrote") from None
     without = {key: value for key, value in settings.items() if key != "digest"}
     if settings.get("digest", content_digest(without)) != content_digest(without):
         raise ValueError(f"{os.path.join(path, 'args.json')} was changed after the run had "

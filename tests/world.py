@@ -314,3 +314,9 @@ def from_scratch():
     """The flags of pretrain.py for a tiny new encoder."""
     vocab = os.path.join(tiny_world()[1], "vocab.txt")
     return "--vocab", vocab, "--hidden", 16, "--layers", 1
+
+
+def skip_without_torchjd():
+    """torchjd and what some of its weightings need."""
+    from tests.checks import skip_without
+    skip_without("torchjd", "qpsolvers", "quadprog")
