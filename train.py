@@ -65,6 +65,7 @@ class Row:
     pool: str = "cls"
 
 
+FLAGS = ("option", "smart", "con", "hlh", "fresh_streams")
 VALUES = ("batch_size", "accumulate", "epochs", "lr", "para_first", "warmup", "pool")
 TABLE_1 = [
     Row("Sequential Multitask learning", "seq", epochs=5),                          # D11
@@ -97,8 +98,7 @@ def parse(argv=None):
     row, origin = Row("default"), "default"
     for candidate in TABLE_1:
         if set(heads.REPORT) <= set(args.tasks) and all(
-                getattr(candidate, flag) == getattr(args, flag)
-                for flag in ("option", "smart", "con", "hlh", "fresh_streams")):
+                getattr(candidate, flag) == getattr(args, flag) for flag in FLAGS):
             row, origin = candidate, f"Table 1, {candidate.name}"
     if not args.resume and not args.download:
         args.data, args.weights = sources.find(args.data, args.weights)
