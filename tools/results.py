@@ -70,6 +70,11 @@ ROWS = [
     Row("Sequential + CON (ours)", ("--option seq --con",)),
     Row("Gradient Surgery + RR + CON (ours)", ("--option pcgrad --con",)),
     Row("Gradient Vaccine + RR + CON (ours)", ("--option gvac --con",)),
+    # Methods of the package torchjd with its defaults; c and alpha have none and are ours.
+    *(Row(f"{method.replace(',', ', ')} + RR + CON (torchjd)",
+          (f"--option torchjd:{method} --con",))
+      for method in ("UPGrad", "MGDA", "CAGrad,c=0.5", "AlignedMTL", "IMTLG", "DualProj",
+                     "FairGrad,alpha=1", "PCD")),
 ]
 
 

@@ -96,7 +96,7 @@ def plan(rows, seeds, common, inputs, runs_folder):
                 words = [*own, *common]
                 digest = hashlib.sha256(json.dumps(
                     [[*words, "--seed", str(seed)], inputs]).encode()).hexdigest()
-                name = "-".join(re.findall(r"[a-z]+", text.replace("option", "")))
+                name = "-".join(re.findall(r"[a-z]+", text.replace("option", "").lower()))
                 path = os.path.join(runs_folder, f"{name}-{seed}-{digest[:8]}")
                 tasks = args.tasks if len(row.commands) > 1 else list(TASKS)
                 runs.append(Run(row, seed, words, path, tasks, args.max_steps))
