@@ -3,7 +3,7 @@
     python tools/analyze.py RUN [--data DIR] [--out DIR]
 
     5      classes(): confusion matrix, how often off by 1, 2, …        (Figure 1: SST)
-    5      binary(): false positives and negatives, the probabilities   (Figure 2: paraphrase)
+    5      binary(): false positives and negatives, the score           (Figure 2: para)
     5      graded(): errors, their mean, sd and skew                    (Figure 3: STS)
     5      quoted(): the examples that the report quotes
     3.3    tools/gradients.py: the task gradients over training, and by layer
@@ -173,9 +173,9 @@ def examples(dev, order, name, values):
 
 def worst_and_best(dev, sure, name, values):
     """The examples at both ends: by size of the error, then the surest.   -> parts"""
-    size = np.abs(dev.error) if dev.task.ordered else dev.error != 0
+    size = np.abs(dev.error) if dev.task.ordered else 1.0 * (dev.error != 0)
     worst = [i for i in np.lexsort((-sure, -size)) if size[i]][:EXAMPLES]
-    best = np.lexsort((-sure, size))[:EXAMPLES]
+    best = [i for i in np.argsort(-sure, kind="stable") if not size[i]][:EXAMPLES]
     first = "the largest errors first, of these the surest" if dev.task.ordered else (
         "the surest first")
     return [Paragraph(f"Worst, {first}:"), examples(dev, worst, name, values),
@@ -194,7 +194,7 @@ def classes(dev):
     np.add.at(counts, tuple((values - labels[0]).astype(int)
                             for values in (dev.truth, dev.predicted)), 1)
     off, number = np.bincount(np.abs(error), minlength=K), counts.sum(1)
-    # The squared-error form of SST (D1) has no probabilities; there the file's order counts.
+    # Squared-error SST (D1) has no probabilities; there the file's order decides.
     sure = (np.zeros(N) if dev.probabilities is None
             else dev.probabilities.max(-1).astype(np.float64))
     right = np.diagonal(counts) / np.maximum(1, number)
@@ -228,8 +228,9 @@ def classes(dev):
             f". {share((error > 0).sum(), N)} are rated too low, "
             f"{share((error < 0).sum(), N)} too high.")
     else:
-        words += "; by class: " + ", ".join(
-            f"{name} {share(counts[k, k], number[k])}" for k, name in enumerate(names)) + "."
+        by_class = [f"{name} {share(counts[k, k], number[k])}"
+                    for k, name in enumerate(names)]
+        words += f"; by class: {', '.join(by_class)}."
     return [
         Heading(task.heading), Paragraph(words + remark(dev)),
         Table(["true class", *(f"predicted {label}" for label in labels)],
