@@ -364,6 +364,12 @@ class MultitaskBert(nn.Module):
         return list(blocks.values())
 
 
+def load(path, device="cpu") -> MultitaskBert:
+    """A run's best model, by its folder or its best/: see from_pretrained()."""
+    best = os.path.join(path, "best")
+    return MultitaskBert.from_pretrained(best if os.path.isdir(best) else path, device)
+
+
 # --- 4.2 Scores ---
 
 def accuracy(predictions, labels) -> float:

@@ -128,9 +128,7 @@ def answer_input(model, tasks):
 
 def predict(path, name=None, file=None, device="auto"):
     """path: a run's folder, or its best/; name: of a task.   -> exit status"""
-    best = os.path.join(path, "best")
-    model = heads.MultitaskBert.from_pretrained(best if os.path.isdir(best) else path,
-                                                machine.find_device(device))
+    model = heads.load(path, machine.find_device(device))
     if name and name not in model.tasks:
         raise ValueError(f"--task {name}: this model has {', '.join(model.tasks)}")
     tasks = [model.tasks[name]] if name else list(model.tasks.values())
