@@ -102,6 +102,42 @@ def test_3_1_AdamW__groups_and_parameters_keep_apart():
                  "each group has its own lr, each parameter its own m, v and t")
 
 
+def test_3_1_AdamW__an_idle_parameter_between_two_others_stops_neither():
+    # As above, .891, .78309; the idle one stays at 1, and its first step is a first step.
+    p = [torch.nn.Parameter(torch.ones(1)) for _ in range(3)]
+    optimizer = optim.AdamW(p, lr=.1, weight_decay=.1, eps=1e-12)
+    p[0].grad, p[2].grad = torch.ones(1), torch.ones(1)
+    optimizer.step()
+    assert_close(torch.cat(p), [.891, 1, .891], 1e-6, mistakes={
+        "it stops at the first parameter without gradient; go on with the next":
+            [.891, 1, 1],
+        "None was taken for zero: an idle parameter decays": [.891, .99, .891],
+        "one idle parameter stops the whole step": [1, 1, 1]})
+    p[1].grad = torch.ones(1)
+    optimizer.step()
+    assert_close(torch.cat(p), [.78309, .891, .78309], 1e-6, mistakes={
+        "t is counted once for all parameters; each has its own": [
+            .78309, .91633, .78309]})
+
+
+def test_3_1_AdamW__betas_are_the_groups():
+    # β = ½: m = ½, v = ½, corrected 1 and 1; then m = -¾, v = 2¼, corrected -1, 3.
+    assert_close(one_weight([1.0, -2.0], theta=0.0, lr=.1, betas=(.5, .5), eps=0.0),
+                 [-.1, -.1 + .1 / 3 ** .5], 1e-9, mistakes={
+        "betas are not used: .9 and .999 were taken": [-.1, -.0633896473]})
+
+
+def test_3_1_AdamW__lr_may_change_from_step_to_step():
+    p = torch.nn.Parameter(torch.zeros(1))
+    optimizer = optim.AdamW([p], lr=.1, eps=0.0)
+    for lr in (.1, .5):
+        optimizer.param_groups[0]["lr"] = lr
+        p.grad = torch.ones(1)
+        optimizer.step()
+    assert_close(p, [-.6], 1e-5, mistakes={
+        "a step takes the lr that the optimizer was made with, not its group's": [-.2]})
+
+
 def test_3_1_AdamW__scale_of_the_gradient_does_not_matter():
     gradients = np.random.default_rng(0).normal(size=20)
     assert_close(one_weight(gradients, lr=.1, eps=0.0),
