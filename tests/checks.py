@@ -36,7 +36,11 @@ def assert_close(got, expected, tolerance=1e-6, hint="", relative=0.0, mistakes=
                       f"at [{', '.join(map(str, worst))}]")
     else:
         difference = f"the difference is {a - b:.3g}"
-    with np.printoptions(precision=6, threshold=12):
+    digits = 6
+    with np.printoptions(precision=digits, threshold=12):
+        if f"{a}" == f"{b}":            # two numbers that print alike
+            digits = 17
+    with np.printoptions(precision=digits, threshold=12):
         raise AssertionError("; ".join(
             part for part in (hint, difference, f"got {a}, expected {b}") if part))
 

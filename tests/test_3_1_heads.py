@@ -66,8 +66,9 @@ def test_3_1_tasks__D1_printed_losses_lose_what_the_labels_say():
 
 def test_3_1_tasks__each_has_the_divergence_of_its_loss():
     import smart
-    kinds = {heads.cross_entropy: smart.symmetric_kl, heads.squared_error:
-             smart.squared_difference, heads.binary_cross_entropy: smart.binary_symmetric_kl}
+    kinds = {heads.cross_entropy: smart.symmetric_kl,
+             heads.squared_error: smart.squared_difference,
+             heads.binary_cross_entropy: smart.binary_symmetric_kl}
     for losses in ({}, {"sst_loss": "mse", "sts_loss": "ce"}):
         for task in heads.tasks(**losses):
             assert task.divergence is kinds[task.loss], f"{task.name}, {losses}"
