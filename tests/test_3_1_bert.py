@@ -18,7 +18,8 @@ def test_3_1_attention__two_tokens_by_hand():
     q = torch.tensor([0.0, math.log(2)]).view(1, 1, 2, 1)
     v = torch.tensor([0.0, 1.0]).view(1, 1, 2, 1)
     assert_close(bert.attention(q, q, v).flatten(), [0.5, 0.617855], 1e-6, mistakes={
-        "softmax runs over the queries, not the keys": [.382145, .617855],
+        "softmax runs over the queries, not the keys, or the weights are transposed":
+            [.382145, .617855],
         "there is no softmax": [0, .480453]})
 
 
@@ -67,7 +68,8 @@ def test_3_1_attention__equals_torchs_own():
     mask = torch.ones(2, 7)
     mask[1, 4:] = 0
     assert_close(bert.attention(q, k, v, mask), oracles.torchs_attention(q, k, v, mask),
-                 1e-5)
+                 1e-5, mistakes={
+        "queries and keys are exchanged": oracles.torchs_attention(k, q, v, mask)})
 
 
 def test_3_1_attention__misshapen_mask_is_refused():
@@ -196,6 +198,10 @@ def test_3_1_BertLayer__one_token_by_hand():
             ("GELU is its tanh form", "", [1.415555, -1.057608, -.816784, .458838]),
             ("the first norm is missing", "", [1.425977, -.143119, -1.390844, .107986]),
             ("the last norm is missing", "", [4.524034, -2, -1.365379, 2]),
+            ("the last norm", " takes the place of the first too",
+             [1.370669, -1.193337, -.6724, .495068]),
+            ("the first norm", " takes the place of the last too",
+             [2.831178, -2.114958, -1.633826, .917606]),
             ("the two norms are swapped", "", [2.741338, -2.386673, -1.344801, .990136]),
             ("attention_dense", " was left out",
              [-1.165913, -.448698, .053703, 1.560908]))})

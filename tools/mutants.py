@@ -25,7 +25,7 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from tools.climber import climb
+from tools.climber import claim_of, climb
 from tools.mutant_list import EQUIVALENT, MUTANTS
 from tools.source import copy_tree, read, write
 
@@ -71,18 +71,21 @@ def mutated(function, old, new):
     return file, "".join([*lines[:first], body, *lines[end:]])
 
 
-def failures(folder, part):
-    """Run a part's tests on a copy.   -> ["claim: message", …] of those that fail"""
-    return [f"{r['name'].split('__', 1)[1].replace('_', ' ')}: {r['message']}"
-            for r in climb(folder, [part], limit=20.0) if r["state"] == "FAIL"]
+def failures(folder, part, until=None):
+    """Run a part's tests on a copy.   -> ["claim: message", …] of those that fail
+
+    until: words that end the search when a failure has them.
+    """
+    return [f"{claim_of(r['name'])}: {r['message']}"
+            for r in climb(folder, [part], 20.0, until) if r["state"] == "FAIL"]
 
 
-def attempt(folder, part, function, old, new):
+def attempt(folder, part, function, old, new, until=None):
     """Mutate, run, put the file back.   -> failures"""
     file, source = mutated(function, old, new)
     write(source, folder, file)
     try:
-        return failures(folder, part)
+        return failures(folder, part, until)
     finally:
         shutil.copyfile(os.path.join(ROOT, file), os.path.join(folder, file))
 
@@ -98,9 +101,10 @@ def try_chunk(job):
         raise ValueError(f"{part} fails without any mistake: {broken[0]}")
     lines = []
     for function, old, new, mistake, hint in mutants:
-        failed = attempt(folder, part, function, old, new)
+        failed = attempt(folder, part, function, old, new, hint)
         right = [line for line in failed if hint in line]
-        said = right[0].split(":")[0] if right else " | ".join(failed) or "no test fails"
+        said = right[0].split(":")[0] if right else (
+            " | ".join(line[:300] for line in failed) or "no test fails")
         state = "killed" if right else "UNCLEAR" if failed else "ALIVE"
         lines.append((bool(right), f"{state}  {part}  {function}: {mistake}  <-  {said}"))
     for function, old, new, reason in equivalents:
