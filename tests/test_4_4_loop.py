@@ -119,7 +119,7 @@ def events_of(*flags):
             events.append("AdamW")
     with noting(optim.FusedAdamW, "update", adamw), \
             noting(smart.Teacher, "follow", lambda *_: events.append("teacher")), \
-            noting(multitask, "treat", lambda *_: events.append("treat")), \
+            noting(multitask, "treat", lambda *_, **more: events.append("treat")), \
             noting(multitask, "backward", lambda *_: events.append("backward")):
         run(*flags)
     return events
@@ -174,9 +174,9 @@ def test_4_4_step__the_lr_used_and_logged_is_this_steps():
 def test_4_4_step__a_skipped_update_counts_for_the_schedule():
     original, count = multitask.treat, []
 
-    def skip_the_second(*args):
+    def skip_the_second(*args, **more):
         count.append(1)
-        return None if len(count) == 2 else original(*args)
+        return None if len(count) == 2 else original(*args, **more)
     with unittest.mock.patch.object(multitask, "treat", skip_the_second):
         out, result = run("--warmup", .5)
     steps = [line for line in log_of(out) if "lr" in line]
@@ -194,7 +194,7 @@ def test_4_4_step__a_skipped_update_moves_nothing():
     events = []
     with noting(optim.FusedAdamW, "update", lambda *_: events.append("AdamW")), \
             noting(smart.Teacher, "follow", lambda *_: events.append("teacher")), \
-            unittest.mock.patch.object(multitask, "treat", lambda *_: None):
+            unittest.mock.patch.object(multitask, "treat", lambda *_, **more: None):
         run("--smart")
     assert_equal(events, [], "θ or θ̃ moves although the gradient is not finite")
 
@@ -234,7 +234,7 @@ def test_4_4_seed__it_reaches_everything_that_is_drawn():
     for name in a.streams:
         assert a.streams[name].next().tolist() != b.streams[name].next().tolist(), (
             f"--seed does not reach the stream of {name}")
-    assert a.orders.permutation(50).tolist() != b.orders.permutation(50).tolist(), (
+    assert a.rng.permutation(50).tolist() != b.rng.permutation(50).tolist(), (
         "--seed does not reach the orders of surgery and vaccine")
 
 
@@ -263,7 +263,7 @@ def test_4_4_checkpoint__restores_everything():
     for _ in range(2):
         batches = [{name: a.next_batch(name) for name in rows}]
         multitask.backward(a.flat, batches, a.loss, rows)
-        multitask.treat(a.flat, multitask.regions(a.flat), rows, a.treatment, 1.0, a.orders)
+        multitask.treat(a.flat, multitask.regions(a.flat), rows, a.treatment, 1.0, a.rng)
         a.optimizer.step()
         a.teacher.follow(a.flat.theta, .5)
     a.skipped = 3
@@ -279,6 +279,6 @@ def test_4_4_checkpoint__restores_everything():
                      f"{name} is lost when a run is resumed")
     b.flat.check_views()
     assert_equal(sorted(before), sorted(
-        ["theta", "optimizer", "target", "teacher", "streams", "orders", "random",
+        ["theta", "optimizer", "treatment", "teacher", "streams", "rng", "random",
          "skipped"]))
     assert np.isfinite(b.treatment.target).all()

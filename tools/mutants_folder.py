@@ -75,10 +75,10 @@ MUTANTS = {
         ("plumbing.folder.compare", "if machine.get(name) != value:", "if False:",
          "no warning on another machine", "one warning")],
     "run_files": [
-        ("plumbing.sources.files_of", '(".json", ".txt", ".safetensors", ".bin")',
-         '(".json", ".safetensors", ".bin")', "vocab.txt not digested", "gets no digest"),
-        ("plumbing.sources.files_of", '(".json", ".txt", ".safetensors", ".bin")',
-         '(".json", ".txt", ".safetensors")', "pytorch_model.bin not digested",
+        ("plumbing.sources.files_of", "name in WEIGHT_FILES or",
+         'name == "config.json" or', "vocab.txt not digested", "gets no digest"),
+        ("plumbing.sources.files_of", '(".safetensors", ".bin", ".index.json")',
+         '(".safetensors", ".index.json")', "pytorch_model.bin not digested",
          "gets no digest")],
     "run_loop": [
         ("plumbing.loop.Stop.abandon", "if self.asked: ", "if False: ",
