@@ -113,6 +113,7 @@ def test_3_5_smoothness__an_inner_point_by_hand():
         return (1e-4 * w * x).sum((1, 2))
     smart.smoothness(f, torch.zeros(1, 2, 3), smart.squared_difference, eps,
                      noise=torch.full((1, 2, 3), .1 * eps))
+    assert len(seen) >= 3, "f runs on x, once for each step, and on x + δ: three passes"
     assert_close(seen[-1][0] / eps, want, 1e-3, "δ is not clamp(δ + 100 ε g / ‖g‖_∞)",
                  mistakes={
         "‖g‖ is each token's; it must be the row's": [[1, 1, .7], [1, 1, .1]],
@@ -160,6 +161,7 @@ def test_3_5_smoothness__the_start_is_noise_of_size_eps_off_the_padding():
     torch.manual_seed(0)
     smart.smoothness(f, torch.zeros(4, 50, 16), smart.squared_difference, .02,
                      attention_mask=mask)
+    assert len(seen) == 3, "f runs on x, once for each step, and on x + δ: three passes"
     start = seen[1]
     assert_close(start[mask == 1].std() / .02, 1.0, .05, "δ starts as N(0, ε²)", mistakes={
         "the noise lacks the factor ε": 50.0, "the noise is uniform": .577,
