@@ -31,7 +31,10 @@ def test_3_1_AdamW__constant_gradient_by_hand():
         "there is no weight decay": [.9, .8, .7],
         "there is no bias correction": [.67693451, .24945559, -.24311227],
         "only v's bias was corrected": [.9801, .951489, .91514511],
-        "only m's bias was corrected": [-2.14065488, -4.33350927, -6.09856273],
+        "there is no momentum: m is g": [0, -.52105263, -.88115576],
+        "v decays by β₁, not by β₂": [.891, .78054354, .66862773],
+        "only m's bias was corrected, or √v lacks its root":
+            [-2.14065488, -4.33350927, -6.09856273],
         "β₁ and β₂ are exchanged in the bias correction":
             [-98.01, -188.76729525, -272.00495046],
         "t stays at 1": [.891, .74904995, .58658467],
@@ -47,6 +50,9 @@ def test_3_1_AdamW__changing_gradients():
     assert_close(one_weight([1, -2, 3], theta=0.0, lr=.1, eps=0.0),
                  [-.1, -.0633896473, -.0977137553], 1e-9, mistakes={
         "β₁ and β₂ are exchanged": [-.1, -.0688182817, -.0988177516],
+        "√v lacks its root": [-3.16227766, -2.6444773, -2.93463114],
+        "there is no momentum: m is g": [-1, -.33435722, -.84665734],
+        "v decays by β₁, not by β₂": [-.1, -.06302166, -.0980852],
         "v is a mean of |g|, not of g²": [-.1, -.0527330860, -.1051702702],
         "m and v restart in every step": [-.1, -.0255863176, -.0894676776],
         "m, v and t restart in every step": [-.1, 0, -.1]})

@@ -29,7 +29,8 @@ def test_3_3_2_GradVac__D4_the_cosine_becomes_the_target():
         "w lacks ‖g_i'‖ / ‖g_j‖": [1, 1.06188022],
         "w has ‖g_j‖ / ‖g_i'‖ upside down": [1, .42475209],
         "w lacks its denominator √(1 - φᵀ²)": [1, 2.29903811],
-        "φᵀ_ji was taken for φᵀ_ij": [1, .87102987],
+        "the tilt lacks its denominator √(1 - φᵀ²)": [1, 2.5],
+        "φᵀ_ji was taken for φᵀ_ij": [1, .871029098],
         "the target is not used: that is surgery": [1, 1.5],
         "nothing was tilted: it must be if φ < φᵀ": [1, 0]})
     assert_close(cosine((C @ g)[0], g[1]), 0.5, 1e-9)

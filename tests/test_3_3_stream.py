@@ -3,6 +3,7 @@
 import numpy as np
 
 import data
+import multitask
 from tests.checks import assert_equal
 from tests.world import training_of
 
@@ -65,7 +66,7 @@ def test_3_3_Stream__restart_inside_a_group_drops_the_rest_of_it():
     fresh.position = [1, 0]
     assert_equal([stream.next().tolist()], [fresh.next().tolist()],
                  "a restart must begin a new order", mistakes={
-        "restart() goes on with the old group of batches": old})
+        "restart() goes on with the old order": old})
 
 
 def test_3_3_Stream__every_group_of_batches_is_shuffled_by_itself():
@@ -101,6 +102,16 @@ def test_3_3_plan__D18_left_over_batches_are_carried_into_the_next_epoch():
     _, plan = training_of("--epochs", "3", "--accumulate", "4")
     # 40 examples: 10 batches an epoch; after 10, 20, 30 batches 2, 5, 7 updates are whole.
     assert_equal([len(epoch) for epoch in plan], [2, 3, 2])
+
+
+def test_3_3_plan__an_epoch_is_as_long_as_STS_or_else_the_smallest_set():
+    def length(batches, **more):
+        return len(multitask.plan(batches, False, 1, **more)[0])
+    batches = {"sst": 5, "para": 9, "sts": 7}
+    assert_equal(length(batches), 7, mistakes={"the smallest set makes an epoch": 5,
+                                               "the largest set makes an epoch": 9})
+    assert_equal(length({"sst": 5, "para": 9}), 5, "without STS the smallest set does")
+    assert_equal(length(batches, aligned="para"), 9, "--align is not obeyed")
 
 
 def test_3_3_plan__stops_after_max_steps_however_many_epochs_there_are():

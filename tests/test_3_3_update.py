@@ -37,6 +37,8 @@ def test_3_3_FlatParameters__blocks_follow_each_other_and_matrices_come_first():
     edges = [edge for block in flat.blocks.values()
              for edge in (block.span.start, block.span.stop)]
     assert edges[0] == 0 and edges[-1] == len(flat.theta) and edges[1:-1:2] == edges[2::2]
+    order = [leaf.decays for leaf in flat.leaves if leaf.block == "layer 1"]
+    assert_equal(order, [True, False], "matrices come first, then biases and gains")
     for leaf in flat.leaves:
         inside = [p for name, p in model.named_parameters()
                   if leaf.span.start <= flat.place[name].start < leaf.span.stop]

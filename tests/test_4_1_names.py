@@ -1,5 +1,6 @@
 """4.1 Names of tensors, dropout of a loaded model, scripts that BERT tells apart."""
 
+import json
 import os
 import struct
 import tempfile
@@ -8,9 +9,9 @@ import torch
 
 import bert
 import data
-from plumbing import safetensors
+from plumbing import safetensors, vocabulary
 from tests.checks import assert_equal
-from tests.world import small_bert
+from tests.world import WORDS, small_bert, write_file
 
 # Hugging Face's name of each tensor of a layer: {its name here: its name there}.
 LAYER = {"query": "attention.self.query", "key": "attention.self.key",
@@ -72,6 +73,26 @@ def test_4_1_from_pretrained__dropout_is_set_everywhere():
     assert_equal(usual.layers[0].attention_dropout, .1, "without a value: config.json's")
 
 
+def test_4_1_vocabulary__the_longest_added_token_is_found_first():
+    added = [vocabulary.Added("foo", 1), vocabulary.Added("foobar", 2)]
+    found, ids = vocabulary.pattern(added, str)
+    assert_equal(found.split("xfoobary"), ["x", "foobar", "y"], mistakes={
+        "the shortest added token is found first": ["x", "foo", "bary"]})
+    assert_equal(ids, {"foo": 1, "foobar": 2})
+
+
+def test_4_1_vocabulary__tokens_added_later_are_not_written_into_vocab_txt():
+    folder, place = write_file("\n".join(WORDS), "vocab.txt"), tempfile.mkdtemp()
+    with open(os.path.join(folder, "added_tokens.json"), "w") as file:
+        json.dump({"[E1]": len(WORDS)}, file)
+    data.WordPiece(folder).save(place)
+    with open(os.path.join(place, "vocab.txt"), encoding="utf-8") as file:
+        assert_equal(len(file.read().split()), len(WORDS),
+                     "added tokens were written into vocab.txt")
+    assert_equal(len(data.WordPiece(place).tokens), len(WORDS) + 1,
+                 "added tokens are lost")
+
+
 def test_4_1_safetensors__the_data_begins_at_a_multiple_of_8():
     for number in range(8):             # names of all lengths modulo 8
         path = os.path.join(tempfile.mkdtemp(), "m")
@@ -93,6 +114,7 @@ def test_4_1_basic_tokens__scripts_that_are_split_and_scripts_that_are_not():
             ("\u0915\u0940", "\u0915\u0940",
              "spacing marks (Mc), such as Hindi vowels, were dropped like accents"),
             ("\u0915\u094d", "\u0915", "marks without width (Mn) must be dropped"),
+            ("a^b`c~d", "a ^ b ` c ~ d", "ASCII symbols count as punctuation"),
             ("x\u301cy\u2014z", "x \u301c y \u2014 z", "punctuation beyond ASCII")):
         assert_equal(" ".join(data.basic_tokens(text)), want, why)
 

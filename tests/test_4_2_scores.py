@@ -35,6 +35,7 @@ def test_4_2_pearson__by_hand():
         "it is r², the square": 27 / 28,
         "it is the covariance, divided by n, or Spearman's, on ranks": 1.0,
         "it is the covariance, not divided": 3.0, "the root is missing": 9 / 28,
+        "the root is missing, behind deviations that were scaled": 15 / 28,
         "a sum was divided by n, the other by n - 1": 2 / math.sqrt(28 / 3),
         })
     assert_close(heads.pearson([1, 2, 9], [1, 2, 3]), .917663, 1e-5, mistakes={
@@ -60,6 +61,7 @@ def test_4_2_overall_score__D12_recomputes_the_reports_column():
         return heads.overall_score(dict(zip(heads.tasks(), scores)))
     assert_close(overall(.517, .871, .891), .778, 5e-4, mistakes={
         "r was not moved to (r + 1) / 2": .759667,
+        "r was halved, not moved to (r + 1) / 2": .611167,
         "the scores were added up, not averaged": 2.3335})
     assert_close(overall(.52, .43, .057), .493, 5e-4)           # printed 0.0493
     assert_close(overall(.521, .854, .887), .773, 5e-4)         # printed 0.772

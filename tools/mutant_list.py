@@ -44,4 +44,7 @@ EQUIVALENT = {
     "3.5 smoothness": [
         ("smart.symmetric_kl", "((log_p.exp() - log_q.exp()) * (log_p - log_q))",
          "((log_q.exp() - log_p.exp()) * (log_q - log_p))", "it is symmetric")],
+    "3.5 objective": [
+        ("smart.objective", "        set_random_state(end_state, device)\n", "",
+         "the teacher has drawn as many numbers as the model")],
 }

@@ -19,7 +19,7 @@ MUTANTS = {
         ("heads.overall_score", "task.metric is pearson", 'task.name == "sts"',
          "task recognised by its name", "recognised by its task's name"),
         ("heads.overall_score", "(score + 1) / 2", "score / 2", "r halved, not moved",
-         "overall score"),
+         "r was halved"),
         ("heads.pearson", "values = values / (np.abs(values).max() or 1) ",
          "values = np.argsort(np.argsort(values)).astype(float) ", "Spearman's",
          "Spearman"),
@@ -43,7 +43,7 @@ MUTANTS = {
         ("heads.all_logits", "model.eval()", "pass", "evaluated under dropout",
          "under dropout"),
         ("heads.all_logits", "with torch.no_grad():", "if True:", "gradients recorded",
-         "records gradients"),
+         "requires grad"),
         ("heads.evaluate",
          "task.predict(all_logits(model, task, dataset, tokenizer, **where)).numpy()",
          ("task.predict(all_logits(model, task, dataset, tokenizer, "
