@@ -5,6 +5,7 @@ from tools import (
     mutants_folder,
     mutants_runs,
     mutants_smart,
+    mutants_tools,
     mutants_updates,
     mutants_weights,
 )
@@ -18,6 +19,7 @@ MUTANTS = {
     **mutants_weights.MUTANTS,
     **mutants_runs.MUTANTS,
     **mutants_folder.MUTANTS,
+    **mutants_tools.MUTANTS,
 }
 
 # What no test can notice, because it is the same function; and why.

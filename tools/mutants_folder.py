@@ -3,7 +3,16 @@
 MUTANTS = {
     "run_download": [
         ("plumbing.sources.is_right", "return size == expected[0] and",
-         "return size == expected[0] or", "digests not compared", "should be")],
+         "return size == expected[0] or", "digests not compared", "should be"),
+        ("plumbing.sources.is_right", 'b"blob %d\\0" % size', 'b""', "no git blob",
+         "download"),
+        ("plumbing.sources.download", "if not is_right(partial, expected):", "if False:",
+         "download not checked", "not the file it should be"),
+        ("plumbing.sources.download", "if is_right(path, expected):", "if False:",
+         "fetched again", "not fetched again"),
+        ("plumbing.sources.download",
+         "if os.path.exists(partial):\n                    os.remove(partial)", "pass",
+         "half a file left", "must not stay")],
     "run_machine": [
         ("plumbing.machine.set_random_states", 'if "cuda" in states:', "if False:",
          "GPU: generators not restored", "GPU's generators are not restored"),
@@ -127,4 +136,22 @@ MUTANTS = {
         ("plumbing.folder.finite",
          "return {key: finite(entry) for key, entry in value.items()}", "return value",
          "nested NaN kept", "not finite")],
+    "run_console": [
+        ("plumbing.console.lenient", 'errors="stand-in"', 'errors="strict"',
+         "an encoding ends the program", "no encoding"),
+        ("plumbing.console.Lenient.write", "except BrokenPipeError:",
+         "except ZeroDivisionError:", "told of a reader that left", "leaves early"),
+        ("plumbing.console.Lenient.write", "self.told = True", "pass", "told at each line",
+         "named once"),
+        ("plumbing.console.prepare", "if stream is None:", "if False:",
+         "a closed stream ends the program", "closed streams"),
+        ("plumbing.console.prepare", "<= 2:", "<= -1:",
+         "a file takes a closed stream's number", "closed streams number")],
+    "run_printable": [
+        ("plumbing.console", "UNSAFE = [*range(0x20), ", "UNSAFE = [",
+         "escape sequences printed", "escape sequences"),
+        ("plumbing.console", "*range(0x202A, 0x202F), ", "", "direction marks printed",
+         "directions"),
+        ("plumbing.console.printable", '[:limit - 1] + "…"', "",
+         "no mark of what was cut off", "length is bounded")],
 }
