@@ -271,7 +271,13 @@ def steps_of(folder, plan, every=100, stop_at=None):
 def test_run_loop__steps_go_on_after_the_last_checkpoint():
     plan = ["ab", "cde"]
     every = [(0, 0, "a"), (0, 1, "b"), (1, 2, "c"), (1, 3, "d"), (1, 4, "e")]
-    assert_equal(steps_of(FakeFolder(), plan), every)
+    assert_equal(steps_of(FakeFolder(), plan), every, mistakes={
+        "items are not counted from their epoch's beginning": [
+            (0, 0, "a"), (0, 1, "a"), (1, 2, "c"), (1, 3, "c"), (1, 4, "c")],
+        "steps are counted anew in each epoch": [(0, 0, "a"), (0, 1, "b"), (1, 2, "e")]})
+    session = loop.Loop(FakeFolder({"step": 2, "epochs": 1}), dict, 5, 100)
+    assert_equal([epoch for epoch, _ in session.epochs(plan)], [1],
+                 "a finished epoch, with its evaluation, is done again after a resume")
     for step, epochs, left in ((1, 0, 1), (2, 1, 2), (3, 1, 3), (2, 0, 2)):
         found = steps_of(FakeFolder({"step": step, "epochs": epochs}), plan)
         assert_equal(found, every[left:], f"resumed after {step} steps")

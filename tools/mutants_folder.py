@@ -27,10 +27,13 @@ MUTANTS = {
          "small ε in bfloat16", "choice says why")],
     "run_checkpoint": [
         ("plumbing.folder.replace",
-         ('    temporary = path + ".new"\n',
+         ("    try:\n        with naming(temporary):",
           "    if keep:\n        keep()\n"),
 
-         ('    temporary = path + ".new"\n    if keep:\n        keep()\n',
+         (("    if keep is not None:\n"
+           "        keep()\n"
+           "    try:\n"
+           "        with naming(temporary):"),
           ""),
          "old checkpoint moved away first", "moved away before the new one"),
         ("plumbing.folder.load_checkpoint", "weights_only=True", "weights_only=False",
@@ -114,11 +117,11 @@ MUTANTS = {
          "if self.stop.asked:\n                raise Interrupted", "pass",
          "signals ignored", "signal ends the loop"),
         ("plumbing.loop.Loop.epochs", "if epoch >= self.finished_epochs:", "if True:",
-         "finished epochs again", "resumed after"),
+         "finished epochs again", "done again after a resume"),
         ("plumbing.loop.Loop.steps", "items[step - first]", "items[step - self.step]",
-         "items counted from the resume", "resumed after"),
+         "items counted from the resume", "not counted from their epoch"),
         ("plumbing.loop.Loop.epochs", "first += len(items)", "pass",
-         "steps counted from each epoch", "loop"),
+         "steps counted from each epoch", "counted anew in each epoch"),
         ("plumbing.loop.check_divergence", "skipped_in_a_row >= 20",
          "skipped_in_a_row >= 10", "10 skipped steps end it", "diverged"),
         ("plumbing.loop.check_divergence", "if not torch.isfinite(theta).all():",
