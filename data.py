@@ -93,6 +93,9 @@ class WordPiece:
         self.settings = v.lower_case, v.strip_accents, v.chinese
         self.seen = {}          # raw word -> its ids
 
+    def __deepcopy__(self, memo):
+        return self             # it never changes: SMART's teacher shares the model's
+
     def save(self, folder):
         """Write vocab.txt and tokenizer_config.json as they were when they were loaded."""
         self.vocabulary.save(folder)
