@@ -129,9 +129,9 @@ def identity(logits):
 def tasks(sst_loss="ce", sts_loss="mse") -> tuple:
     """The report's three tasks, in the order SST, paraphrase, STS.   [report 3.1, D1]
 
-    sst_loss, sts_loss: "ce" or "mse". sst_loss "mse" predicts sentiment as a number, rounded
-    to a class; sts_loss "ce" takes the similarity, rounded, as one of the six classes 0 to
-    5. Raises ValueError for another loss.
+    sst_loss, sts_loss: "ce" or "mse". sst_loss "mse" predicts sentiment as a number,
+    rounded to a class; sts_loss "ce" takes the similarity, rounded, as one of the six
+    classes 0 to 5. Raises ValueError for another loss.
     """
     for name, value in (("sst_loss", sst_loss), ("sts_loss", sts_loss)):
         if value not in ("ce", "mse"):

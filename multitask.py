@@ -104,7 +104,7 @@ def check_gram(gram) -> np.ndarray:
 def draw_orders(K, rng):
     """For each task i, a random order of the others; the same for all units."""
     if rng is None:
-        raise ValueError("needed orders, or rng, a numpy Generator to draw them; got neither")
+        raise ValueError("needed orders, or rng, a numpy Generator to draw them from")
     return [[j for j in rng.permutation(K).tolist() if j != i] for i in range(K)]
 
 
@@ -306,9 +306,9 @@ def treat(flat, regions: list, rows: dict, treatment, clip=0.0, rng=None, losses
 
     regions: see regions(). rows: {task: row of G} for the tasks of this step. treatment:
     see TREATMENTS, such as pcgrad. clip: the largest norm of the update, or 0. losses: each
-    task's own [k], for a treatment that asks for them. A step has one task, or all. Returns Treated, or None if some gradient is not
-    finite (then no state was touched), or the treatment's result is not. Raises ValueError
-    if that has a wrong shape.
+    task's own [k], for a treatment that asks for them. A step has one task, or all. Returns
+    Treated, or None if some gradient is not finite (then no state was touched), or the
+    treatment's result is not. Raises ValueError if that has a wrong shape.
     Trap: heads stay out. With them inside the vectors, ‖g_j‖² counts numbers that g_i
     doesn't have, so the projection falls short, and adding g_j to g_i moves task j's head.
     """

@@ -78,8 +78,8 @@ TABLE_1 = [
     Row("SMART + GVAC + RR + CON + HLH", "gvac", smart=True, con=True, hlh=True,
         accumulate=2, lr=3e-5, para_first=5),
 ]
-# For the sample's BERT of 0.8 million parameters, whatever the flags, so that rows differ in
-# one thing. The best of learning rates 5e-4 to 3e-3 and 6 or 8 epochs, with rr --con.
+# For the sample's small BERT, whatever the flags, so that rows differ in one thing. The best
+# of learning rates 5e-4 to 3e-3 and 6 or 8 epochs, with rr --con.
 SAMPLE_ROW = Row("the sample", epochs=8, lr=2e-3, warmup=0.1, pool="mean")
 
 
@@ -199,28 +199,20 @@ class Training:
         self.skipped = state["skipped"]
 
 
-def load_model(weights, seed, dropout=None, **settings) -> heads.MultitaskBert:
-    """The model with its tokenizer; the seed draws the heads' initial weights.
-
-    settings: con, hlh, pool, sst_loss, sts_loss. Trap: seed before the model is made, not
-    only before training, or two runs with one seed start from different heads.
-    """
-    torch.manual_seed(seed)
-    encoder = bert.BertModel.from_pretrained(weights, dropout,
-                                             pooler=settings["pool"] == "cls")
-    tokenizer = data.WordPiece(weights, encoder.config.vocab_size)
-    return heads.MultitaskBert(encoder, **settings, tokenizer=tokenizer)
-
-
 def prepare(args, device, autocast) -> tuple:
     """-> (Training, names of missing files).   Raises ValueError, OSError
 
-    The order matters: the model is made under the seed and moved to its device, and then
-    its parameters become views of θ; nothing may move them any more.
+    The order matters: the model is moved to its device, and then its parameters become
+    views of θ; nothing may move them any more.
     """
-    model = load_model(
-        args.weights, args.seed, args.dropout, con=args.con, hlh=args.hlh, pool=args.pool,
-        sst_loss=args.sst_loss, sts_loss=args.sts_loss)
+    # Trap: seed before the model is made, not only before training, or two runs with one
+    # seed start from different heads.
+    torch.manual_seed(args.seed)
+    encoder = bert.BertModel.from_pretrained(args.weights, args.dropout,
+                                             pooler=args.pool == "cls")
+    tokenizer = data.WordPiece(args.weights, encoder.config.vocab_size)
+    model = heads.MultitaskBert(encoder, args.con, args.hlh, args.pool, args.sst_loss,
+                                args.sts_loss, tokenizer)
     used = {name: task for name, task in model.tasks.items()
             if name in args.tasks or name in heads.REPORT}
     sets, missing = data.load_sets(args.data, used, args.tasks, model.tokenizer)
@@ -238,8 +230,8 @@ def prepare(args, device, autocast) -> tuple:
     separate = args.option not in ("seq", "rr")
     rows = {name: k if separate else 0 for k, name in enumerate(args.tasks)}
     flat = optim.FlatParameters(model.blocks(), len(set(rows.values())))
-    # A batch contains 500 of 30,000 words. With sparse gradients only their rows are added to
-    # G; otherwise autograd fills a whole table with zeros first. (A GPU does that faster.)
+    # A batch contains 500 of 30,000 words. With sparse gradients only their rows are added
+    # to G; otherwise autograd first fills a whole table with zeros, which GPUs do faster.
     model.bert.word_embeddings.sparse = device.type == "cpu"
     regions = multitask.regions(flat, args.vaccine_granularity)
     return Training(
@@ -396,9 +388,8 @@ def train(args, source) -> int:
     training, missing = prepare(args, device, autocast)
     plan = make_plan(args, training.sets["train"])
     # The folder comes last, so that a refusal leaves nothing behind.
-    files = sources.files_of(training.sets, args.weights)
-    if plugins.is_outside(args.option):
-        files.update(plugins.files_of(args.option))
+    files = {**sources.files_of(training.sets, args.weights),
+             **plugins.files_of(args.option)}
     here = machine.description(device, precision)
     if args.resume:
         folder.compare(settings, args.resume, files, here)

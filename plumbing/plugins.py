@@ -31,7 +31,7 @@ def load(option: str):
 def files_of(option: str) -> dict:
     """What a run with this --option depends on.   -> {name: path}, for its digests"""
     path = option.rpartition(":")[0]
-    if path == "torchjd":
+    if path in ("", "torchjd"):
         return {}
     return {os.path.join("option", os.path.basename(path)): path}
 
