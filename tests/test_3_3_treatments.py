@@ -139,7 +139,7 @@ def test_3_3_task_weights__multiply_the_losses_and_the_log_stays():
 
 def test_3_3_treatment__a_weighting_of_torchjd_by_its_name():
     skip_without_torchjd()
-    treatment = plugins.PerUnit(plugins.load("torchjd:PCGrad"), 1, multitask.call)
+    treatment = plugins.PerUnit(plugins.load("torchjd:PCGrad"), 1, multitask.call_treatment)
     # the example of torchjd's own documentation, J = [[-4, 1, 1], [6, 1, 1]]
     assert_close(treatment(np.array([[[18.0, -22], [-22, 38]]])), [[2.222222, 1.578947]], 1e-5)
     vaccine = plugins.load("torchjd:GradVac,beta=0.25")()
