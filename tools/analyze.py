@@ -225,9 +225,10 @@ def paraphrase(dev):
         Paragraph(
             f"Of {len(p)} pairs {share((~wrong).sum(), len(p))} are right. False "
             f"positives: {share(positive, (~true).sum())} of the {(~true).sum()} that are "
-            f"none; false negatives: {share(negative, true.sum())} of the {true.sum()} that "
-            f"are. Mean probability {p[~true].mean():.3f} and {p[true].mean():.3f}. (The report: "
-            f"\"more likely\" a \"false positive\" than a \"false negative\".)"),
+            f"none; false negatives: {share(negative, true.sum())} of the {true.sum()} "
+            f"that are. Mean probability {p[~true].mean():.3f} and {p[true].mean():.3f}. "
+            f"(The report: \"more likely\" a \"false positive\" than a \"false "
+            f"negative\".)"),
         Figure("figure2", "Figure 2: errors on paraphrase, dev", draw),
         Paragraph("Worst, the surest first (p: predicted probability of a paraphrase):"),
         examples(dev, [i for i in surest if wrong[i]][:EXAMPLES], "p", p),

@@ -102,8 +102,8 @@ def ngram_score(task, train, dev):
     columns = columns_of(train)
     X, X_dev = matrix(train, columns), matrix(dev, columns)
     y = torch.tensor(train.labels)
-    return max(task.metric(task.predict((X_dev @ fit(task, X, y, penalty)).squeeze(-1)),
-                           dev.labels) for penalty in PENALTIES)
+    logits = [(X_dev @ fit(task, X, y, penalty)).squeeze(-1) for penalty in PENALTIES]
+    return max(task.metric(task.predict(z).numpy(), dev.labels) for z in logits)
 
 
 def with_overall(scores):

@@ -125,7 +125,7 @@ def markdown(result):
     printed = {row.name: row.table_2 if split == "dev" else row.table_3 for row in ROWS}
     header = ["row", "SST acc.", "para acc.", "STS r", "overall", "seeds",
               "minutes a seed", "the report: SST, para, STS, overall"]
-    table = [header, ["---"] * len(header)]
+    table = []
     for name, found in result.baselines.items():
         table.append([f"*{name}*", *(short(found[key]) for key in columns), "", "", ""])
     for row in result.rows:
@@ -138,6 +138,7 @@ def markdown(result):
              f"`{result.weights}`; mean ± sd over the seeds 0, 1, …")
     return "\n".join([
         title, *(f"Machine: {words}." for words in result.machines), "",
+        f"| {' | '.join(header)} |", "|" + "---|" * len(header),
         *(f"| {' | '.join(cells)} |" for cells in table), "",
         "The commands, each with `--seed N`:", "",
         *(f"- {row.row}: {', '.join(f'`{line}`' for line in row.commands)}"
