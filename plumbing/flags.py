@@ -5,6 +5,8 @@ flags that contradict each other, and flags that would change nothing.
 import argparse
 import math
 
+from plumbing import command
+
 
 def text(value):
     """An argparse type: anything but the empty string, which a script's unset variable is.
@@ -52,10 +54,8 @@ def given(parser, argv):
 def parser():
     """One flag for one ablation. None is filled in from Table 1."""
     whole, share, amount = number(int, 1), number(float, 0, 1), number(float, 0)
-    # Without the usage, which argparse would print before every error: 17 lines of flags.
-    p = argparse.ArgumentParser(description="Fine-tune one BERT for sentiment, paraphrase "
-                                "and similarity.", allow_abbrev=False,
-                                usage=argparse.SUPPRESS)
+    p = command.Parser(description="Fine-tune one BERT for sentiment, paraphrase and "
+                       "similarity.")
     g = p.add_argument_group("what the report compares")
     g.add_argument("--option", choices=["seq", "rr", "pcgrad", "gvac"], default="rr",
                    help="sequential (Algorithm 1), round robin (Algorithm 2), with "

@@ -124,14 +124,19 @@ class Folder:
 
     def __init__(self, path, settings):
         self.path, self.state, self.settings_digest = path, None, settings.get("digest")
+        self.created = False    # by this process?
         self.saving = 0.0       # seconds spent on checkpoints
         self.metrics = open(self / "metrics.jsonl", "ab")
         try:
             lock(self.metrics)
-        except OSError:
-            self.metrics.close()
-            raise ValueError(f"another process is using {path}; wait for its end, or stop "
-                             f"it") from None
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                self.metrics.close()
+                raise ValueError(f"another process is using {path}; wait for its end, or "
+                                 f"stop it") from None
+            # Some network drives know no locks.
+            warnings.warn(f"{path} cannot be locked ({error.strerror}): do not use it from "
+                          f"two processes")
         self.metrics_digest = hashlib.sha256()
 
     def __truediv__(self, name) -> str:
@@ -144,6 +149,7 @@ class Folder:
         os.makedirs(path, exist_ok=True)
         settings = {**settings, "digest": content_digest(settings)}
         folder = cls(path, settings)
+        folder.created = True
         write_json(folder / "args.json", settings)
         return folder
 
@@ -183,7 +189,35 @@ class Folder:
                              f"another run; put the right one back, or start a new run")
         if not os.path.exists(self / "best") and os.path.exists(self / "best.old"):
             os.replace(self / "best.old", self / "best")
-        self.saving = (self.state or {}).get("saving", 0.0)
+        if self.state:
+            self.check_state(self / name)
+
+    def check_state(self, path):
+        """What this module and loop.py read of a checkpoint. A digest only says it is whole.
+        """
+        kinds = {"metrics_bytes": int, "metrics_digest": str, "saving": float, "step": int,
+                 "epochs": int, "seconds": float, "best": (dict, type(None))}
+        wrong = [name for name, kind in kinds.items()
+                 if not isinstance(self.state.get(name, 0 if kind == float else self), kind)]
+        if wrong:
+            raise ValueError(f"{path} has no right {wrong[0]}, so no run of this version "
+                             f"wrote it; resume it with the version that did")
+        if self.state["best"] and not os.path.isdir(self / "best"):
+            raise ValueError(f"{self / 'best'} is missing, the best model so far, which "
+                             f"the run would not train again; put it back, or start a new "
+                             f"run")
+        self.saving = self.state["saving"]
+
+    def restore(self, restore):
+        """Let restore(state) take what the checkpoint holds.   Raises ValueError"""
+        try:
+            restore(self.state)
+        except (KeyError, IndexError, TypeError, AttributeError, RuntimeError,
+                ValueError) as error:
+            raise ValueError(f"the checkpoint in {self.path} (last.pt) is whole, but does "
+                             f"not fit this run ({type(error).__name__}: "
+                             f"{str(error)[:80]}); resume it with the version that wrote "
+                             f"it") from None
 
     def cut_metrics(self):
         """Cut metrics.jsonl back to the lines that the checkpoint counts."""
@@ -237,10 +271,14 @@ class Folder:
         """
         temporary, old = self / (name + ".new"), self / (name + ".old")
         shutil.rmtree(temporary, ignore_errors=True)
-        with naming(temporary):
-            write(temporary)
-            for file in os.listdir(temporary):
-                sync(os.path.join(temporary, file))
+        try:
+            with naming(temporary):
+                write(temporary)
+                for file in os.listdir(temporary):
+                    sync(os.path.join(temporary, file))
+        except BaseException:           # a full disk needs the room
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         shutil.rmtree(old, ignore_errors=True)
         if os.path.exists(self / name):
             os.replace(self / name, old)
@@ -249,7 +287,7 @@ class Folder:
 
     def close(self):
         """If no step was ever logged, the start failed: remove what create() has made."""
-        nothing = self.metrics.tell() == 0 and not os.path.exists(self / "last.pt")
+        nothing = self.created and self.metrics.tell() == 0
         with contextlib.suppress(OSError):      # lines that the last checkpoint lacks
             self.metrics.close()
         if nothing:
