@@ -3,6 +3,7 @@
 import os
 import pathlib
 import tempfile
+import unittest.mock
 
 import numpy as np
 import torch
@@ -10,9 +11,10 @@ import torch
 import bert
 import data
 import multitask
+import smart
 from tests import ROOT
 from tests.checks import assert_close, assert_equal
-from tests.world import SMALL, gram_of, run_tool
+from tests.world import SMALL, gram_of, run_tool, tiny_world
 from tools import bench, timing
 
 
@@ -81,6 +83,19 @@ def test_tools_bench__a_roofline_is_operations_over_speed_plus_bytes_over_bandwi
     machine.speed, machine.bandwidth = {(timing.FLOAT32, 16): 1000.0}, 50.0
     config = bert.BertConfig(**SMALL)
     assert_close(machine.roofline(config, 500, timing.FLOAT32, 100), .5 + 2)
+
+
+def test_tools_bench__our_side_takes_the_step_of_train():
+    folder, weights = tiny_world()
+    with unittest.mock.patch.object(bench, "BATCH_SIZE", 4):
+        setup = bench.Setup(folder, weights, "cpu")
+        ours = bench.Ours(setup, setup.shapes["weights"], timing.FLOAT32, "gvac",
+                          smart.Settings())
+        theta = ours.flat.theta.clone()
+        losses, said = ours.step(ours.median_batches())
+    assert not torch.equal(ours.flat.theta, theta)
+    assert {"loss_sst", "smooth_para", "bregman_sts"} <= set(losses)
+    assert "target_sst_para" in said
 
 
 def test_tools_bench__words_that_name_no_measurement_are_refused():

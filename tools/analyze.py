@@ -356,8 +356,11 @@ def main(argv=None):
     p.add_argument("run", metavar="RUN", help="the folder of a finished run of train.py")
     p.add_argument("--data", metavar="DIR", help="where its data is now (where it was)")
     p.add_argument("--out", metavar="DIR", help="for the page and figures (RUN/analysis)")
-    args = p.parse_args(argv)
-    return command.one_line(lambda: analyze(args.run, args.data, args.out))
+
+    def run():
+        args = p.parse_args(argv)
+        return analyze(args.run, args.data, args.out)
+    return command.one_line(run)
 
 
 if __name__ == "__main__":

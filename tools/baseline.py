@@ -141,9 +141,9 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
                                      allow_abbrev=False)
     parser.add_argument("--data", metavar="DIR", help="as in train.py")
-    args = parser.parse_args(argv)
 
     def compare():
+        args = parser.parse_args(argv)
         folder, _ = sources.find(args.data, sources.SAMPLE)
         for name, scores in (("n-grams", ngram_scores(folder)),
                              ("majority", majority_scores(folder))):

@@ -472,14 +472,15 @@ def main(argv=None):
                    help="cpu: processor time, for one thread on a busy machine (wall)")
     p.add_argument("--out", metavar="PATH", help=".json and .md (results/bench-DEVICE-N)")
     p.add_argument("--child", metavar="SHAPE", help=argparse.SUPPRESS)
-    args = p.parse_args(argv)
-    for word in args.words:
-        if not any(word in name for name in MEASUREMENTS):
-            p.error(f"no measurement is called {word}; there are {', '.join(MEASUREMENTS)}")
-    chosen = [name for name in MEASUREMENTS
-              if not args.words or any(word in name for word in args.words)]
 
     def run():
+        args = p.parse_args(argv)
+        for word in args.words:
+            if not any(word in name for name in MEASUREMENTS):
+                p.error(f"no measurement is called {word}; there are "
+                        f"{', '.join(MEASUREMENTS)}")
+        chosen = [name for name in MEASUREMENTS
+                  if not args.words or any(word in name for word in args.words)]
         clock = time.process_time if args.clock == "cpu" else time.perf_counter
         folder, weights = sources.find(args.data, args.weights)
         setup = Setup(folder, weights, args.device, clock, args.repeats, args.steps)
