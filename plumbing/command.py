@@ -8,7 +8,7 @@ import warnings
 
 from plumbing import console
 
-LONGEST = 1000      # characters of a message
+LONGEST = 800      # characters of a message
 
 
 class Parser(argparse.ArgumentParser):

@@ -41,6 +41,23 @@ def task_list(text):
     return [name for name in ("sst", "para", "sts") if name in names]
 
 
+def accepts(action, value):
+    """Is `value` what a parser's flag could have become?   action: of parser._actions"""
+    if action.nargs == 0:
+        return isinstance(value, bool)
+    try:
+        for part in [value] if action.nargs is None else value or []:
+            # task_list makes a list of one word.
+            word = ",".join(part) if isinstance(part, list) else str(part)
+            made = (action.type or str)(word)
+            if part is not None and (type(made), made) != (type(part), part) or (
+                    action.choices and part not in [None, *action.choices]):
+                return False
+    except (argparse.ArgumentTypeError, TypeError, ValueError):
+        return value is None
+    return True
+
+
 def given(parser, argv):
     """{name: "given" or "default"}: which flags the caller wrote out."""
     # With every default None, what is left None was not given.

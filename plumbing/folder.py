@@ -25,6 +25,8 @@ import warnings
 
 import torch
 
+from plumbing import flags, reading
+
 if os.name == "nt":
     import msvcrt
 else:
@@ -193,15 +195,16 @@ class Folder:
             self.check_state(self / name)
 
     def check_state(self, path):
-        """What this module and loop.py read of a checkpoint. A digest only says it is whole.
+        """Raise ValueError if the checkpoint lacks what this module and loop.py need.
+
+        Its digest is right by now, but only says that somebody wrote it so.
         """
         kinds = {"metrics_bytes": int, "metrics_digest": str, "saving": float, "step": int,
                  "epochs": int, "seconds": float, "best": (dict, type(None))}
-        wrong = [name for name, kind in kinds.items()
-                 if not isinstance(self.state.get(name, 0 if kind == float else self), kind)]
-        if wrong:
-            raise ValueError(f"{path} has no right {wrong[0]}, so no run of this version "
-                             f"wrote it; resume it with the version that did")
+        for name, kind in kinds.items():
+            if not isinstance(self.state.get(name, path), kind) or name not in self.state:
+                raise ValueError(f"{path} has no {name} that this version can use; resume "
+                                 f"the run with the version that wrote it")
         if self.state["best"] and not os.path.isdir(self / "best"):
             raise ValueError(f"{self / 'best'} is missing, the best model so far, which "
                              f"the run would not train again; put it back, or start a new "
@@ -343,22 +346,15 @@ def new_settings(args, source, files, machine) -> dict:
 
 def read_settings(path) -> dict:
     """args.json of the run at `path`.   Raises ValueError if there is none."""
-    try:
-        with open(os.path.join(path, "args.json"), encoding="utf-8") as file:
-            settings = json.load(file)
-        for part in ("args", "digests", "machine"):
-            if not isinstance(settings[part], dict) or not settings[part]:
-                raise ValueError(f"{part} is no object")
-        for name, entry in settings["args"].items():
-            if not isinstance(entry, dict) or set(entry) != {"value", "from"}:
-                raise ValueError(f'{name} needs a "value" and a "from"')
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"--resume {path} is not the folder of a run: args.json cannot be "
-                         f"read ({error}); give a folder that train.py wrote") from None
+    file = os.path.join(path, "args.json")
+    settings = reading.read_json(file, {"args": dict, "digests": dict, "machine": dict})
+    for name, entry in settings["args"].items():
+        reading.check_fields(f"{file}, {name}", entry, {"value": object, "from": str},
+                             only=True)
     without = {key: value for key, value in settings.items() if key != "digest"}
     if settings.get("digest", content_digest(without)) != content_digest(without):
-        raise ValueError(f"{os.path.join(path, 'args.json')} was changed after the run had "
-                         f"written it; put the old one back, or start a new run")
+        raise ValueError(f"{file} was changed after the run had written it; put the old one "
+                         f"back, or start a new run")
     return settings
 
 
@@ -380,15 +376,30 @@ def compare(settings, path, files, machine):
                           f"not be bit for bit what it would have been", stacklevel=2)
 
 
-def resumed(args, source, path) -> tuple:
+def values_of(settings, path, parser) -> dict:
+    """{flag's name: value} of an args.json, checked by the parser of its command."""
+    values = {name: entry["value"] for name, entry in settings["args"].items()}
+    for action in parser._actions if parser else []:
+        if action.dest in values and not flags.accepts(action, values[action.dest]):
+            raise reading.mistake(os.path.join(path, "args.json"), f"a value that "
+                                  f"{action.option_strings[-1]} allows",
+                                  values[action.dest])
+    return values
+
+
+def resumed(args, source, path, parser=None) -> tuple:
     """Settings of the run at `path`, after a check that nothing else was asked for.
 
     args, source: {flag's name: value}, {name: "given" or where it is from} of this command.
     Returns ({name: value} of the run, its args.json). A flag that is newer than the run
-    takes its default. Raises ValueError for a flag that differs, or that is unknown now.
+    takes its default. Raises ValueError for a flag that differs, or that is unknown now, or
+    that has a value which the parser would not take.
     """
+    if not os.path.exists(os.path.join(path, "args.json")):
+        raise ValueError(f"--resume {path} is not the folder of a run: it has no args.json; "
+                         f"give a folder that a run has made")
     settings = read_settings(path)
-    values = {name: entry["value"] for name, entry in settings["args"].items()}
+    values = values_of(settings, path, parser)
     unknown = sorted(set(values) - set(args))
     if unknown:
         raise ValueError(f"--resume {path}: that run has settings which this version does "

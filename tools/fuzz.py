@@ -273,9 +273,9 @@ def build(root):
     import data
     import heads
     import train
-    from plumbing import folder, safetensors, sources
+    from plumbing import folder, reading, safetensors, sources
     from tests import world
-    from tools import analyze, baseline, predict, pretrain, reading, results, table
+    from tools import analyze, baseline, predict, pretrain, results, table
     torch.set_num_threads(1)
     tiny, weights = world.tiny_world()
     tokenizer = data.WordPiece(weights)
@@ -416,8 +416,9 @@ def build(root):
     # Runs that are resumed, up to where training would begin
     seen = {}
 
-    def fit(training, session, *args, **more):
-        seen["state"] = folder.content_digest([training.state(), session.step])
+    def fit(training, session=None, *args, **more):
+        if session is not None:         # None: table.py, whose runs are other processes
+            seen["state"] = folder.content_digest([training.state(), session.step])
         raise Loaded
 
     def resume(module):
@@ -467,7 +468,7 @@ def build(root):
     del settings["digest"]                  # as older versions wrote it
     write(place("young/args.json"), json.dumps(settings).encode())
     kinds.append(Kind("young/args.json", place("young"), "args.json", resume(train),
-                      names=("--", "csv"), writes=True))
+                      names=("--", "csv", "weights"), writes=True))
 
     # A finished run
     def read_best(path, argv):
@@ -511,7 +512,7 @@ def build(root):
 
     def read_record(path, argv):
         found = results.Result.read(os.path.join(path, "table2-x.json"))
-        return results.markdown(found), results.expected(found)
+        return results.markdown(found)
     kinds.append(Kind("results/table2", place("results"), "table2-x.json", read_record))
 
     def read_expected(path, argv):
