@@ -180,6 +180,24 @@ def load(folder: str, task, split: str, tokenizer) -> Dataset:
     return Dataset(path, ids, tokens, np.array(labels, np.float32) if label else None)
 
 
+def load_sets(path, tasks, trained, tokenizer) -> tuple:
+    """What there is of the nine files.   -> ({split: {task: Dataset}}, [missing file, …])
+
+    Trained tasks need their train and dev sets; everything else is taken if it is there.
+    """
+    sets, missing = {"train": {}, "dev": {}, "test": {}}, []
+    for split in sets:
+        for name, task in tasks.items():
+            if name not in trained and split == "train":
+                continue
+            if name in trained and split != "test" or os.path.exists(
+                    path_of(path, task, split)):
+                sets[split][name] = load(path, task, split, tokenizer)
+            else:
+                missing.append(os.path.basename(path_of(path, task, split)))
+    return sets, missing
+
+
 def note_id(lines: dict[str, int], example: str, path: str, line: int) -> str:
     """Add an id to lines {id: line}, stripped and lower-cased as all readers compare ids.
 

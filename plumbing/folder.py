@@ -19,6 +19,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import time
 import warnings
@@ -325,6 +326,12 @@ def check_free(path):
                 else "holds files" if os.path.isdir(path) else "is no folder")
         resume = f", or go on with it by --resume {path}" if "run" in kind else ""
         raise ValueError(f"--out {path} {kind}; give a new folder{resume}")
+
+
+def new_path(words) -> str:
+    """A path under runs/ for a run of today, such as runs/gvac-con-20260101-120000."""
+    name = "-".join(re.sub(r"\W+", "-", word) for word in words)
+    return unused(os.path.join("runs", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"))
 
 
 def unused(path) -> str:
