@@ -74,8 +74,11 @@ def accepts(action, value):
         return isinstance(value, bool)
     try:
         for part in [value] if action.nargs is None else value or []:
-            # task_list makes a list of one word.
-            word = ",".join(part) if isinstance(part, list) else str(part)
+            word = str(part)
+            if isinstance(part, list):          # as task_list and task_weights make them
+                word = ",".join(part)
+            elif isinstance(part, dict):
+                word = ",".join(f"{name}={weight}" for name, weight in part.items())
             made = (action.type or str)(word)
             if part is not None and (type(made), made) != (type(part), part) or (
                     action.choices and part not in [None, *action.choices]):

@@ -27,6 +27,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import data
 import heads
+import multitask
 from plumbing import command, flags, folder, machine, reading
 from plumbing.console import printable
 from tools import page
@@ -326,7 +327,8 @@ def analyze(path, data_folder=None, out=None):
     if not os.path.exists(os.path.join(path, "args.json")):
         raise ValueError(f"{path} is not the folder of a run; give one that train.py wrote")
     settings = folder.read_settings(path)
-    values = folder.values_of(settings, path, flags.parser())
+    values = folder.values_of(settings, path, flags.parser(
+        [task.name for task in heads.tasks()], ["seq", "rr", *multitask.TREATMENTS]))
     if "tasks" not in values:
         raise ValueError(f"{path} is a run of pre-training, which has no tasks; give one "
                          f"that train.py wrote")
