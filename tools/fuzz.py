@@ -55,7 +55,7 @@ class Fuzzer:
         with contextlib.redirect_stdout(io.StringIO()):
             make_world(root)
             self.kinds = kinds(root)
-        self.weights = [1 if kind.slow else 8 for kind in self.kinds]
+        self.weights = [1 if kind.slow else 25 for kind in self.kinds]
 
     def attempt(self, seed, number, verbose=False):
         """-> (name of its kind, its class, a note)"""
