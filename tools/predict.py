@@ -13,7 +13,6 @@ answered gets one line on standard error; the others are answered.
 From Python: heads.MultitaskBert.from_pretrained("RUN/best").predict("sst", ["a fine film"])
 """
 
-import argparse
 import os
 import sys
 
@@ -136,8 +135,7 @@ def predict(path, name=None, file=None, device="auto"):
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
-                                usage=argparse.SUPPRESS)
+    p = command.Parser(description=__doc__.splitlines()[0])
     p.add_argument("run", metavar="RUN", help="a run's folder, or its best/")
     p.add_argument("--task", metavar="NAME", help=f"only this one of the model's tasks, "
                    f"such as {heads.tasks()[0].name} (all that fit)")
