@@ -113,16 +113,22 @@ class Result:
         result.rows = [RowResult(**reading.check_fields(path, row, kinds, only=True))
                        for row in result.rows]
         reading.check_list(path, result.machines, str)
-        columns = dict.fromkeys([*TASKS, "overall"], reading.NUMBER)
         for scores in result.baselines.values():
-            reading.check_fields(path, scores, columns)
+            check_scores(path, scores)
         for row in result.rows:
             reading.check_list(path, row.commands, str)
             if not row.seeds:
                 raise reading.mistake(path, f"seeds of {row.row}", row.seeds)
             for scores in row.seeds.values():
-                reading.check_fields(path, scores, {**columns, "minutes": reading.NUMBER})
+                check_scores(path, scores, "minutes")
         return result
+
+
+def check_scores(path, scores, *more):
+    """A score of one known task or more, their mean, and what else is needed."""
+    names = [name for name in known_tasks() if name in scores] or known_tasks()
+    reading.check_fields(path, scores, dict.fromkeys([*names, "overall", *more],
+                                                     reading.NUMBER))
 
 
 def short(value):
