@@ -2,8 +2,8 @@
 
 MUTANTS = {
     "tools_table": [
-        ("tools.table", "sum(minutes[seed])", "minutes[seed][-1]", "minutes of the last run alone",
-         "minutes are those of all runs")],
+        ("tools.table", "sum(minutes[seed])", "minutes[seed][-1]",
+         "minutes of the last run alone", "minutes are those of all runs")],
     "tools_predict": [
         ("tools.predict", "text.strip() for text in", "text for text in",
          "blanks around texts kept", "blanks around"),
