@@ -26,7 +26,7 @@ MUTANTS = {
         ("plumbing.machine.choose_precision", "if smallest_change < 1e-2:", "if False:",
          "small ε in bfloat16", "choice says why")],
     "run_checkpoint": [
-        ("plumbing.folder.replace",
+        ("plumbing.files.replace",
          ("    try:\n        with naming(temporary):",
           "    if keep:\n        keep()\n"),
 
@@ -41,17 +41,17 @@ MUTANTS = {
         ("plumbing.folder.Folder.checkpoint",
          'os.replace(self / "last.pt", self / "before.pt")', 'os.remove(self / "last.pt")',
          "no before.pt", "kept as before.pt"),
-        ("plumbing.folder.Folder.read_checkpoint", '(self.state or {}).get("saving", 0.0)',
-         "0.0", "seconds of saving lost", "seconds of saving are lost"),
+        ("plumbing.folder.Folder.check_state", 'self.saving = self.state["saving"]',
+         "self.saving = 0.0", "seconds of saving lost", "seconds of saving are lost"),
         ("plumbing.folder.Folder.checkpoint", "self.saving += time.monotonic() - begin",
          "pass", "seconds of saving not counted", "are not counted"),
         ("plumbing.folder.Folder.cut_metrics", "self.metrics.truncate(length)", "pass",
          "metrics not cut back", "cut back"),
-        ("plumbing.folder.content_digest", "digest.update(repr(key).encode())", "pass",
+        ("plumbing.files.content_digest", "digest.update(repr(key).encode())", "pass",
          "names not in the digest", "one digest"),
-        ("plumbing.folder.content_digest", "{value.dtype}{list(value.shape)}", "",
+        ("plumbing.files.content_digest", "{value.dtype}{list(value.shape)}", "",
          "dtype and shape not in the digest", "one digest"),
-        ("plumbing.folder.content_digest", "sorted(value, key=repr)", "value",
+        ("plumbing.files.content_digest", "sorted(value, key=repr)", "value",
          "order of keys in the digest", "order of keys")],
     "run_best": [
         ("plumbing.folder.Folder.replace_folder", "sync(os.path.join(temporary, file))",
@@ -59,9 +59,11 @@ MUTANTS = {
         ("plumbing.folder.Folder.read_checkpoint",
          'os.replace(self / "best.old", self / "best")', "pass", "best.old not put back",
          "best.old was not put back"),
-        ("plumbing.folder.Folder.replace_folder", "        with naming(temporary):",
+        ("plumbing.folder.Folder.replace_folder",
+         "        try:\n            with naming(temporary):",
          ("        shutil.rmtree(self / name, ignore_errors=True)\n"
-          "        with naming(temporary):"),
+          "        try:\n"
+          "            with naming(temporary):"),
          "best/ removed first", "best/ was removed before"),
         ("plumbing.folder.Folder.replace_folder",
          ("        os.replace(temporary, self / name)\n"
@@ -136,7 +138,7 @@ MUTANTS = {
         ("plumbing.progress.Progress.show", "(self.total - done) / max",
          "self.total / max", "time of all steps left", "time left is wrong")],
     "run_json": [
-        ("plumbing.folder.finite",
+        ("plumbing.files.finite",
          "return {key: finite(entry) for key, entry in value.items()}", "return value",
          "nested NaN kept", "not finite")],
     "run_console": [
