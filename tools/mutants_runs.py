@@ -171,9 +171,9 @@ MUTANTS = {
         ("train.prepare", "torch.manual_seed(args.seed)", "torch.manual_seed(0)",
          "--seed doesn't reach the heads", "does not reach the heads")],
     "4.4 precision": [
-        ("train.train", "args.smart_eps if smart_settings(args).weight else 1.0", "1.0",
-         "a small ε in bfloat16", "must know SMART's ε"),
-        ("train.train", "args.smart_eps if smart_settings(args).weight else 1.0",
+        ("train.train", "args.smart_eps if args.smart and args.smart_weight else 1.0",
+         "1.0", "a small ε in bfloat16", "must know SMART's ε"),
+        ("train.train", "args.smart_eps if args.smart and args.smart_weight else 1.0",
          "args.smart_eps", "ε of no term", "must know SMART's ε")],
     "4.4 checkpoint": [
         ("train.Training.restore", 'self.flat.theta.copy_(state["theta"])', "pass",
