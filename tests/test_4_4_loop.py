@@ -144,7 +144,7 @@ def test_4_4_step__the_teacher_follows_by_the_schedules_beta():
 
 def test_4_4_step__accumulated_batches_are_new_ones():
     seen = []
-    with noting(multitask, "backward", lambda flat, batches, *_, **more: seen.append(batches)):
+    with noting(multitask, "backward", lambda flat, batches, *_: seen.append(batches)):
         run("--batch-size", 4, "--accumulate", 3, "--dropout", 0, steps=2)
     for batches in seen:
         assert_equal(len(batches), 3, "--accumulate 3 takes three batches for an update")
