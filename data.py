@@ -301,7 +301,8 @@ def collate(dataset: Dataset, indices, tokenizer, joint: bool, max_length: int) 
     examples = [dataset.tokens[i] for i in indices]         # B tuples of one or two lists
     segments = None
     if joint and len(examples[0]) == 2:
-        rows, segments = zip(*(join_pair(a, b, cls, sep, max_length) for a, b in examples))
+        joined = [join_pair(a, b, cls, sep, max_length) for a, b in examples]
+        rows, segments = [row for row, _ in joined], [s for _, s in joined]
     else:
         rows = [[cls, *texts[k][:max_length - 2], sep]
                 for k in range(len(examples[0])) for texts in examples]

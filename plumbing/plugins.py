@@ -90,7 +90,7 @@ class PerUnit:
     """Applies a treatment of one matrix to each unit's Gram matrix, [L, K, K].
 
     make() -> a treatment of one gram [K, K]; each of the L units gets one of its own, so
-    that it may keep a state. call(treatment, gram, **more) calls it: multitask.call_treatment.
+    that it may keep a state. call: multitask.call_treatment, which calls it.
     """
 
     def __init__(self, make, L, call):

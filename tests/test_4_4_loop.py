@@ -120,7 +120,7 @@ def events_of(*flags):
     with noting(optim.FusedAdamW, "update", adamw), \
             noting(smart.Teacher, "follow", lambda *_: events.append("teacher")), \
             noting(multitask, "treat", lambda *_, **more: events.append("treat")), \
-            noting(multitask, "backward", lambda *_: events.append("backward")):
+            noting(multitask, "backward", lambda *_, **more: events.append("backward")):
         run(*flags)
     return events
 
@@ -144,7 +144,7 @@ def test_4_4_step__the_teacher_follows_by_the_schedules_beta():
 
 def test_4_4_step__accumulated_batches_are_new_ones():
     seen = []
-    with noting(multitask, "backward", lambda flat, batches, *_: seen.append(batches)):
+    with noting(multitask, "backward", lambda flat, batches, *_, **more: seen.append(batches)):
         run("--batch-size", 4, "--accumulate", 3, "--dropout", 0, steps=2)
     for batches in seen:
         assert_equal(len(batches), 3, "--accumulate 3 takes three batches for an update")
@@ -154,7 +154,7 @@ def test_4_4_step__accumulated_batches_are_new_ones():
 
 def test_4_4_step__the_lr_used_and_logged_is_this_steps():
     used = []
-    with noting(multitask, "backward", lambda *_: used.append([])), \
+    with noting(multitask, "backward", lambda *_, **more: used.append([])), \
             noting(optim.FusedAdamW, "update", lambda *args: used[-1].append(
                 args[-1]["lr"])):
         out, _ = run("--warmup", .5)

@@ -34,7 +34,7 @@ def reopened(run):
 
 def test_run_checkpoint__the_old_one_stays_until_the_new_one_is_on_the_disk():
     run = new_folder()
-    run.checkpoint({"step": 1})
+    run.checkpoint(state_at(1))
     save, fsync, seen = torch.save, os.fsync, []
 
     def note_save(state, path):
@@ -46,7 +46,7 @@ def test_run_checkpoint__the_old_one_stays_until_the_new_one_is_on_the_disk():
         return fsync(number)
     with unittest.mock.patch.object(torch, "save", note_save), \
             unittest.mock.patch.object(os, "fsync", note_fsync):
-        run.checkpoint({"step": 2})
+        run.checkpoint(state_at(2))
     assert all(seen), "last.pt was moved away before the new one was on the disk"
     states = [folders.load_checkpoint(run / name) for name in ("last.pt", "before.pt")]
     assert_equal([state and state["step"] for state in states], [2, 1],
@@ -77,11 +77,16 @@ def test_run_checkpoint__its_digest_covers_every_number_and_name():
                  folders.content_digest({"b": 2, "a": 1}), "the order of keys may change")
 
 
+def state_at(step):
+    """What loop.Loop adds to a checkpoint."""
+    return {"step": step, "epochs": 0, "seconds": 0.0, "best": None}
+
+
 def test_run_checkpoint__seconds_of_saving_go_on_after_a_resume():
     run = new_folder()
     run.saving = 100.0
     run.log({"step": 1})
-    run.checkpoint({"step": 1})
+    run.checkpoint(state_at(1))
     assert run.saving > 100, "the seconds of this checkpoint are not counted"
     assert_close(reopened(run).saving, 100, 5, "the seconds of saving are lost on a resume",
                  mistakes={"the seconds of saving are lost on a resume": 0.0})
@@ -90,13 +95,13 @@ def test_run_checkpoint__seconds_of_saving_go_on_after_a_resume():
 def test_run_checkpoint__a_replaced_one_is_found_by_what_it_says_of_its_log():
     run = new_folder()
     run.log({"step": 1})
-    run.checkpoint({"step": 1})
+    run.checkpoint(state_at(1))
     run.log({"step": 2})
     again = reopened(run)
     assert_equal(pathlib.Path(run / "metrics.jsonl").read_bytes(), b'{"step": 1}\n',
                  "metrics.jsonl is cut back to what the checkpoint counts")
     again.log({"step": "two"})
-    again.checkpoint({"step": 2})
+    again.checkpoint(state_at(2))
     assert_equal(reopened(again).state["step"], 2, "the digest goes on after a resume")
 
 
@@ -135,7 +140,7 @@ def test_run_best__written_synced_then_renamed():
 def test_run_best__an_old_one_is_put_back_after_a_kill():
     run = new_folder()
     run.log({"step": 1})
-    run.checkpoint({"step": 1})
+    run.checkpoint(state_at(1))
     os.mkdir(run / "best.old")
     again = reopened(run)
     assert os.path.exists(again / "best"), "best.old was not put back"
