@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 
-from plumbing import console
+from plumbing import console, machine
 
 LONGEST = 800      # characters of a message
 
@@ -41,6 +41,13 @@ def one_line(command) -> int:
         elif isinstance(error, OSError) and error.strerror and error.filename:
             text = f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
         print(f"{name}: error: {console.printable(text, LONGEST)}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        asked = machine.memory_asked(error)
+        if asked is None:
+            raise
+        print(f"{name}: error: out of memory, {asked} were asked for; make the model, the "
+              f"batches or the file smaller", file=sys.stderr)
         return 2
     except KeyboardInterrupt:           # before the first step
         print(f"{name}: stopped by Ctrl-C", file=sys.stderr)
