@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 
-from plumbing import console
+from plumbing import console, machine
 
 LONGEST = 800      # characters of a message
 
@@ -44,6 +44,10 @@ class Mistakes:
             self.status, text = 130, "stopped by Ctrl-C"
         elif isinstance(error, (ValueError, OSError)):
             self.status, text = 2, f"error: {explained(error)}"
+        elif isinstance(error, (RuntimeError, MemoryError)) and machine.memory_asked(error):
+            self.status, text = 2, (f"error: out of memory, {machine.memory_asked(error)} "
+                                    f"were asked for; make the model, the batches or the "
+                                    f"file smaller")
         else:
             return False
         print(f"{name}: {console.printable(text, LONGEST)}", file=sys.stderr)

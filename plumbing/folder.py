@@ -125,7 +125,9 @@ class Folder:
         kinds = {"metrics_bytes": int, "metrics_digest": str, "saving": float, "step": int,
                  "epochs": int, "seconds": float, "best": (dict, type(None))}
         for name, kind in kinds.items():
-            if not isinstance(self.state.get(name, path), kind) or name not in self.state:
+            value = self.state.get(name, path)
+            if not isinstance(value, kind) or name not in self.state or (
+                    kind is int and not 0 <= value < 2 ** 60):
                 raise ValueError(f"{path} has no {name} that this version can use; resume "
                                  f"the run with the version that wrote it")
         if self.state["best"] and not os.path.isdir(self / "best"):

@@ -1,4 +1,4 @@
-"""4.1, 4.2 and 3.3: other people's CSV files, prediction files, whole passes."""
+"""4.1, 4.2 and 3.3: other people's CSV files, prediction files, the order of batches."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ import data
 import heads
 from plumbing import tsv
 from tests.checks import assert_close, assert_equal, assert_raises
-from tests.world import write_file
+from tests.world import FakeTokenizer, write_file
 
 HEADER = "\tid\tsentence1\tsentence2\tsimilarity\n"
 
@@ -272,8 +272,42 @@ def test_4_2_read_predictions__bad_lines_are_named():
 
 # --- 3.3 and 3.4 The order of batches ---
 
+def test_3_3_lengths__a_pair_as_one_row_is_as_long_as_both_sentences():
+    dataset = data.Dataset("", ["x", "y"], [([1] * 9, [1]), ([1] * 6, [1] * 6)], None)
+    assert_equal(data.lengths(dataset, True).tolist(), [10, 12], mistakes={
+        "the longer sentence alone was counted": [9, 6]})
+    assert_equal(data.lengths(dataset, False).tolist(), [9, 6], mistakes={
+        "both sentences were counted": [10, 12]})
+    row = data.collate(dataset, [1], FakeTokenizer, True, 40).input_ids
+    assert row.shape[1] == 12 + 3, "[CLS] and two [SEP]s are the same for all"
+
+
+def test_3_3_Stream__restart_inside_a_group_draws_a_new_order_at_once():
+    lengths = np.random.default_rng(0).integers(3, 30, 300)
+    stream, fresh = data.Stream(lengths, 4, (7, 1)), data.Stream(lengths, 4, (7, 1))
+    before = [stream.next().tolist() for _ in range(3)]
+    stream.restart()
+    fresh.position = [1, 0]
+    after = [stream.next().tolist() for _ in range(3)]
+    assert after == [fresh.next().tolist() for _ in range(3)], "position is all the state"
+    assert after != before, "the old group went on"
+
+
+def test_3_3_Stream__each_group_is_shuffled_in_an_order_of_its_own():
+    # All lengths differ, so an order of batches is seen in the lengths' ranks.
+    stream = data.Stream(np.random.default_rng(0).permutation(1280), 4, (0, 0))
+    orders = [np.argsort([stream.lengths[stream.next()].max() for _ in range(64)]).tolist()
+              for _ in range(5)]
+    assert len({tuple(order) for order in orders}) == 5, "groups were shuffled alike"
+
+
 def test_3_3_Stream__the_batch_between_two_passes_stays_alone():
     # N = 10, B = 4, as drawn in the docstring.
     stream = data.Stream(np.ones(10, int), 4, (0, 0))
     assert_equal([stream.group_of(batch) for batch in range(6)],
                  [range(2), range(2), range(2, 3), range(3, 5), range(3, 5), range(5, 7)])
+
+
+def test_3_3_in_order_of_length__every_example_once_longest_first():
+    batches = data.in_order_of_length(np.array([3, 9, 5, 9, 1]), 2)
+    assert_equal([batch.tolist() for batch in batches], [[1, 3], [2, 0], [4]])

@@ -281,7 +281,7 @@ def kinds_of_resumes(place):
                               writes=True, slow=True))
     found.append(Kind("young/args.json", place("young"), "args.json",
                       reader(train, ["--resume", "FOLDER"]),
-                      names=("--", "csv", "weights"), writes=True, slow=True))
+                      names=("--", "csv", "weights", "young"), writes=True, slow=True))
     return found
 
 

@@ -407,11 +407,16 @@ def parser():
     p.add_argument("--text", nargs="+", metavar="FILE", help="files of texts")
     p.add_argument("--weights", metavar="DIR|NAME", help="continue from this BERT")
     p.add_argument("--vocab", metavar="FILE", help="from scratch: the vocabulary")
-    p.add_argument("--layers", type=whole, default=3, help="from scratch (ours)")
-    p.add_argument("--hidden", type=whole, default=128, help="from scratch (ours)")
-    p.add_argument("--heads", type=whole, default=4, help="from scratch (ours)")
-    p.add_argument("--max-length", type=whole, default=64, help="from scratch (ours)")
-    p.add_argument("--max-steps", type=whole, default=10000, help="updates (ours)")
+    p.add_argument("--layers", type=flags.number(int, 1, 128), default=3,
+                   help="from scratch (ours)")
+    p.add_argument("--hidden", type=flags.number(int, 1, 16384), default=128,
+                   help="from scratch (ours)")
+    p.add_argument("--heads", type=flags.number(int, 1, 128), default=4,
+                   help="from scratch (ours)")
+    p.add_argument("--max-length", type=flags.number(int, 5, 16384), default=64,
+                   help="from scratch (ours)")
+    p.add_argument("--max-steps", type=flags.number(int, 1, 10 ** 6), default=10000,
+                   help="updates (ours)")
     p.add_argument("--batch-size", type=whole, default=64, help="(ours)")
     p.add_argument("--lr", type=amount, default=1e-3, help="(ours; further: try 5e-5)")
     p.add_argument("--warmup", type=share, default=0.05, help="share of the updates (ours)")

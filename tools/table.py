@@ -282,7 +282,8 @@ def parser():
         + "\n\nWhat follows -- is passed to every run, as in: -- --lr 1e-4 --pool mean")
     whole = flags.number(int, 1)
     p.add_argument("--table", type=int, choices=[1, 2, 3], help="which (2)", default=2)
-    p.add_argument("--seeds", type=whole, default=3, help="how many (ours: 3)")
+    p.add_argument("--seeds", type=flags.number(int, 1, 1000), default=3,
+                   help="how many (ours: 3)")
     p.add_argument("--rows", metavar="2,4-6", help="some of the rows (the report's)")
     p.add_argument("--data", metavar="DIR", help="as in train.py")
     p.add_argument("--weights", metavar="DIR|NAME", help="as in train.py")
