@@ -4,6 +4,12 @@
     python tools/make_assignment.py --out FOLDER --parts attention,PCGrad
     python tools/make_assignment.py --check         fill all holes again, in two orders
 
+What grades it, with hidden inputs (docs/assignment.md):
+
+    python tools/make_assignment.py --grader FOLDER [--seed NUMBER]
+    python tools/make_assignment.py --gradescope FILE.zip
+    python tools/make_assignment.py --classroom50 FOLDER
+
 tools/assignment.json lists the parts: section, name, points, functions ("bert.attention",
 "optim.AdamW.step"), lines of test_all.py's ladder that check them, and perhaps a note for
 the handout, a list of its lines, and instead: classes that would give the answer away, with
@@ -30,6 +36,7 @@ import json
 import os
 import random
 import re
+import secrets
 import shutil
 import sys
 import tempfile
@@ -43,6 +50,7 @@ sys.path.insert(0, ROOT)
 
 import test_all
 from tests import oracles
+from tools import platforms
 from tools.climber import climb
 from tools.source import (
     copy_tree,
@@ -57,7 +65,8 @@ from tools.source import (
 
 # Tools that are not for students, and their tests; bench.py holds the usual form of surgery
 # and vaccine.
-OURS = ("*make_assignment.py", "*mutant*", "climber.py", "source.py", "*bench.py")
+OURS = ("*make_assignment.py", "*mutant*", "climber.py", "source.py", "*bench.py",
+        "*grader.py", "cases.py", "platforms.py", "solutions")
 
 
 # --- The list of parts ---
@@ -408,9 +417,16 @@ def main(argv=None):
                    default=os.path.join(ROOT, "tools", "assignment.json"))
     p.add_argument("--check", action="store_true",
                    help="fill the holes of a copy one by one, in two orders")
+    for kind, place in (("grader", "FOLDER"), ("gradescope", "FILE"),
+                        ("classroom50", "FOLDER")):
+        p.add_argument(f"--{kind}", metavar=place, help="what grades it, with hidden inputs")
+    p.add_argument("--seed", type=int, help="of the hidden inputs (a new one, kept there)")
     args = p.parse_args(argv)
-    if not args.out and not args.check:
-        p.error("needed --out FOLDER, or --check")
+    graders = {kind: value for kind, value in vars(args).items() if value and kind in (
+        "grader", "gradescope", "classroom50")}
+    if not args.out and not args.check and not graders:
+        p.error("needed --out FOLDER, --check, --grader FOLDER, --gradescope FILE or "
+                "--classroom50 FOLDER")
     try:
         parts = load_parts(args.list, args.parts and args.parts.split(","))
         if args.out:
@@ -418,6 +434,14 @@ def main(argv=None):
             print(f"{args.out}: {len(listed)} parts, "
                   f"{sum(len(part['tests']) for part in listed)} tests, "
                   f"{sum(part['points'] for part in listed):g} points; see ASSIGNMENT.md")
+        if graders:
+            with tempfile.TemporaryDirectory(prefix="minbert-copy-") as place:
+                folder = os.path.join(place, "copy")
+                make(folder, parts)
+                seed = secrets.randbits(63) if args.seed is None else args.seed
+                for kind, path in graders.items():
+                    getattr(platforms, f"make_{kind}")(path, folder, parts, seed)
+                    print(f"{path}: the grader; keep it, and its seed, to yourself")
         if args.check:
             with tempfile.TemporaryDirectory(prefix="minbert-copy-") as place:
                 folder = os.path.join(place, "copy")
