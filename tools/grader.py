@@ -130,7 +130,7 @@ def uses(path):
 # --- One part ---
 
 @contextlib.contextmanager
-def process(part, source, seed, student=None, **limits):
+def process(part, source, seed, student=None, start=START):
     """A process that answers the part's cases.   -> a function name -> answer
 
     source: the folder with all modules; student: that with those of the part, or None for
@@ -151,8 +151,7 @@ def process(part, source, seed, student=None, **limits):
             if child is None:       # the first, or the one before has ended
                 child = Child("cases:service", part["cases"], seed,
                               part.get("not_allowed", []), folder=folder, nobody=nobody,
-                              **limits)
-                child.ask("", START)
+                              start=start)
             try:
                 return child.ask(name, limit)
             except Ended:
@@ -185,7 +184,7 @@ def grade(part, seed, submission, limit=20.0, right=None):
     if problem:
         return [dataclasses.replace(case, message=problem) for case in cases]
     right = right or answers(part, seed)
-    with process(part, ROOT / "hand-out", seed, student) as ask:
+    with process(part, ROOT / "hand-out", seed, student, limit + 20) as ask:
         for case in cases:
             start = time.monotonic()
             try:

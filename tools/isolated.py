@@ -53,11 +53,12 @@ class Child:
     """A process that answers requests: `service`, "module:function", made there.
 
     service(*arguments) returns a function request -> answer, both plain JSON. folder: where
-    it works; a new one, removed at the end, if there is none.
+    it works; a new one, removed at the end, if there is none. start: seconds in which the
+    service must have begun. Raises Ended if it has not.
     """
 
     def __init__(self, service, *arguments, folder=None, nobody=False, memory=MEMORY,
-                 output=OUTPUT):
+                 output=OUTPUT, start=120):
         self.scratch = tempfile.mkdtemp(prefix="minbert-child-")
         if nobody:
             for path in (self.scratch, folder):
@@ -65,7 +66,7 @@ class Child:
         ctx = context()
         self.pipe, theirs = ctx.Pipe()
         self.prints, their_prints = ctx.Pipe(duplex=False)
-        self.process = ctx.Process(target=serve, daemon=True, args=(
+        self.process = ctx.Process(target=serve, args=(
             theirs, their_prints, folder or self.scratch, self.scratch, nobody, memory,
             service, arguments))
         self.process.start()
@@ -73,6 +74,7 @@ class Child:
         their_prints.close()
         self.output, self.allowed, self.tail, self.fate = 0, output, b"", ""
         threading.Thread(target=self.listen, daemon=True).start()
+        self.ask(None, start)       # the service is there; the server is too
 
     def listen(self):
         """Keep the last lines of what is printed; too much of it ends the child."""
@@ -187,4 +189,5 @@ def serve(pipe, prints, folder, scratch, nobody, memory, service, arguments):
     answer = getattr(importlib.import_module(module), function)(*arguments)
     while True:
         number, request = json.loads(pipe.recv_bytes())
-        pipe.send_bytes(json.dumps([number, answer(request)]).encode())
+        result = None if request is None else answer(request)
+        pipe.send_bytes(json.dumps([number, result]).encode())
