@@ -93,6 +93,9 @@ class WordPiece:
         self.settings = v.lower_case, v.strip_accents, v.chinese
         self.seen = {}          # raw word -> its ids
 
+    def __deepcopy__(self, memo):
+        return self             # it never changes: SMART's teacher shares the model's
+
     def save(self, folder):
         """Write vocab.txt and tokenizer_config.json as they were when they were loaded."""
         self.vocabulary.save(folder)
@@ -178,6 +181,24 @@ def load(folder: str, task, split: str, tokenizer) -> Dataset:
         raise ValueError(f"{path}: needed at least one example, got none; "
                          f"copy the file again")
     return Dataset(path, ids, tokens, np.array(labels, np.float32) if label else None)
+
+
+def load_sets(path, tasks, trained, tokenizer) -> tuple:
+    """What there is of the nine files.   -> ({split: {task: Dataset}}, [missing file, …])
+
+    Trained tasks need their train and dev sets; everything else is taken if it is there.
+    """
+    sets, missing = {"train": {}, "dev": {}, "test": {}}, []
+    for split in sets:
+        for name, task in tasks.items():
+            if name not in trained and split == "train":
+                continue
+            if name in trained and split != "test" or os.path.exists(
+                    path_of(path, task, split)):
+                sets[split][name] = load(path, task, split, tokenizer)
+            else:
+                missing.append(os.path.basename(path_of(path, task, split)))
+    return sets, missing
 
 
 def note_id(lines: dict[str, int], example: str, path: str, line: int) -> str:

@@ -21,7 +21,6 @@ gives their sizes.
 
 import contextlib
 import dataclasses
-import json
 import os
 import warnings
 from collections.abc import Callable
@@ -35,9 +34,11 @@ import bert
 import data
 import optim
 import smart
-from plumbing import safetensors
+from plumbing import checkpoint, safetensors
 
 # --- 3.1 A task is a value ---
+
+REPORT = ("sst", "para", "sts")         # the tasks of the report's tables
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -56,10 +57,17 @@ class Task:
     probabilities: Callable | None      # logits -> [B, C], or [B] where C = 1
     metric: Callable            # (predictions [N], labels [N]) -> float
     divergence: Callable        # (logits, logits) -> scalar: SMART's ℓ_s
+    classes: tuple = ()         # what the labels 0, 1, … mean, if they are classes
 
     @property
     def pair(self) -> bool:
         return len(self.texts) == 2
+
+    @property
+    def title(self) -> str:
+        """For a column of scores: "SST acc.", "STS corr."."""
+        name = self.name.upper() if len(self.name) < 4 else self.name.capitalize()
+        return f"{name} {'corr.' if self.metric is pearson else 'acc.'}"
 
     def hidden_sizes(self, H: int) -> list:
         """Widths of the head's hidden layers.   [report 3.6]"""
@@ -108,7 +116,7 @@ def above_zero(logits):
 
 
 def nearest_class(logits):
-    return logits.round().clamp(0, 4).long()
+    return logits.nan_to_num().round().clamp(0, 4).long()
 
 
 def identity(logits):
@@ -125,12 +133,15 @@ def tasks(sst_loss="ce", sts_loss="mse") -> tuple:
         name="sst", file="ids-sst", texts=("sentence",), label="sentiment",
         lowest=0, highest=4, whole_labels=True, prediction_column="Predicted_Sentiment",
         num_outputs=5, loss=cross_entropy, predict=argmax, probabilities=softmax,
-        metric=accuracy, divergence=smart.symmetric_kl)
+        metric=accuracy, divergence=smart.symmetric_kl,
+        classes=("negative", "somewhat negative", "neutral", "somewhat positive",
+                 "positive"))
     para = Task(
         name="para", file="quora", texts=("sentence1", "sentence2"), label="is_duplicate",
         lowest=0, highest=1, whole_labels=True, prediction_column="Predicted_Is_Paraphrase",
         num_outputs=1, loss=binary_cross_entropy, predict=above_zero,
-        probabilities=torch.sigmoid, metric=accuracy, divergence=smart.binary_symmetric_kl)
+        probabilities=torch.sigmoid, metric=accuracy, divergence=smart.binary_symmetric_kl,
+        classes=("no paraphrase", "paraphrase"))
     sts = Task(
         name="sts", file="sts", texts=("sentence1", "sentence2"), label="similarity",
         lowest=0, highest=5, whole_labels=False,
@@ -183,6 +194,9 @@ class Head(nn.Module):
 class MultitaskBert(nn.Module):
     """One encoder and a head for each task.   [report 3.1]
 
+    tokenizer: a data.WordPiece, which only predict() needs; names: the tasks that get a
+    head, by default all of tasks().
+
     con: encode a pair as one sequence [3.4]; hlh: hidden layers in the heads [3.6]; pool:
     "cls", BERT's pooler output, or "mean", the mean of the last hidden states over real
     tokens; sst_loss, sts_loss as for tasks(). Raises ValueError for another pool, and for
@@ -192,7 +206,7 @@ class MultitaskBert(nn.Module):
     """
 
     def __init__(self, encoder, con=False, hlh=False, pool="cls", sst_loss="ce",
-                 sts_loss="mse"):
+                 sts_loss="mse", tokenizer=None, names=None):
         super().__init__()
         if pool not in ("cls", "mean"):
             raise ValueError(f"pool must be 'cls' or 'mean', got {pool!r}")
@@ -201,8 +215,9 @@ class MultitaskBert(nn.Module):
                              "encode a pair as one sequence, got 1; train without --con")
         self.settings = {"con": con, "hlh": hlh, "pool": pool, "sst_loss": sst_loss,
                          "sts_loss": sts_loss}
-        self.bert, self.con, self.pool = encoder, con, pool
-        self.tasks = {task.name: task for task in tasks(sst_loss, sts_loss)}
+        self.bert, self.con, self.pool, self.tokenizer = encoder, con, pool, tokenizer
+        self.tasks = {task.name: task for task in tasks(sst_loss, sts_loss)
+                      if names is None or task.name in names}
         H, config = encoder.config.hidden_size, encoder.config
         self.heads = nn.ModuleDict()
         for task in self.tasks.values():
@@ -234,20 +249,50 @@ class MultitaskBert(nn.Module):
     def forward(self, task, batch):
         return self.logits(task, self.embed(batch), batch)
 
+    def predict(self, name, texts, with_probabilities=False):
+        """Predictions for texts of your own.   [N] strings, or pairs of them -> numpy [N]
+
+        name: of the task, such as "sst". with_probabilities: -> (predictions, probabilities
+        [N, C], or [N] where C = 1; None for a task without classes). Raises ValueError for
+        an unknown task, and for a pair where the task has one text or the reverse.
+        """
+        if name not in self.tasks:
+            raise ValueError(f"needed one of the tasks {', '.join(self.tasks)}, got "
+                             f"{name!r}")
+        task = self.tasks[name]
+        examples = []
+        for number, example in enumerate(texts):
+            parts = (example,) if isinstance(example, str) else tuple(example)
+            if len(parts) != len(task.texts) or not all(isinstance(p, str) for p in parts):
+                raise ValueError(f"texts[{number}]: {name} needs {len(task.texts)} "
+                                 f"text(s), got {str(example)[:60]!r}")
+            examples.append(tuple(self.tokenizer(part) for part in parts))
+        if not examples:
+            return (np.zeros(0), None) if with_probabilities else np.zeros(0)
+        dataset = data.Dataset("", [str(i) for i in range(len(examples))], examples, None)
+        predictions, probabilities = outputs(self, task, dataset, self.tokenizer,
+                                             device=next(self.parameters()).device)
+        return (predictions, probabilities) if with_probabilities else predictions
+
     def save_pretrained(self, folder):
         """Write the encoder as any BERT library reads it, heads and settings beside it."""
         self.bert.save_pretrained(folder, {f"heads.{name}": p for name, p
                                            in self.heads.state_dict().items()},
                                   multitask=self.settings)
+        if self.tokenizer is not None:
+            self.tokenizer.save(folder)
 
     @classmethod
-    def from_pretrained(cls, folder):
-        """Read save_pretrained()'s folder.   Raises ValueError if it holds no heads."""
+    def from_pretrained(cls, folder, device="cpu"):
+        """Read a run's best/ folder, on a device, in eval mode, with its tokenizer.
+
+        It has the tasks that were saved. Raises ValueError if it holds no heads, or one of
+        a task that heads.tasks() does not have, or of another shape.
+        """
         path = os.path.join(folder, "config.json")
         if not os.path.exists(path):
             raise FileNotFoundError(f"needed the best/ folder of a run; there is no {path}")
-        with open(path, encoding="utf-8-sig") as file:
-            settings = json.load(file).get("multitask")
+        settings = checkpoint.read_json(path).get("multitask")
         if settings is None:
             raise ValueError(f"{folder} holds an encoder without heads; give the best/ "
                              f"folder of a run")
@@ -258,8 +303,17 @@ class MultitaskBert(nn.Module):
             raise ValueError(f"{path}: multitask must have one of these values for each: "
                              f"{known}; got {str(settings)[:80]}")
         encoder = bert.BertModel.from_pretrained(folder, pooler=settings["pool"] == "cls")
-        model = cls(encoder, **settings)
         path = os.path.join(folder, "model.safetensors")
+        names = {name.split(".")[1] for name in safetensors.read_header(path)[0]
+                 if name.startswith("heads.")}
+        unknown = sorted(names - {task.name for task in tasks()})
+        if unknown:
+            raise ValueError(f"{path} has a head for {', '.join(unknown)}, which "
+                             f"heads.tasks() does not have; add that Task")
+        has_words = {"vocab.txt", "tokenizer.json"} & set(os.listdir(folder))
+        tokenizer = (data.WordPiece(folder, encoder.config.vocab_size) if has_words
+                     else None)
+        model = cls(encoder, **settings, names=names, tokenizer=tokenizer)
         wanted = {f"heads.{name}": p for name, p in model.heads.state_dict().items()}
         tensors = safetensors.load(path, wanted)
         for name, p in wanted.items():
@@ -268,7 +322,7 @@ class MultitaskBert(nn.Module):
                 raise ValueError(f"{path}: by config.json {name} must be {list(p.shape)}, "
                                  f"got {found}")
             p.copy_(tensors[name])
-        return model
+        return model.to(device).eval()
 
     def blocks(self) -> list[optim.Block]:
         """The parameters, for optim.FlatParameters: what is shared, and what is a head's.

@@ -25,6 +25,7 @@ Leaves out: treatments that need more than the Gram matrix.
 """
 
 import dataclasses
+import inspect
 import itertools
 
 import numpy as np
@@ -72,8 +73,9 @@ def plan(batches: dict, in_sequence: bool, epochs: int, accumulate=1, aligned=No
         # report has no row that differs in this alone, so its worth cannot be read from it.
         for epoch in range(para_first):
             yield sequential(steps(epoch, ["para"]))
-        # Algorithm 1 goes through SST, then STS, then paraphrase.
-        turns = [task for task in ("sst", "sts", "para") if task in batches]
+        # Algorithm 1 goes through SST, then STS, then paraphrase; any other task follows.
+        first = [task for task in ("sst", "sts", "para") if task in batches]
+        turns = first + [task for task in batches if task not in first]
         for epoch in range(epochs):
             yield (sequential(steps(epoch, turns)) if in_sequence else
                    round_robin(steps(epoch, batches), aligned))
@@ -204,12 +206,13 @@ def plain_sum(gram, orders=None, rng=None) -> np.ndarray:
     return np.broadcast_to(np.eye(gram.shape[-1]), gram.shape).copy()
 
 
-TREATMENTS = ("pcgrad", "gvac")     # options that need each task's gradient
-
-
-def make_treatment(option: str, vaccine_beta=0.01):
-    """--option -> the function gram -> C that treats task gradients."""
-    return {"pcgrad": pcgrad, "gvac": GradVac(vaccine_beta)}.get(option, plain_sum)
+# --option -> what makes the treatment from the flags' settings. To add one, add a line. A
+# treatment takes gram [L, K, K] and, if its parameters name them, rng and losses [K]. It
+# returns C [L, K, K], or weights [L, K] if its method yields one direction for all tasks.
+TREATMENTS = {
+    "pcgrad": lambda settings: pcgrad,
+    "gvac": lambda settings: GradVac(settings.vaccine_beta),
+}
 
 
 # --- 3.3 One optimizer step ---
@@ -286,17 +289,20 @@ class Treated:
     tasks: list                 # names of the k tasks; empty if tasks shared a row of G
     grams: np.ndarray           # [R, k, k] inner products on each region
     gram: np.ndarray            # [L, k, k] the same, added up by unit
-    C: np.ndarray               # [L, k, k] g_i' = Σ_k C_ik g_k
+    C: np.ndarray | None        # [L, k, k] g_i' = Σ_k C_ik g_k; None for mere weights
+    weights: np.ndarray         # [L, k] coefficients of the update Σ_k w_k g_k
     target: np.ndarray | None   # [L, K, K] the vaccine's φᵀ
     norm: float                 # of the update's gradient, before clipping
 
 
-def treat(flat, regions: list, rows: dict, treatment, clip=0.0, rng=None):
+def treat(flat, regions: list, rows: dict, treatment, clip=0.0, rng=None, losses=None):
     """Task gradients G -> the update's gradient, in G[0], handed to the optimizer.
 
     regions: see regions(). rows: {task: row of G} for the tasks of this step. treatment:
-    gram [L, k, k] -> C, such as pcgrad. clip: the largest norm of the update, or 0.
-    Returns Treated, or None if some gradient is not finite; then no state was touched.
+    see TREATMENTS, such as pcgrad. clip: the largest norm of the update, or 0. losses: [k],
+    for a treatment that asks for them. Returns Treated, or None if some gradient is not
+    finite (then no state was touched), or the treatment's result is not. Raises ValueError
+    if that has a wrong shape.
     Trap: heads stay out. With them inside the vectors, ‖g_j‖² counts numbers that g_i
     doesn't have, so the projection falls short, and adding g_j to g_i moves task j's head.
     """
@@ -313,9 +319,17 @@ def treat(flat, regions: list, rows: dict, treatment, clip=0.0, rng=None):
         if region.unit is not None:
             gram[region.unit] += one
     # One task alone has nothing to be treated against; its pairs keep their state.
-    C = (treatment if k > 1 else plain_sum)(gram, rng=rng)                      # [L, k, k]
-    # Coefficients of the update: a head's gradient passes through unchanged.
-    factors = np.array([np.ones(k) if region.unit is None else C[region.unit].sum(-2)
+    result = np.asarray(call(treatment if k > 1 else plain_sum, gram, rng=rng,
+                             losses=losses), np.float64)
+    if result.shape not in (gram.shape, gram.shape[:-1]):
+        raise ValueError(f"a treatment must return C {list(gram.shape)}, or weights "
+                         f"{list(gram.shape[:-1])}; got {list(result.shape)}")
+    if not np.isfinite(result).all():
+        return None
+    C = result if result.shape == gram.shape else None
+    weights = result if C is None else C.sum(-2)                                # [L, k]
+    # A head's gradient passes through unchanged.
+    factors = np.array([np.ones(k) if region.unit is None else weights[region.unit]
                         for region in regions])                                 # [R, k]
 
     # ‖Σ_k c_k g_k‖² = c gram cᵀ: the norm costs no pass over P numbers. Why clip the sum:
@@ -334,8 +348,17 @@ def treat(flat, regions: list, rows: dict, treatment, clip=0.0, rng=None):
     # A block whose gradient is 0 throughout took no part in the step.
     flat.give_gradients({region.block for region, square in zip(regions, squares)
                          if square.any()})
-    return Treated(list(rows) if k == len(rows) else [], grams, gram, C,
+    return Treated(list(rows) if k == len(rows) else [], grams, gram, C, weights,
                    getattr(treatment, "target", None), float(norm))
+
+
+def call(treatment, gram, **more):
+    """treatment(gram), with those of rng and losses that its parameters name."""
+    parameters = inspect.signature(treatment).parameters.values()
+    if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+        names = {p.name for p in parameters}
+        more = {name: value for name, value in more.items() if name in names}
+    return treatment(gram, **more)
 
 
 # --- 3.3 What a treatment did, for the log ---
@@ -368,7 +391,8 @@ def describe(treated, regions=None) -> dict:
     norm_a = ‖g_a‖; cos_a_b between g_a and g_b, treated_cos_a_b between g_a' and g_b';
     coefficient_a, the factor with which g_a enters the update; acted_a_b, the share of
     units in which g_a got some of g_b, acted its mean over all ordered pairs; target_a_b,
-    φᵀ, mean over units. With treat()'s regions also layers: {block: {cos_a_b}}.
+    φᵀ, mean over units. No treated_cos and acted for a treatment that returns weights. With
+    treat()'s regions also layers: {block: {cos_a_b}}.
     """
     if treated is None:
         return {"skipped": 1}
@@ -382,15 +406,16 @@ def describe(treated, regions=None) -> dict:
     def by_pair(kind, matrix, pairs):
         return {f"{kind}_{names[i]}_{names[j]}": float(matrix[i, j]) for i, j in pairs}
     norms = np.sqrt(np.diagonal(gram.sum(0)))
-    coefficients = C.sum(-2).mean(0)
+    coefficients = treated.weights.mean(0)
     log.update({f"norm_{name}": float(norms[i]) for i, name in enumerate(names)})
     log.update({f"coefficient_{name}": float(coefficients[i])
                 for i, name in enumerate(names)})
     log.update(by_pair("cos", cosines(gram), pairs))
-    log.update(by_pair("treated_cos", cosines(gram, C), pairs))
-    acted = (C != 0).mean(0)
-    log["acted"] = float(np.mean([acted[pair] for pair in ordered]))
-    log.update(by_pair("acted", acted, ordered))
+    if C is not None:       # mere weights treat no gradient by itself
+        log.update(by_pair("treated_cos", cosines(gram, C), pairs))
+        acted = (C != 0).mean(0)
+        log["acted"] = float(np.mean([acted[pair] for pair in ordered]))
+        log.update(by_pair("acted", acted, ordered))
     if treated.target is not None:
         log.update(by_pair("target", treated.target.mean(0), ordered))
     if regions:

@@ -22,9 +22,7 @@ import functools
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
-from typing import Any
 
 try:
     import numpy as np
@@ -38,7 +36,7 @@ import heads
 import multitask
 import optim
 import smart
-from plumbing import command, flags, folder, loop, machine, sources
+from plumbing import command, flags, folder, loop, machine, plugins, sources
 from plumbing.progress import clock
 
 # --- 4.3 Table 1 ---
@@ -93,13 +91,14 @@ def parse(argv=None):
     with the same flags, else from a Row's defaults; a run prints and records which. A bad
     flag ends the program with status 2; raises ValueError without data.
     """
-    p = flags.parser()
+    names = [task.name for task in heads.tasks()]
+    p = flags.parser(names, ["seq", "rr", *multitask.TREATMENTS])
     args = p.parse_args(argv)
     source = flags.given(p, argv)
     row, origin = Row("default"), "default"
     for candidate in TABLE_1:
-        if len(args.tasks) == 3 and all(getattr(candidate, flag) == getattr(args, flag)
-                                        for flag in FLAGS):
+        if set(heads.REPORT) <= set(args.tasks) and all(
+                getattr(candidate, flag) == getattr(args, flag) for flag in FLAGS):
             row, origin = candidate, f"Table 1, {candidate.name}"
     if not args.resume and not args.download:
         args.data, args.weights = sources.find(args.data, args.weights)
@@ -112,7 +111,7 @@ def parse(argv=None):
             in_table = row is SAMPLE or name not in ("warmup", "pool")
             source[name] = origin if in_table else "default"
     if not args.resume:         # the flags of a run to be resumed are compared with its own
-        flags.check(p, args, source, multitask.TREATMENTS)
+        flags.check(p, args, source)
     return args, source
 
 
@@ -122,27 +121,29 @@ def parse(argv=None):
 class Training:
     """The model, its data, and everything that a step changes.
 
-    rows: {task: row of G}; terms: SMART's settings; autocast: a context for forward passes.
+    rows: {task: row of G}; regions: what treat() works on; terms: SMART's settings;
+    weights: {task: factor of its loss}; autocast: a context for forward passes.
     """
     model: heads.MultitaskBert
-    tokenizer: data.WordPiece
     sets: dict                          # {split: {task: data.Dataset}}
     rows: dict
+    regions: list
     terms: smart.Settings
+    weights: dict
     autocast: Callable
     # What follows is changed by a step, so it is what a checkpoint holds.
     flat: optim.FlatParameters          # θ, of which the model's parameters are views
     optimizer: optim.AdamW              # m, v and t
-    treatment: Any                      # the vaccine's targets
+    treatment: Callable                 # its state, such as the vaccine's targets
     teacher: smart.Teacher | None       # θ̃
     streams: dict                       # {task: data.Stream}: their positions
-    orders: np.random.Generator         # draws the orders of surgery and vaccine
+    rng: np.random.Generator            # draws the orders of surgery and vaccine
     skipped: int = 0                    # steps whose gradient was not finite
 
     def next_batch(self, name) -> data.Batch:
         """The next batch of a task's stream, on the device."""
         return data.collate(self.sets["train"][name], self.streams[name].next(),
-                            self.tokenizer, self.model.con,
+                            self.model.tokenizer, self.model.con,
                             self.model.bert.config.max_position_embeddings
                             ).to(self.flat.theta.device)
 
@@ -155,6 +156,7 @@ class Training:
         with self.autocast():
             total, parts = smart.objective(self.model, self.model.tasks[name], batch,
                                            self.terms, self.teacher)
+        total = self.weights.get(name, 1.0) * total
         log = {key: value.detach() for key, value in parts.items()}
         if with_ratio and self.terms.weight:
             log["smooth_grad_ratio"] = smart.gradient_ratio(
@@ -163,28 +165,21 @@ class Training:
         return total, log
 
     def evaluate(self, model, split) -> dict:
-        """{task: (predictions, score or None)}   [report 4.2]
-
-        Also of tasks that are not trained: Table 2 has a score in every column.
+        """{task: (predictions, score or None)}, of the report's tasks in any case: Table 2
+        has a score in every column.   [report 4.2]
         """
-        return {name: heads.evaluate(model, model.tasks[name], dataset, self.tokenizer,
+        return {name: heads.evaluate(model, model.tasks[name], dataset, model.tokenizer,
                                      device=self.flat.theta.device, autocast=self.autocast)
                 for name, dataset in self.sets[split].items()}
 
-    def save_best(self, path):
-        """The model with its vocabulary: a folder to give as --weights."""
-        self.model.save_pretrained(path)
-        self.tokenizer.save(path)
-
     def state(self) -> dict:
         """All that a later step depends on, as tensors and plain values."""
-        target = getattr(self.treatment, "target", None)
         return {"theta": self.flat.theta, "optimizer": self.optimizer.state_dict(),
-                "target": None if target is None else torch.from_numpy(target),
+                "treatment": plugins.state_of(self.treatment),
                 "teacher": None if self.teacher is None else self.teacher.theta,
                 "streams": {name: list(stream.position)
                             for name, stream in self.streams.items()},
-                "orders": json.dumps(self.orders.bit_generator.state),
+                "rng": json.dumps(self.rng.bit_generator.state),
                 "random": machine.random_states(), "skipped": self.skipped}
 
     def restore(self, state: dict):
@@ -192,19 +187,18 @@ class Training:
         # Trap: copy into θ. A new tensor under its name would leave the model with the old.
         self.flat.theta.copy_(state["theta"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if state["target"] is not None:
-            self.treatment.target = state["target"].numpy()
+        plugins.restored(self.treatment, state["treatment"])
         if self.teacher is not None:
             self.teacher.theta.copy_(state["teacher"])
         for name, position in state["streams"].items():
             self.streams[name].position = position
-        self.orders.bit_generator.state = json.loads(state["orders"])
+        self.rng.bit_generator.state = json.loads(state["rng"])
         machine.set_random_states(state["random"])
         self.skipped = state["skipped"]
 
 
-def load_model(weights, seed, dropout=None, **settings):
-    """-> (data.WordPiece, heads.MultitaskBert). The seed draws the heads' initial weights.
+def load_model(weights, seed, dropout=None, **settings) -> heads.MultitaskBert:
+    """The model with its tokenizer; the seed draws the heads' initial weights.
 
     settings: con, hlh, pool, sst_loss, sts_loss. Trap: seed before the model is made, not
     only before training, or two runs with one seed start from different heads.
@@ -213,25 +207,7 @@ def load_model(weights, seed, dropout=None, **settings):
     encoder = bert.BertModel.from_pretrained(weights, dropout,
                                              pooler=settings["pool"] == "cls")
     tokenizer = data.WordPiece(weights, encoder.config.vocab_size)
-    return tokenizer, heads.MultitaskBert(encoder, **settings)
-
-
-def load_sets(path, tasks, trained, tokenizer):
-    """What there is of the nine files.   -> ({split: {task: Dataset}}, [missing file, …])
-
-    Trained tasks need their train and dev sets; everything else is taken if it is there.
-    """
-    sets, missing = {"train": {}, "dev": {}, "test": {}}, []
-    for split in sets:
-        for name, task in tasks.items():
-            if name not in trained and split == "train":
-                continue
-            if name in trained and split != "test" or os.path.exists(
-                    data.path_of(path, task, split)):
-                sets[split][name] = data.load(path, task, split, tokenizer)
-            else:
-                missing.append(os.path.basename(data.path_of(path, task, split)))
-    return sets, missing
+    return heads.MultitaskBert(encoder, **settings, tokenizer=tokenizer)
 
 
 def prepare(args, device, autocast) -> tuple:
@@ -240,10 +216,12 @@ def prepare(args, device, autocast) -> tuple:
     The order matters: the model is made under the seed and moved to its device, and then
     its parameters become views of θ; nothing may move them any more.
     """
-    tokenizer, model = load_model(
+    model = load_model(
         args.weights, args.seed, args.dropout, con=args.con, hlh=args.hlh, pool=args.pool,
         sst_loss=args.sst_loss, sts_loss=args.sts_loss)
-    sets, missing = load_sets(args.data, model.tasks, args.tasks, tokenizer)
+    used = {name: task for name, task in model.tasks.items()
+            if name in args.tasks or name in heads.REPORT}
+    sets, missing = data.load_sets(args.data, used, args.tasks, model.tokenizer)
     for name in args.tasks:
         dataset, needed = sets["train"][name], args.batch_size * args.accumulate
         if len(dataset) < needed:
@@ -255,16 +233,17 @@ def prepare(args, device, autocast) -> tuple:
         model.bert.requires_grad_(False)
     # Without treatment the individual gradients are not needed: one row collects their sum,
     # which saves two thirds of G.
-    separate = args.option in multitask.TREATMENTS
+    separate = args.option not in ("seq", "rr")
     rows = {name: k if separate else 0 for k, name in enumerate(args.tasks)}
     flat = optim.FlatParameters(model.blocks(), len(set(rows.values())))
     # A batch names 500 of 30,000 words. With sparse gradients only their rows are added to
     # G; otherwise autograd fills a whole table with zeros first. (A GPU does that faster.)
     model.bert.word_embeddings.sparse = device.type == "cpu"
+    regions = multitask.regions(flat, args.vaccine_granularity)
     return Training(
-        model, tokenizer, sets, rows, smart_terms(args), autocast, flat,
-        optimizer=optim.FusedAdamW(flat.param_groups(args.weight_decay), lr=args.lr),
-        treatment=multitask.make_treatment(args.option, args.vaccine_beta),
+        model, sets, rows, regions, smart_terms(args), args.task_weights or {}, autocast,
+        flat, optimizer=optim.FusedAdamW(flat.param_groups(args.weight_decay), lr=args.lr),
+        treatment=make_treatment(args, regions),
         teacher=smart.Teacher(model, flat) if smart_terms(args).bregman_weight else None,
         # Each task's seed is its place among all tasks: leaving one out by --tasks does not
         # change the order of the others.
@@ -273,7 +252,17 @@ def prepare(args, device, autocast) -> tuple:
                  for k, name in enumerate(model.tasks) if name in args.tasks},
         # A generator of its own, so that surgery's orders shift no other random numbers;
         # its seed ends in 3, since those of the streams end in 0, 1, 2.
-        orders=np.random.default_rng([args.seed, 3])), missing
+        rng=np.random.default_rng([args.seed, 3])), missing
+
+
+def make_treatment(args, regions):
+    """--option -> the function that treats task gradients, gram [L, K, K] -> C."""
+    if plugins.is_outside(args.option):
+        L = len({region.unit for region in regions} - {None})
+        return plugins.PerUnit(plugins.load(args.option), L, multitask.call)
+    if args.option in multitask.TREATMENTS:
+        return multitask.TREATMENTS[args.option](args)
+    return multitask.plain_sum
 
 
 def make_plan(args, train_sets) -> list:
@@ -285,16 +274,14 @@ def make_plan(args, train_sets) -> list:
 
 
 def smart_terms(args) -> smart.Settings:
-    if not args.smart:
-        return smart.Settings(weight=0.0, bregman_weight=0.0)
-    return smart.Settings(args.smart_weight, args.smart_eps, args.smart_steps,
-                          args.bregman_weight)
+    return smart.Settings(args.smart_weight if args.smart else 0.0, args.smart_eps,
+                          args.smart_steps, args.bregman_weight if args.smart else 0.0)
 
 
 # --- 3.2, 3.3, 4.4 The loop ---
 
-def fit(training, session, plan, regions, *, lr, warmup, clip, accumulate, fresh_streams,
-        log_layers, trained):
+def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams, log_layers,
+        trained):
     """Algorithms 1 and 2, and an evaluation after each epoch.   [report 3.2, 3.3, 4.4]
 
     session: a loop.Loop, which also goes on where an earlier process stopped; plan: see
@@ -321,8 +308,9 @@ def fit(training, session, plan, regions, *, lr, warmup, clip, accumulate, fresh
             losses = multitask.backward(flat, batches, functools.partial(
                 training.loss, with_ratio=step % 50 == 0), rows)
             # 3.3.1, 3.3.2: task gradients to one update, by surgery, vaccine or plain sum
-            treated = multitask.treat(flat, regions, rows, training.treatment, clip,
-                                      training.orders)
+            treated = multitask.treat(
+                flat, training.regions, rows, training.treatment, clip, training.rng,
+                losses=np.array([losses[f"loss_{name}"] for name in names]))
             if treated is None:         # not finite: skipped, but it still counts, or the
                 training.skipped += 1   # schedule would run late
                 skipped_in_a_row += 1
@@ -333,7 +321,8 @@ def fit(training, session, plan, regions, *, lr, warmup, clip, accumulate, fresh
                 if training.teacher is not None:
                     training.teacher.follow(flat.theta, smart.momentum_beta(step, total))
             session.log({"step": step + 1, "epoch": epoch + 1, "lr": rate, **losses,
-                         **multitask.describe(treated, regions if log_layers else None)},
+                         **multitask.describe(
+                             treated, training.regions if log_layers else None)},
                         f"epoch {epoch + 1}  loss " + "  ".join(
                             f"{name} {losses[f'loss_{name}']:.3f}" for name in names))
             if treated is None:
@@ -351,7 +340,7 @@ def fit(training, session, plan, regions, *, lr, warmup, clip, accumulate, fresh
         session.log({"step": session.step, "epoch": epoch + 1, "dev": dev})
         if session.best is None or selected > session.best["selected"]:
             session.best = {"epoch": epoch + 1, "selected": selected, "dev": dev}
-            session.folder.replace_folder("best", training.save_best)
+            session.folder.replace_folder("best", model.save_pretrained)
         session.say(f"epoch {epoch + 1}: dev " + "  ".join(
             f"{name} {score:.3f}" for name, score in dev.items()))
 
@@ -384,11 +373,11 @@ def train(args, source) -> int:
         if os.path.exists(os.path.join(args.resume, "result.json")):
             print(f"the run in {args.resume} is finished; its scores are in result.json")
             return 0
-    elif args.out is None:
-        words = [name for name in ("smart", "con", "hlh") if getattr(args, name)]
-        args.out = folder.unused(os.path.join("runs", "-".join(
-            [args.option, *words, time.strftime("%Y%m%d-%H%M%S")])))
-    else:
+    methods = [args.option, *(name for name in ("smart", "con", "hlh")
+                              if getattr(args, name))]
+    if args.out is None:
+        args.out = folder.new_path(methods)
+    elif not args.resume:
         folder.check_free(args.out)         # before the seconds that loading takes
     args.data, args.weights = sources.find(args.data, args.weights)
     device, terms = machine.find_device(args.device), smart_terms(args)
@@ -399,27 +388,32 @@ def train(args, source) -> int:
     plan = make_plan(args, training.sets["train"])
     # The folder comes last, so that a refusal leaves nothing behind.
     files = sources.files_of(training.sets, args.weights)
+    if plugins.is_outside(args.option):
+        files.update(plugins.files_of(args.option))
     here = machine.description(device, precision)
     if args.resume:
         folder.compare(settings, args.resume, files, here)
         run = folder.Folder.reopen(args.resume, settings)
-        if run.state:
-            training.restore(run.state)
     else:
         run = folder.Folder.create(args.out, folder.new_settings(args, source, files, here))
+    if run.state:
+        training.restore(run.state)
     total = sum(map(len, plan))
     session = loop.Loop(run, training.state, total, args.checkpoint_every)
     note = sources.SAMPLE_NOTE if args.data == sources.SAMPLE else ""
-    introduce(args, source, note, run.path, missing,
-              f"{total} updates, {training.flat.theta.numel():,} parameters, {precision}"
-              + (f"; going on after update {session.step}" if args.resume else ""))
+    print(f"{note}run: {run.path}\n  {' + '.join(methods)}: {', '.join(args.tasks)}")
+    for name in VALUES:
+        origin = "" if args.resume else f" ({source[name]})"
+        print(f"  --{name.replace('_', '-')} {getattr(args, name)}{origin}")
+    if missing:
+        print(f"  left out, as there is no such file: {', '.join(missing)}")
+    print(f"  {total} updates, {training.flat.theta.numel():,} parameters, {precision}"
+          + (f"; going on after update {session.step}" if args.resume else ""), flush=True)
     try:
         with session:
-            fit(training, session, plan,
-                multitask.regions(training.flat, args.vaccine_granularity), lr=args.lr,
-                warmup=args.warmup, clip=args.clip, accumulate=args.accumulate,
-                fresh_streams=args.fresh_streams, log_layers=args.log_layers,
-                trained=args.tasks)
+            fit(training, session, plan, lr=args.lr, warmup=args.warmup, clip=args.clip,
+                accumulate=args.accumulate, fresh_streams=args.fresh_streams,
+                log_layers=args.log_layers, trained=args.tasks)
             with session.interruptible():
                 predict(run / "predictions", training, run / "best")
     except loop.Interrupted:
@@ -434,40 +428,18 @@ def train(args, source) -> int:
         "dev": session.best["dev"], "epoch": session.best["epoch"],
         "seconds": round(session.seconds, 1), "checkpoint_seconds": round(run.saving, 1),
         "skipped": training.skipped, "args": vars(args)})
-    conclude(session.best, training.skipped, session.seconds, run / "predictions")
-    print(note and sources.expected(vars(args)) + note, end="")
+    tasks = training.model.tasks
+    columns = {tasks[name].title if name in tasks else "Overall": score
+               for name, score in session.best["dev"].items()}
+    print(f"\nbest on dev, after epoch {session.best['epoch']}:\n" + "  ".join(columns))
+    print("  ".join(f"{score:{len(title)}.3f}" for title, score in columns.items()))
+    if training.skipped:
+        print(f"{training.skipped} updates were skipped: their gradient was not finite")
+    print(f"{clock(session.seconds)} in all; predictions in {run / 'predictions'}")
+    if args.weights == sources.SAMPLE:
+        print(sources.expected(vars(args)), end="")
+    print(note, end="")
     return 0
-
-
-METHODS = {"seq": "sequential", "rr": "round robin", "pcgrad": "gradient surgery",
-           "gvac": "gradient vaccine"}
-
-
-def introduce(args, source, note, path, missing, summary):
-    """Say what is trained, how, and where each value comes from."""
-    print(f"{note}run: {path}")
-    method = [METHODS[args.option], *(name.upper() for name in ("smart", "con", "hlh")
-                                      if getattr(args, name))]
-    print(f"  {' + '.join(method)}, on {', '.join(args.tasks)}")
-    for name in VALUES:
-        print(f"  --{name.replace('_', '-')} {getattr(args, name)}"
-              + ("" if args.resume else f" ({source[name]})"))
-    if missing:
-        print(f"  left out, since there is no such file: {', '.join(missing)}")
-    print(f"  {summary}", flush=True)
-
-
-def conclude(best, skipped, seconds, predictions):
-    """Say the scores of the model in best/, and where its predictions are."""
-    titles = {"sst": "SST acc.", "para": "Para acc.", "sts": "STS corr.",
-              "overall": "Overall"}
-    columns = [(titles.get(name, name), score) for name, score in best["dev"].items()]
-    print(f"\nbest on dev, after epoch {best['epoch']}:")
-    print("  ".join(title for title, _ in columns))
-    print("  ".join(f"{score:{len(title)}.3f}" for title, score in columns))
-    if skipped:
-        print(f"{skipped} updates were skipped: their gradient was not finite")
-    print(f"{clock(seconds)} in all; predictions in {predictions}")
 
 
 def main(argv=None) -> int:
@@ -479,14 +451,7 @@ def main(argv=None) -> int:
         try:
             return train(args, source)
         except (RuntimeError, MemoryError) as error:
-            asked = machine.memory_asked(error)
-            if asked is None:
-                raise
-            half = f"--batch-size {args.batch_size // 2} --accumulate {2 * args.accumulate}"
-            raise ValueError(
-                f"out of memory, {asked} were asked for; "
-                + (f"{half} makes the same updates with less" if args.batch_size % 2 == 0
-                   else "use a smaller --batch-size")) from None
+            raise machine.advice(error, args.batch_size, args.accumulate) from None
     return command.one_line(run)
 
 

@@ -31,12 +31,39 @@ def number(kind, low, high=float("inf")):
     return convert
 
 
-def task_list(text):
-    """An argparse type: "sts,sst" -> ["sst", "sts"], in the report's order."""
-    names = text.split(",")
-    if set(names) - {"sst", "para", "sts"} or len(set(names)) < len(names):
-        raise argparse.ArgumentTypeError(f"needed some of sst,para,sts, got {text!r}")
-    return [name for name in ("sst", "para", "sts") if name in names]
+def task_list(known):
+    """An argparse type: "sts,sst" -> ["sst", "sts"], in the order of the known tasks."""
+    def convert(text):
+        names = text.split(",")
+        if set(names) - set(known) or len(set(names)) < len(names):
+            raise argparse.ArgumentTypeError(f"needed some of {','.join(known)}, got "
+                                             f"{text[:40]!r}")
+        return [name for name in known if name in names]
+    return convert
+
+
+def task_weights(text):
+    """An argparse type: "sst=1,para=.5" -> {"sst": 1.0, "para": 0.5}."""
+    weights = {}
+    for entry in text.split(","):
+        name, _, value = entry.partition("=")
+        if not value:
+            raise argparse.ArgumentTypeError(f"needed NAME=WEIGHT, got {entry[:40]!r}")
+        weights[name] = number(float, 0)(value)
+        if weights[name] == 0:
+            raise argparse.ArgumentTypeError(f"needed a weight above 0, got {entry!r}; "
+                                             f"--tasks leaves a task out")
+    return weights
+
+
+def option_name(known):
+    """An argparse type: one of the known options, or FILE.py:NAME or torchjd:NAME."""
+    def convert(text):
+        if text not in known and not all(text.partition(":")):
+            raise argparse.ArgumentTypeError(f"needed {', '.join(known)}, FILE.py:FUNCTION "
+                                             f"or torchjd:NAME, got {text[:60]!r}")
+        return text
+    return convert
 
 
 def given(parser, argv):
@@ -49,23 +76,30 @@ def given(parser, argv):
             for name, value in values.items()}
 
 
-def parser():
-    """One flag for one ablation. None is filled in from Table 1."""
+def parser(tasks, options):
+    """One flag for one ablation. None is filled in from Table 1.
+
+    tasks, options: the names that --tasks and --option know.
+    """
     whole, share, amount = number(int, 1), number(float, 0, 1), number(float, 0)
     # Without the usage, which argparse would print before every error: 17 lines of flags.
     p = argparse.ArgumentParser(description="Fine-tune one BERT for sentiment, paraphrase "
                                 "and similarity.", allow_abbrev=False,
                                 usage=argparse.SUPPRESS)
     g = p.add_argument_group("what the report compares")
-    g.add_argument("--option", choices=["seq", "rr", "pcgrad", "gvac"], default="rr",
-                   help="sequential (Algorithm 1), round robin (Algorithm 2), with "
-                   "gradient surgery, with gradient vaccine (ours: rr)")
+    g.add_argument("--option", type=option_name(options), default="rr", metavar="|".join(
+                   options), help="sequential (Algorithm 1), round robin (Algorithm 2), "
+                   "with gradient surgery, with gradient vaccine (ours: rr); or a "
+                   "treatment of your own, FILE.py:FUNCTION, or a library's, torchjd:NAME")
     g.add_argument("--smart", action="store_true", help="both SMART terms (report 3.5)")
     g.add_argument("--con", action="store_true", help="encode a pair together (report 3.4)")
     g.add_argument("--hlh", action="store_true",
                    help="hidden layers in the heads (report 3.6)")
-    g.add_argument("--tasks", type=task_list, default="sst,para,sts",
-                   help="train only these (report, Table 2)")
+    g.add_argument("--tasks", type=task_list(tasks), default=",".join(tasks),
+                   metavar="NAME,…", help=f"train only some of {','.join(tasks)} (report, "
+                   f"Table 2)")
+    g.add_argument("--task-weights", type=task_weights, metavar="NAME=W,…",
+                   help="multiply the tasks' losses (ours: 1 for each)")
     g.add_argument("--para-first", type=number(int, 0), metavar="N",
                    help="N epochs on paraphrase alone first (report 3.5.1: 5 with SMART, "
                    "else 0)")
@@ -82,7 +116,7 @@ def parser():
                    help="passes over the aligned set (report, Table 1; else 15)")
     g.add_argument("--max-steps", type=whole, metavar="N",
                    help="stop after N updates (ours)")
-    g.add_argument("--align", choices=["sst", "para", "sts"],
+    g.add_argument("--align", choices=tasks,
                    help="the set whose size makes an epoch (report 3.3: sts)")
     g.add_argument("--lr", type=amount, help="(report, Table 1; else 1e-5)")
     g.add_argument("--warmup", type=share, metavar="SHARE", help="share of updates "
@@ -137,13 +171,17 @@ def parser():
     return p
 
 
-def check(parser, args, source, treatments):
+def check(parser, args, source):
     """End with one line if two flags contradict each other, or one would change nothing.
 
-    source: {name: "given" or another word}; treatments: options that treat task gradients.
+    source: {name: "given" or another word}.
     """
     tasks, option = ",".join(args.tasks), args.option
-    treated = option in treatments
+    treated = option not in ("seq", "rr")
+    unknown = set(args.task_weights or {}) - set(args.tasks)
+    if unknown:
+        parser.error(f"--task-weights names {', '.join(sorted(unknown))}, and --tasks is "
+                     f"{tasks}; needed weights of tasks that are trained")
     for wrong, one, other, why in (
             (treated and len(args.tasks) == 1, f"--tasks {tasks}",
              f"--option {option}",
@@ -176,8 +214,8 @@ def check(parser, args, source, treatments):
             ("sts_loss", "sts among --tasks", "sts" in args.tasks),
             ("vaccine_granularity", "--option gvac", option == "gvac"),
             ("vaccine_beta", "--option gvac", option == "gvac"),
-            ("log_layers", "--option pcgrad or gvac, which keep task gradients apart",
-             treated)):
+            ("log_layers", "a treatment, such as --option pcgrad, which keeps gradients "
+             "apart", treated)):
         if source[name] == "given" and not present:
             parser.error(f"--{name.replace('_', '-')} would change nothing: "
                          f"it needs {needs}")

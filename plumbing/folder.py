@@ -19,6 +19,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import time
 import warnings
@@ -286,6 +287,12 @@ def check_free(path):
         raise ValueError(f"--out {path} {kind}; give a new folder{resume}")
 
 
+def new_path(words) -> str:
+    """A path under runs/ for a run of today, such as runs/gvac-con-20260101-120000."""
+    name = "-".join(re.sub(r"\W+", "-", word) for word in words)
+    return unused(os.path.join("runs", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"))
+
+
 def unused(path) -> str:
     """path, or path-2, path-3, …: the first that does not exist."""
     number, candidate = 1, path
@@ -315,8 +322,8 @@ def read_settings(path) -> dict:
             if not isinstance(entry, dict) or set(entry) != {"value", "from"}:
                 raise ValueError(f'{name} needs a "value" and a "from"')
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"--resume {path} is not the folder of a run: args.json cannot be "
-                         f"read ({error}); give a folder that train.py wrote") from None
+        raise ValueError(f"{path} is not the folder of a run: args.json cannot be read "
+                         f"({error}); give a folder that train.py wrote") from None
     without = {key: value for key, value in settings.items() if key != "digest"}
     if settings.get("digest", content_digest(without)) != content_digest(without):
         raise ValueError(f"{os.path.join(path, 'args.json')} was changed after the run had "

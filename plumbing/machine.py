@@ -21,6 +21,17 @@ def find_device(name):
     return device
 
 
+def advice(error, batch_size, accumulate):
+    """What to raise for an error: itself, or one line if memory has run out."""
+    asked = memory_asked(error)
+    if asked is None:
+        return error
+    half = f"--batch-size {batch_size // 2} --accumulate {2 * accumulate}"
+    return ValueError(f"out of memory, {asked} were asked for; " + (
+        f"{half} makes the same updates with less" if batch_size % 2 == 0 else
+        "use a smaller --batch-size"))
+
+
 def memory_asked(error) -> str | None:
     """How much an allocation that failed has asked for; None for any other error."""
     text = str(error)

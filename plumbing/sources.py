@@ -138,12 +138,16 @@ def expected(settings) -> str:
     return ""
 
 
+WEIGHT_FILES = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json",
+                "added_tokens.json")
+
+
 def files_of(sets, weights) -> dict:
     """What training depends on.   ({split: {task: Dataset}}, folder) -> {name: path}"""
     paths = [dataset.path for by_task in sets.values() for dataset in by_task.values()]
     found = {os.path.join("data", os.path.basename(path)): path for path in paths}
     for name in sorted(os.listdir(weights)):
-        if name.endswith((".json", ".txt", ".safetensors", ".bin")):
+        if name in WEIGHT_FILES or name.endswith((".safetensors", ".bin", ".index.json")):
             found[os.path.join("weights", name)] = os.path.join(weights, name)
     return {name: path for name, path in found.items() if os.path.isfile(path)}
 

@@ -152,15 +152,14 @@ def read(path, vocab_size=None):
         return read_json(other) if name == "vocab.txt" and os.path.exists(other) else {}
     settings, whole = beside("tokenizer_config.json"), beside("tokenizer.json")
     refuse_other_tokenizers(os.path.join(folder, "tokenizer_config.json"), settings)
-    tokens = None
-    if os.path.exists(path):
-        tokens = read_lines(path)
+    tokens = read_lines(path) if os.path.exists(path) else None
     if whole:
-        path = path if tokens else os.path.join(folder, "tokenizer.json")
-        tokens = model_tokens(os.path.join(folder, "tokenizer.json"), whole, tokens)
-    if not tokens:
-        raise FileNotFoundError(f"needed BERT's vocabulary beside its weights; there is no "
-                                f"{path} and no tokenizer.json")
+        json_path = os.path.join(folder, "tokenizer.json")
+        tokens = model_tokens(json_path, whole, tokens)
+        path = path if os.path.exists(path) else json_path
+    if tokens is None:
+        raise FileNotFoundError(f"needed BERT's vocabulary beside its weights; there is "
+                                f"neither {path} nor a tokenizer.json")
     base = len(tokens)
     added = added_tokens(path, tokens, settings, whole, beside("added_tokens.json"))
     control = {kind: content(settings.get(kind)) or usual

@@ -279,7 +279,7 @@ def test_3_3_describe__surgery_by_hand():
 
 
 def treated_as(names, gram, C, target=None):
-    return multitask.Treated(list(names), gram, gram, C, target, 1.0)
+    return multitask.Treated(list(names), gram, gram, C, C.sum(-2), target, 1.0)
 
 
 def test_3_3_describe__which_pairs_acted_and_the_vaccines_targets():

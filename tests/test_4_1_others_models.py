@@ -386,6 +386,8 @@ def test_4_1_vocabulary__what_does_not_fit_the_table_is_refused():
     assert len(caught) == 1 and "padding" in str(caught[0].message)
     with assert_raises("line 31", "blank"):
         data.WordPiece(vocabulary_folder([*WORDS[:30], "", *WORDS[31:]]), n)
+    with assert_raises("no [PAD]", "0 lines"):
+        data.WordPiece(vocabulary_folder([]))
     with assert_raises("2 [SEP]"):
         data.WordPiece(vocabulary_folder([*WORDS, "[SEP]"]))
 

@@ -268,7 +268,7 @@ def test_4_1_untrusted_files__other_formats_are_named():
         load(folder)
 
 
-def test_4_1_attention__the_fused_kernel_is_the_same_function():
+def test_3_1_attention__the_fused_kernel_is_the_same_function():
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 4, 5, 8)
     mask = torch.tensor([[1, 1, 1, 0, 0], [1] * 5])
@@ -277,7 +277,7 @@ def test_4_1_attention__the_fused_kernel_is_the_same_function():
                               atol=1e-6)
 
 
-def test_4_1_dropout__of_everything_is_refused():
+def test_3_1_dropout__of_everything_is_refused():
     with assert_raises("below 1"):
         bert.sixteen_bit_dropout(torch.ones(3), 1.0)
     assert_equal(bert.sixteen_bit_dropout(torch.ones(3), 0.0).tolist(), [1, 1, 1])

@@ -121,10 +121,10 @@ def test_run_folder__best_holds_the_vocabulary_that_was_loaded():
         file.write(content)
     original = multitask.treat
 
-    def lose_the_file(*args):
+    def lose_the_file(*args, **more):
         if os.path.exists(vocab):
             os.remove(vocab)
-        return original(*args)
+        return original(*args, **more)
     with unittest.mock.patch.object(multitask, "treat", lose_the_file):
         status, out, errors = run_train(weights=weights)
     assert status == 0, errors
@@ -162,7 +162,7 @@ def test_run_folder__a_failed_start_removes_its_own_files_alone():
     import multitask
     out = os.path.join(tempfile.mkdtemp(), "run")
 
-    def fails(*args):
+    def fails(*args, **more):
         open(os.path.join(out, "notes.new"), "w").close()       # somebody else's
         raise ValueError("the first step fails")
     with unittest.mock.patch.object(multitask, "treat", fails):
@@ -276,7 +276,7 @@ def test_run_faults__a_run_that_diverges_stops_with_status_1():
 
 def test_run_faults__20_skipped_updates_in_a_row_are_enough():
     import multitask
-    with unittest.mock.patch.object(multitask, "treat", lambda *args: None):
+    with unittest.mock.patch.object(multitask, "treat", lambda *args, **more: None):
         status, out, errors = run_train("--epochs", 200, steps=1000)
     assert_equal(status, 1)
     assert "20 updates in a row" in errors, errors
@@ -287,11 +287,11 @@ def test_run_faults__skipped_updates_are_counted_through_a_resume():
     import multitask
     original, count = multitask.treat, []
 
-    def skip_the_second(*args):
+    def skip_the_second(*args, **more):
         count.append(1)
         if len(count) == 4:
             signal.raise_signal(signal.SIGTERM)
-        return None if len(count) == 2 else original(*args)
+        return None if len(count) == 2 else original(*args, **more)
     with unittest.mock.patch.object(multitask, "treat", skip_the_second):
         _, out, _ = run_train(steps=6)
     _, output, _ = resume(out)

@@ -1,6 +1,7 @@
 """tools/analyze.py."""
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -10,9 +11,23 @@ import unittest.mock
 import numpy as np
 
 import heads
-from tests.checks import assert_close, assert_one_line, skip_without
-from tests.world import analyzed, run_tool, tiny_world
-from tools import analyze
+from tests.checks import (
+    assert_close,
+    assert_equal,
+    assert_one_line,
+    assert_raises,
+    skip_without,
+)
+from tests.world import (
+    analyzed,
+    from_scratch,
+    log_of,
+    run_pretrain,
+    run_tool,
+    tiny_world,
+    write_file,
+)
+from tools import analyze, gradients, page
 
 
 def dev_of(name, truth, predicted, probabilities=None, texts=None):
@@ -23,30 +38,34 @@ def dev_of(name, truth, predicted, probabilities=None, texts=None):
                        probabilities)
 
 
+def tables_of(parts):
+    return [part for part in parts if isinstance(part, page.Table)]
+
+
 def test_tools_analyze__sentiment_by_hand():
     # Errors 0, 2, -1, 0, 3: 2 right, 1 off by 1, 1 by 2, 1 by 3; two too low, one too high.
     p = np.full((5, 5), .1)
     p[:, 0] = [.5, .6, .5, .9, .6]
-    blocks = analyze.sentiment(dev_of("sst", [4, 3, 0, 2, 3], [4, 1, 1, 2, 0], p))
-    words = blocks[1][1]
+    parts = analyze.sentiment(dev_of("sst", [4, 3, 0, 2, 3], [4, 1, 1, 2, 0], p))
+    words = parts[1].text
     for part in ("2 (40.0%) are right", "1 (20.0%) off by 1", "1 (20.0%) by 2",
                  "1 (20.0%) by 3", "0 (0.0%) by 4", "2 (40.0%) are rated too low",
                  "1 (20.0%) too high"):
         assert part in words, f"got {words!r}, expected {part!r}"
-    matrix = [list(map(int, row[1:])) for row in blocks[2][2]]
+    matrix = [list(map(int, row[1:])) for row in parts[2].rows]
     assert matrix[3] == [1, 1, 0, 0, 0] and sum(map(sum, matrix)) == 5, "rows are the truth"
-    worst, best = [block[2] for block in blocks if block[0] == "table"][1:]
+    worst, best = [table.rows for table in tables_of(parts)][1:]
     assert [row[-1] for row in worst[:2]] == ["text 4", "text 1"]
     assert [row[-1] for row in best[:2]] == ["text 3", "text 0"], "the surer one first"
 
 
 def test_tools_analyze__paraphrase_by_hand():
-    blocks = analyze.paraphrase(dev_of("para", [0, 0, 1, 1, 0], [1, 0, 0, 1, 1],
+    parts = analyze.paraphrase(dev_of("para", [0, 0, 1, 1, 0], [1, 0, 0, 1, 1],
                                        np.array([.9, .1, .3, .8, .6])))
-    assert "2 (40.0%) are right" in blocks[1][1]
-    assert "2 (66.7%) of the 3 that are none" in blocks[1][1], "false positives"
-    assert "1 (50.0%) of the 2 that are" in blocks[1][1], "false negatives"
-    worst, best = [block[2] for block in blocks if block[0] == "table"]
+    assert "2 (40.0%) are right" in parts[1].text
+    assert "2 (66.7%) of the 3 that are none" in parts[1].text, "false positives"
+    assert "1 (50.0%) of the 2 that are" in parts[1].text, "false negatives"
+    worst, best = [table.rows for table in tables_of(parts)]
     assert [row[2] for row in worst] == ["0.900", "0.300", "0.600"]
     assert [row[2] for row in best] == ["0.100", "0.800"]
 
@@ -57,7 +76,7 @@ def test_tools_analyze__D17_an_error_is_truth_minus_prediction():
     dev = dev_of("sts", [2, 3, 4, 1], [1, 2, 3, 2])
     assert_close(analyze.moments(dev.error), [.5, .75 ** .5, -1.154701])
     assert_close(analyze.moments(np.ones(3)), [1, 0, 0])
-    words = analyze.similarity(dev)[1][1]
+    words = analyze.similarity(dev)[1].text
     assert "underpredicts" in words and "mean +0.500" in words and "3 (75.0%)" in words
 
 
@@ -67,31 +86,107 @@ def test_tools_analyze__the_reports_examples_are_found_by_their_text():
     found = {"sst": dev_of("sst", [4], [3], texts=[film]),
              "para": dev_of("para", [0], [0]),
              "sts": dev_of("sts", [.2], [1.5], texts=[lambs])}
-    rows = analyze.quoted(found)[2][2]
+    rows = analyze.quoted(found)[2].rows
     assert len(rows) == 9
     here = [row[:5] for row in rows if row[2] != "not here"]
     assert here == [["sst", "4", "3", "4", "4"], ["sts", "0.2", "1.5", "0.2", "0.1995"]]
 
 
-def test_tools_analyze__the_microscope_averages_what_was_logged():
-    with open(os.path.join(analyzed(), "metrics.jsonl")) as file:
-        lines = [json.loads(line) for line in file]
-    steps = [line for line in lines if "cos_sst_para" in line]
-    tables = [block for block in analyze.microscope(lines) if block[0] == "table"]
-    header, rows = tables[0][1:]
-    assert [row[0] for row in rows] == ["1", "2"], "a row an epoch"
-    for row, epoch in zip(rows, (1, 2)):
-        want = np.mean([line["treated_cos_sst_sts"] for line in steps
+def test_tools_analyze__the_gradients_part_averages_what_was_logged():
+    path = os.path.join(analyzed(), "metrics.jsonl")
+    logged = [line for line in log_of(analyzed()) if "cos_sst_para" in line]
+    by_epoch, changes, layers = tables_of(gradients.gradients(
+        gradients.read_steps(path, ["sst", "para", "sts"])))
+    assert_equal([row[0] for row in by_epoch.rows], ["1", "2"], "a row an epoch")
+    for row, epoch in zip(by_epoch.rows, (1, 2)):
+        want = np.mean([line["treated_cos_sst_sts"] for line in logged
                         if line["epoch"] == epoch])
-        assert_close(float(row[header.index("after: sst sts")]), want, 6e-4)
-    fired = {tuple(row[:2]): float(row[2]) for row in tables[1][2]}
-    assert_close(fired["para", "sts"], np.mean([line["acted_para_sts"] for line in steps]),
+        assert_close(float(row[by_epoch.header.index("after: sst sts")]), want, 6e-4)
+    fired = {tuple(row[:2]): float(row[2]) for row in changes.rows}
+    assert_close(fired["para", "sts"], np.mean([line["acted_para_sts"] for line in logged]),
                  .006)
-    assert_close(float(tables[1][2][0][3]), steps[-1]["target_sst_para"], 6e-4)
-    layers = {row[0]: row for row in tables[2][2]}
-    want = np.mean([line["layers"]["layer 2"]["cos_sst_para"] for line in steps])
-    assert_close(float(layers["layer 2"][1]), want, 6e-4)
-    assert "pcgrad" in analyze.microscope([{"step": 1, "loss_sst": 1}])[1][1]
+    assert_close(float(changes.rows[0][3]), logged[-1]["target_sst_para"], 6e-4)
+    by_layer = {row[0]: row for row in layers.rows}
+    want = np.mean([line["layers"]["layer 2"]["cos_sst_para"] for line in logged])
+    assert_close(float(by_layer["layer 2"][1]), want, 6e-4)
+    untreated = os.path.join(write_file('{"step": 1, "loss_sst": 1}\n', "m"), "m")
+    parts = gradients.gradients(gradients.read_steps(untreated, ["sst", "para", "sts"]))
+    assert "pcgrad" in parts[1].text
+
+
+def step_line(cosine, layer_cosine, tasks=("a_b", "c")):
+    """A line of metrics.jsonl with two tasks."""
+    a, b = tasks
+    line = {"step": 1, "epoch": 1, "acted": .5, f"cos_{a}_{b}": cosine,
+            f"treated_cos_{a}_{b}": .5, f"acted_{a}_{b}": 1.0, f"acted_{b}_{a}": 0.0,
+            "layers": {"layer 1": {f"cos_{a}_{b}": layer_cosine}}}
+    for name in tasks:
+        line.update({f"norm_{name}": 1.0, f"coefficient_{name}": 2.0})
+    return line
+
+
+def test_tools_analyze__a_conflict_is_a_negative_cosine_and_names_may_hold_underscores():
+    # Cosines -1, .5, .25, -.25 and .5: two of five. In the layer: one of five.
+    lines = [step_line(cosine, layer) for cosine, layer in
+             ((-1, .5), (.5, -1), (.25, .5), (-.25, .5), (.5, .5))]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    path = os.path.join(write_file(text, "metrics.jsonl"), "metrics.jsonl")
+    parts = gradients.gradients(gradients.read_steps(path, ["a_b", "c"]))
+    assert "a_b and c 2 (40.0%)" in parts[1].text
+    by_epoch, changes, layers = tables_of(parts)
+    assert_equal(by_epoch.rows, [["1", "+0.000", "+0.500", "2.00", "2.00", "0.50"]])
+    assert_equal(changes.rows, [["a_b", "c", "1.00"], ["c", "a_b", "0.00"]])
+    assert_equal(layers.rows, [["layer 1", "+0.200", "0.20"]])
+
+
+def test_tools_analyze__a_damaged_log_is_named_by_line():
+    good = step_line(.5, .5)
+    missing = {name: value for name, value in good.items() if name != "norm_c"}
+    no_layers = {name: value for name, value in good.items() if name != "layers"}
+    for bad, words in (
+            ("{", ["JSON"]), ("[1]", ["object"]), (json.dumps(missing), ["norm_c"]),
+            (json.dumps({**good, "acted": "yes"}), ["acted", "a number", "yes"]),
+            (json.dumps({**good, "epoch": None}), ["epoch", "null"]),
+            (json.dumps(no_layers), ["layers"]),
+            (json.dumps({**good, "layers": {"layer 1": 3}}), ["layer 1", "3"])):
+        folder = write_file(f"{json.dumps(good)}\n{bad}\n", "m.jsonl")
+        path = os.path.join(folder, "m.jsonl")
+        with assert_raises("m.jsonl, line 2: needed", *words):
+            gradients.read_steps(path, ["a_b", "c"])
+
+
+def test_tools_analyze__predictions_that_a_task_does_not_have_are_named():
+    run = shutil.copytree(analyzed(), os.path.join(tempfile.mkdtemp(), "run"))
+    for name, wrong in (("sst", "7"), ("sst", "-9223372036854775808"), ("para", "0.5")):
+        path = os.path.join(run, "predictions", f"{name}-dev-output.csv")
+        with open(path) as file:
+            right = file.read()
+        lines = right.splitlines()
+        example = lines[2].split(" , ")[0]
+        lines[2] = f"{example} , {wrong} "
+        with open(path, "w") as file:
+            file.write("\n".join(lines) + "\n")
+        status, _, errors = run_tool(analyze, run)
+        assert_one_line(status, errors, f"{name}-dev-output.csv", "a class from 0", example)
+        with open(path, "w") as file:
+            file.write(right)
+    with assert_raises("x.csv: needed a finite number for a, got nan"):
+        analyze.check_prediction("x.csv", heads.tasks()[2], "a", math.nan)
+
+
+def test_tools_analyze__a_run_of_pre_training_is_refused():
+    status, out, errors = run_pretrain(*from_scratch(), steps=1)
+    assert status == 0, errors
+    status, _, errors = run_tool(analyze, out)
+    assert_one_line(status, errors, "pre-training", "train.py")
+
+
+def test_tools_analyze__texts_cannot_command_the_terminal_or_the_page():
+    sst = dev_of("sst", [4], [3], np.full((1, 5), .2), [("a \x1b[2J <b>\u202e film",)])
+    parts = analyze.sentiment(sst)
+    text = "\n".join(part.as_text() for part in parts)
+    assert "\\x1b[2J <b>\\u202e film" in text and "\x1b" not in text
+    assert "&lt;b&gt;" in "".join(part.as_html({}) for part in parts)
 
 
 def test_tools_analyze__words_come_without_matplotlib():
@@ -115,9 +210,9 @@ def test_tools_analyze__one_page_that_holds_its_figures():
     figures = {"figure1.png", "figure2.png", "figure3.png", "gradients.png", "layers.png"}
     assert set(os.listdir(out)) == figures | {"analysis.html"}
     with open(os.path.join(out, "analysis.html"), encoding="utf-8") as file:
-        page = file.read()
-    assert page.count('src="data:image/png;base64,') == page.count('src="') == 5
-    assert "://" not in page and "<link" not in page
+        text = file.read()
+    assert text.count('src="data:image/png;base64,') == text.count('src="') == 5
+    assert "://" not in text and "<link" not in text
 
 
 def test_tools_analyze__needs_a_finished_run_and_its_data():

@@ -1,17 +1,21 @@
 """tools/bench.py."""
 
-import json
+import os
 import pathlib
+import tempfile
+import unittest.mock
 
+import numpy as np
 import torch
 
 import bert
 import data
 import multitask
+import smart
 from tests import ROOT
-from tests.checks import assert_close
-from tests.world import SMALL, gram_of, run_tool
-from tools import bench
+from tests.checks import assert_close, assert_equal
+from tests.world import SMALL, gram_of, run_tool, tiny_world
+from tools import bench, timing
 
 
 def test_tools_bench__both_sides_of_surgery_and_vaccine_compute_the_same():
@@ -29,14 +33,30 @@ def test_tools_bench__both_sides_of_surgery_and_vaccine_compute_the_same():
                          1e-9)
 
 
-def test_tools_bench__the_readmes_table_is_a_results_file_word_for_word():
-    tables = sorted(pathlib.Path(ROOT, "results").glob("bench-*.md"))
-    readme = pathlib.Path(ROOT, "README.md").read_text(encoding="utf-8")
-    assert any(table.read_text(encoding="utf-8") in readme for table in tables), (
-        "copy results/bench-….md into the README, unchanged")
-    for table in tables:
-        result = json.loads(table.with_suffix(".json").read_text(encoding="utf-8"))
-        assert table.read_text(encoding="utf-8") == bench.markdown(result)
+def test_tools_bench__the_recorded_table_is_what_its_numbers_give():
+    for table in pathlib.Path(ROOT, "results").glob("bench-*.md"):
+        result = timing.Result.read(table.with_suffix(".json"))
+        assert_equal(table.read_text(encoding="utf-8"), result.markdown())
+
+
+def test_tools_bench__the_first_round_warms_up_and_is_not_measured():
+    # Each side takes 100 s at first. Then ours takes 1, 5 and 3 s, theirs 2, 2 and 9.
+    now, ours, theirs = [0.0], iter([100, 1, 5, 3]), iter([100, 2, 2, 9])
+
+    def take(side):
+        now[0] += next(side)
+    medians = timing.alternate([lambda: take(ours), lambda: take(theirs)], 3,
+                               lambda: now[0])
+    assert_close(medians, [3, 2])
+
+
+def test_tools_bench__an_epoch_is_scaled_up_from_steps_of_all_lengths():
+    # Steps of 2 rows, of the lengths (1, 3), (2, 2), (5, 6) and (7, 4): 6, 4, 12, 14.
+    lengths = {"sst": np.array([1, 3, 2, 2, 5, 6, 7, 4])}
+    steps = [{"sst": np.array([2 * i, 2 * i + 1])} for i in range(4)]
+    epoch = timing.Epoch(steps, lengths)
+    assert_equal((epoch.padded, epoch.real), (36, 30))
+    assert_equal([epoch.tokens(step) for step in epoch.sample(2).steps], [6, 14])
 
 
 def test_tools_bench__counts_operations_and_marks_misses():
@@ -44,13 +64,40 @@ def test_tools_bench__counts_operations_and_marks_misses():
     # tokens: 2·6·(2048 + 2·3·16) = 25728 operations.
     config = bert.BertConfig(**{**SMALL, "num_hidden_layers": 1})
     batch = data.Batch(torch.zeros(2, 3), None, None, None)
-    assert bench.matrices(config) == 2048
-    assert bench.forward_operations(config, {"sst": batch}) == 25728
-    table = bench.markdown({"machine": "M", "repeats": 3, "lines": {
-        "a": [bench.row("a", "x", .5, 2.0, 5.0, 1.0),
-              bench.row("b", "x", .3, 2.0, 5.0, 1.0)],
-        "c": [{"what": "c", "skipped": "no transformers"}]}})
+    assert timing.matrix_parameters(config) == 2048
+    assert timing.forward_operations(config, {"sst": batch}) == 25728
+    result = timing.Result("M", 3, {
+        "a": [timing.Line("a", "x", .5, 2.0, 5.0, 1.0),
+              timing.Line("b", "x", .3, 2.0, 5.0, 1.0)],
+        "c": [timing.Skipped("c", "no transformers")]}, {})
+    table = result.markdown()
     assert "| 0.40 | ≤ 0.5 | 1 | 2.0 |" in table and "**0.40**" in table
     assert "skipped: no transformers" in table
+    path = os.path.join(tempfile.mkdtemp(), "bench")
+    result.write(path)
+    assert_equal(timing.Result.read(path + ".json"), result)
+
+
+def test_tools_bench__a_roofline_is_operations_over_speed_plus_bytes_over_bandwidth():
+    machine = timing.Machine(torch.device("cpu"), lambda: 0.0)
+    machine.speed, machine.bandwidth = {(timing.FLOAT32, 16): 1000.0}, 50.0
+    config = bert.BertConfig(**SMALL)
+    assert_close(machine.roofline(config, 500, timing.FLOAT32, 100), .5 + 2)
+
+
+def test_tools_bench__our_side_takes_the_step_of_train():
+    folder, weights = tiny_world()
+    with unittest.mock.patch.object(bench, "BATCH_SIZE", 4):
+        setup = bench.Setup(folder, weights, "cpu")
+        ours = bench.Ours(setup, setup.shapes["weights"], timing.FLOAT32, "gvac",
+                          smart.Settings())
+        theta = ours.flat.theta.clone()
+        losses, said = ours.step(ours.median_batches())
+    assert not torch.equal(ours.flat.theta, theta)
+    assert {"loss_sst", "smooth_para", "bregman_sts"} <= set(losses)
+    assert "target_sst_para" in said
+
+
+def test_tools_bench__words_that_name_no_measurement_are_refused():
     _, _, errors = run_tool(bench, "nonsense")
     assert "nonsense" in errors and "adamw" in errors

@@ -1,6 +1,5 @@
 """tools/make_sample.py, and the sample it wrote."""
 
-import json
 import os
 import pathlib
 import tempfile
@@ -57,21 +56,4 @@ def test_tools_make_sample__train_takes_it_and_says_so_first_and_last():
     lines = output.splitlines()
     for first, word in ((0, "This is the sample"), (1, "--download")):
         assert word in lines[first] and word in lines[first - 2]
-    assert f"--lr {train.SAMPLE['lr']} (the sample's)" in output
-
-
-def test_tools_make_sample__a_run_says_which_scores_to_expect():
-    # .702, .722, .742: mean .722, sd .02, so .722 ± (3 · .02 + .005) = .657 to .787
-    place = tempfile.mkdtemp()
-    os.mkdir(os.path.join(place, "results"))
-    seeds = {str(i): dict.fromkeys(("sst", "para", "sts", "overall"), .702 + .02 * i)
-             for i in range(3)}
-    with open(os.path.join(place, "results", "table2-sample-sample.json"), "w") as file:
-        json.dump({"rows": [{"commands": ["python train.py --option rr --con"],
-                             "seeds": seeds}]}, file)
-    with unittest.mock.patch.object(sources, "ROOT", place):
-        for flags, said in ((["--option", "rr", "--con", "--seed", "7"], True),
-                            (["--option", "rr"], False),
-                            (["--option", "rr", "--con", "--lr", "1"], False)):
-            line = sources.expected(train.parse(flags)[0], train.parse)
-            assert_equal("from 3 seeds: sst 0.66 to 0.79, para" in line, said)
+    assert f"--lr {train.SAMPLE.lr} (the sample's)" in output

@@ -8,7 +8,7 @@ import numpy as np
 
 import data
 import heads
-from tests.checks import assert_close, assert_one_line
+from tests.checks import assert_close, assert_equal, assert_one_line
 from tests.world import analyzed, run_tool, tiny_world, write_file
 from tools import predict
 
@@ -58,7 +58,39 @@ def test_tools_predict__refusals_are_one_line():
     assert_one_line(status, errors, "heads", "best/")
     status, _, errors = run_tool(predict, tempfile.mkdtemp())
     assert_one_line(status, errors, "train.py")
-    path = os.path.join(write_file("good\n\tbad\n", "two.txt"), "two.txt")
-    status, output, errors = run_tool(predict, analyzed(), "--file", path)
-    assert_one_line(status, errors, "line 2", "two.txt")
-    assert not output, "nothing is answered before all is read"
+
+
+def test_tools_predict__a_line_of_the_wrong_kind_is_named_and_the_others_answered():
+    text = b"cat\tdog\ngood\nman\trun\n\xff\tdog\n"
+    path = os.path.join(write_file("", "pairs.txt", text), "pairs.txt")
+    status, output, errors = run_tool(predict, analyzed(), "--task", "sts", "--file", path)
+    assert_equal(status, 2)
+    assert_equal([line.split("\t")[2:] for line in output.splitlines()],
+                 [["cat", "dog"], ["man", "run"]])
+    first, second = errors.splitlines()
+    assert "pairs.txt, line 2" in first and "TAB" in first and "good" in first
+    assert "pairs.txt, line 4" in second and "UTF-8" in second
+
+
+def test_tools_predict__classes_are_whole_and_probabilities_in_their_order():
+    sst, para, sts = heads.tasks()
+    assert_equal(predict.formatted(sst, 1, np.array([.2, .7, .1])),
+                 ["sst", "1", "0:0.200 1:0.700 2:0.100"])
+    assert_equal(predict.formatted(para, 1.0, np.array(.75)), ["para", "1", "p 0.750"])
+    assert_equal(predict.formatted(sts, 3.14159, None), ["sts", "3.142"])
+    _, _, sts = heads.tasks(sts_loss="ce")
+    assert_equal(predict.formatted(sts, 3.0, np.array([.25, .75])),
+                 ["sts", "3", "0:0.250 1:0.750"])
+
+
+def test_tools_predict__blanks_around_texts_do_not_count():
+    sts = heads.tasks()[2]
+    assert_equal(predict.parse("  cat \t dog\r\n", [sts]), ("cat", "dog"))
+    _, plain, _ = run_tool(predict, analyzed(), stdin="cat\tdog\n")
+    _, blanks, _ = run_tool(predict, analyzed(), stdin=" cat \t  dog \n")
+    assert_equal(blanks, plain)
+
+
+def test_tools_predict__a_text_cannot_command_the_terminal():
+    _, output, _ = run_tool(predict, analyzed(), stdin="good \x1b[2J\u202e film\n")
+    assert output.endswith("good \\x1b[2J\\u202e film\n"), repr(output)

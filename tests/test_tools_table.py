@@ -13,10 +13,11 @@ import numpy as np
 import data
 import heads
 import train
+from plumbing import sources
 from tests import ROOT
-from tests.checks import assert_close, assert_raises
-from tests.world import run_train, signalled_at, tiny_world
-from tools import table
+from tests.checks import assert_close, assert_equal, assert_raises
+from tests.world import run_train, signalled_at, tiny_world, write_file
+from tools import results, table
 
 
 def run_table(*flags, status=0):
@@ -28,16 +29,20 @@ def run_table(*flags, status=0):
     started = []
 
     class Child:
-        def __init__(self, words):
-            self.words = words[2:]
-            started.append(self.words)
+        def __init__(self, words, **_):
+            started.append(words[2:])
+            said = io.StringIO()
+            with (contextlib.redirect_stdout(said),
+                  contextlib.redirect_stderr(io.StringIO())):
+                self.status = train.main(words[2:])
+            self.stdout = io.StringIO(said.getvalue())
 
         def wait(self, timeout):
-            with contextlib.redirect_stderr(io.StringIO()):
-                return train.main(self.words)
+            return self.status
     output = io.StringIO()
+    nothing = dict.fromkeys(("sst", "para", "sts", "overall"), 0.0)
     with (unittest.mock.patch.object(table.subprocess, "Popen", Child),
-          unittest.mock.patch.object(table, "baseline", None),
+          unittest.mock.patch.object(table.baseline, "ngram_scores", lambda _: nothing),
           contextlib.redirect_stdout(output), contextlib.redirect_stderr(output)):
         assert table.main(["--data", folder, "--weights", weights, *map(str, flags), "--",
                            "--batch-size", "4", "--accumulate", "1", "--para-first", "0",
@@ -46,17 +51,17 @@ def run_table(*flags, status=0):
 
 
 def test_tools_table__every_row_of_the_reports_tables_has_its_flags():
-    args = table.parser().parse_args(["--data", tiny_world()[0], "--seeds", "1"])
-    args.weights, args.flags = tiny_world()[1], []
-    runs = table.plan(args, list(table.TABLE_2))
-    assert len(table.TABLE_2) == 10 and len(runs) == 12, "Individual is three runs"
+    folder, weights = tiny_world()
+    runs = table.plan(results.rows_of(2), 1, ["--data", folder, "--weights", weights],
+                      (folder, weights), "runs")
+    assert len(results.rows_of(2)) == 10 and len(runs) == 12, "Individual is three runs"
     parsed = {}
     for one in runs:
         values, _ = train.parse(one.flags)
-        parsed.setdefault(one.row, []).append(values)
+        parsed.setdefault(one.row.name, []).append(values)
     single = parsed["Individual Pre-training and Finetuning"]
     assert [values.tasks for values in single] == [["sst"], ["para"], ["sts"]]
-    assert [one.tasks for one in runs if one.row.startswith("Individual")] == [
+    assert [one.tasks for one in runs if one.row.name.startswith("Individual")] == [
         ["sst"], ["para"], ["sts"]], "each is scored on its own task"
     # Table 2's column "epochs"; Sequential's 10 in Table 1 is D11.
     assert [values[0].epochs for values in parsed.values()] == [
@@ -65,17 +70,17 @@ def test_tools_table__every_row_of_the_reports_tables_has_its_flags():
     assert not parsed["SST head fine tuning only"][0].freeze
     fresh = {row for row, values in parsed.items() if values[0].fresh_streams}
     assert fresh == {"Gradient Surgery + CON"}, "the row without RR"
-    for row in table.TABLE_3:
-        assert row in table.TABLE_2, "a row of Table 3 is a run of Table 2 too"
-    assert set(table.chosen("11-15", [])) == set(table.ROWS[10:])
-    with assert_raises("--rows", "1 to 15", "16"):
-        table.chosen("16", [])
+    assert set(results.rows_of(3)) < set(results.rows_of(2)), "Table 3's runs are Table 2's"
+    assert table.choose("12, 2,11-13") == [results.ROWS[1], *results.ROWS[10:13]]
+    for wrong in ("16", "0", "3-2", "x"):
+        with assert_raises("--rows", "1 to 15", wrong):
+            table.choose(wrong)
 
 
 def test_tools_table__mean_and_spread_by_hand():
     # .2, .4, .6: mean .4, sd √((.04 + 0 + .04) / 2) = .2
-    assert table.spread([.2, .4, .6]) == ".400 ± .200"
-    assert table.spread([-.0625]) == "-.062" and table.spread([1.0]) == "1.000"
+    assert results.spread([.2, .4, .6]) == ".400 ± .200"
+    assert results.spread([-.0625]) == "-.062" and results.spread([1.0]) == "1.000"
 
 
 def test_tools_table__after_an_interruption_it_continues_and_keeps_finished_runs():
@@ -109,9 +114,11 @@ def test_tools_table__its_numbers_are_those_of_the_runs():
     with open(os.path.join(runs, "t.md")) as file:
         line = next(line for line in file if line.startswith("| Gradient Surgery + RR"))
     seeds = rows["Gradient Surgery + RR"].values()
-    assert line.split(" | ")[1:5] == [table.spread([seed[key] for seed in seeds])
+    assert line.split(" | ")[1:5] == [results.spread([seed[key] for seed in seeds])
                                       for key in (*columns, "overall")]
-    assert ".453 .748 .364 .628" in line and "--option pcgrad" in line
+    assert ".453 .748 .364 .628" in line
+    with open(os.path.join(runs, "t.md")) as file:
+        assert "- Gradient Surgery + RR: `python train.py --option pcgrad" in file.read()
 
 
 def test_tools_table__3_scores_the_test_predictions_by_the_labels_given():
@@ -135,29 +142,102 @@ def test_tools_table__3_scores_the_test_predictions_by_the_labels_given():
                  np.mean([predicted[f"st{i:023x}"] == i % 2 for i in range(6)]), 1e-5)
 
 
-def test_tools_table__readme_agrees_with_results():
-    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
-        readme = file.read()
-    found = table.blocks(os.path.join(ROOT, "results"))
-    places = [match[2] for match in table.BLOCK.finditer(readme)]
-    assert sorted(places) == sorted(found), (
-        f"README.md has {sorted(places)}, train.py and results/ give {sorted(found)}")
-    assert table.fill(readme, found) == readme, (
-        "the README's tables differ from results/; python tools/table.py --render")
+def test_tools_table__minutes_are_those_of_all_runs_of_a_seed():
+    # Three runs of 60, 120 and 240 seconds.
+    row, runs = results.ROWS[2], []
+    for task, seconds in (("sst", 60), ("para", 120), ("sts", 240)):
+        dev = {"sst": .5, "para": .5, "sts": .5, "overall": .58}
+        folder = write_file(json.dumps({"dev": {**dev, task: .75}, "seconds": seconds}),
+                            "result.json")
+        runs.append(table.Run(row, 0, [], folder, [task], None))
+    found = table.row_result(row, runs, None)
+    assert_close(found.seeds["0"]["minutes"], 7)
+    assert_close([found.seeds["0"][name] for name in ("sst", "para", "sts")], [.75] * 3)
+    assert_equal(table.row_result(row, runs[:2], None).seeds, {}, "a run is missing")
 
 
-def test_tools_table__recorded_numbers_fill_their_place_in_the_readme():
-    results, runs = tempfile.mkdtemp(), tempfile.mkdtemp()
+def test_tools_table__a_damaged_result_is_named():
+    for text, words in (("{}", ["dev, seconds"]), ("null", ["object"]), ("{", ["JSON"]),
+                        ('{"dev": {"sst": 1}, "seconds": 1}', ["sst, para, sts"]),
+                        ('{"dev": {"sst": "a", "para": 1, "sts": 1}, "seconds": 1}',
+                         ["sst", "a number"])):
+        folder = write_file(text, "result.json")
+        with assert_raises("result.json: needed", *words):
+            table.score(table.Run(results.ROWS[0], 0, [], folder, ["sst"], None), None)
+
+
+def test_tools_table__damaged_test_labels_are_named_by_line():
+    good = "task\tid\tlabel\nsst\ta\t1\n"
+    for text, words in (("task\tid\nsst\ta\n", ["label"]),
+                        (good + "nli\tb\t1\n", ["line 3", "sst, para, sts", "nli"]),
+                        (good + "sst\tb\t9\n", ["line 3", "9"]),
+                        (good + "sst\t A\t1\n", ["2", "3", "same id"])):
+        folder = write_file(text, "test-labels.csv")
+        with assert_raises("test-labels.csv", *words):
+            table.read_test_labels(folder)
+
+
+def test_tools_table__a_trial_has_its_own_name_and_says_once_that_it_is_the_sample():
+    runs, world = tempfile.mkdtemp(), os.path.abspath(tiny_world()[0])
+    with unittest.mock.patch.object(sources, "SAMPLE", world):
+        output, _ = run_table("--rows", "2,6", "--seeds", 1, "--max-steps", 2, "--runs",
+                              runs)
+    assert_equal(output.count(sources.SAMPLE_NOTE.splitlines()[0]), 1)
+    assert "\nrun 1 of 2: Sequential" in output and "\nrun 2 of 2: Gradient" in output
+    assert_equal([name for name in os.listdir(runs) if name.endswith(".md")],
+                 [f"table2-{os.path.basename(world)}-weights-2-steps.md"])
+
+
+def test_tools_table__expected_scores_are_a_t_interval():
+    # .702, .722, .742: mean .722, sd .02; 4.303 √(4/3) · .02 = .09937
+    assert_close(results.interval([.702, .722, .742]), [.6226, .8214], 1e-9)
+    dev = dict.fromkeys(("sst", "para", "sts", "overall"), .5)
+    seeds = {str(i): {**dev, "sst": .702 + .02 * i} for i in range(3)}
+    rows = [results.RowResult("RR", ["python train.py --option rr --con"], seeds),
+            results.RowResult("one seed", ["python train.py --option seq"],
+                              {"0": seeds["0"]}),
+            results.RowResult("three runs", ["python train.py --tasks sst"] * 3, seeds)]
+    entries = results.expected(results.Result(2, "sample", "sample", [], rows, {}))
+    assert_equal(len(entries), 1)
+    folder = write_file(json.dumps(entries), "expected.json")
+    for flags, said in ((["--option", "rr", "--con", "--seed", "7"], True),
+                        (["--option", "rr"], False),
+                        (["--option", "rr", "--con", "--lr", "1"], False)):
+        args, _ = train.parse([*flags, "--data", sources.SAMPLE, "--weights",
+                               sources.SAMPLE])
+        with unittest.mock.patch.object(sources, "SAMPLE", folder):
+            line = sources.expected(vars(args))
+        assert_equal("from 3 seeds: sst 0.62 to 0.82, para" in line, said)
+
+
+def test_tools_table__the_pages_agree_with_results():
+    found, places = results.recorded(os.path.join(ROOT, "results")), []
+    for path in results.pages(ROOT):
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        places += [place["name"] for place in results.PLACE.finditer(text)]
+        assert results.fill(text, found) == text, (
+            f"{path} differs from results/; python tools/table.py --render")
+    assert_equal(sorted(places), sorted(found), "the places of tables in the pages")
+    with open(os.path.join(ROOT, "sample", "expected.json"), encoding="utf-8") as file:
+        assert_equal(json.load(file), results.expected(results.Result.read(
+            os.path.join(ROOT, "results", "table2-sample-sample.json"))))
+
+
+def test_tools_table__recorded_numbers_fill_their_place_in_a_page():
+    folder, runs = tempfile.mkdtemp(), tempfile.mkdtemp()
     run_table("--rows", "6", "--seeds", 1, "--max-steps", 3, "--runs", runs, "--name",
               "table2-tiny")
-    shutil.copy(os.path.join(runs, "table2-tiny.json"), results)
-    readme = os.path.join(results, "README.md")
-    with open(readme, "w") as file:
-        file.write("a\n<!-- table: table2-tiny -->\nold\n<!-- end of table -->\nb\n")
+    shutil.copy(os.path.join(runs, "table2-tiny.json"), folder)
+    page = os.path.join(folder, "README.md")
+    with open(page, "w") as file:
+        file.write("a\n<!-- table: table2-tiny -->\nold\n<!-- end of table -->\nb\n"
+                   "<!-- table: other -->\nkept\n<!-- end of table -->\n")
     with contextlib.redirect_stdout(io.StringIO()) as output:
-        assert table.render(results, readme) == 0
+        results.render(folder, [page])
     assert "<!-- table: table1 -->" in output.getvalue(), "it has no place there"
-    with open(readme) as file:
+    with open(page) as file:
         text = file.read()
-    assert text.startswith("a\n<") and text.endswith("-->\nb\n") and "old" not in text
-    assert table.blocks(results)["table2-tiny"] in text
+    assert text.startswith("a\n<") and "-->\nb\n" in text and "old" not in text
+    assert "-->\nkept\n<!--" in text, "a place without a source stays as it is"
+    assert results.recorded(folder)["table2-tiny"] in text

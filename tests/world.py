@@ -271,10 +271,10 @@ def signalled_at(step, number=signal.SIGTERM):
     import multitask
     original, count = multitask.treat, itertools.count(1)
 
-    def treat_and_signal(*args):
+    def treat_and_signal(*args, **more):
         if next(count) == step:
             signal.raise_signal(number)
-        return original(*args)
+        return original(*args, **more)
     return unittest.mock.patch.object(multitask, "treat", treat_and_signal)
 
 
@@ -314,3 +314,9 @@ def from_scratch():
     """The flags of pretrain.py for a tiny new encoder."""
     vocab = os.path.join(tiny_world()[1], "vocab.txt")
     return "--vocab", vocab, "--hidden", 16, "--layers", 1
+
+
+def skip_without_torchjd():
+    """torchjd and what some of its weightings need."""
+    from tests.checks import skip_without
+    skip_without("torchjd", "qpsolvers", "quadprog")

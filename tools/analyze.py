@@ -225,9 +225,10 @@ def paraphrase(dev):
         Paragraph(
             f"Of {len(p)} pairs {share((~wrong).sum(), len(p))} are right. False "
             f"positives: {share(positive, (~true).sum())} of the {(~true).sum()} that are "
-            f"none; false negatives: {share(negative, true.sum())} of the {true.sum()} that "
-            f"are. Mean probability {p[~true].mean():.3f} and {p[true].mean():.3f}. (The report: "
-            f"\"more likely\" a \"false positive\" than a \"false negative\".)"),
+            f"none; false negatives: {share(negative, true.sum())} of the {true.sum()} "
+            f"that are. Mean probability {p[~true].mean():.3f} and {p[true].mean():.3f}. "
+            f"(The report: \"more likely\" a \"false positive\" than a \"false "
+            f"negative\".)"),
         Figure("figure2", "Figure 2: errors on paraphrase, dev", draw),
         Paragraph("Worst, the surest first (p: predicted probability of a paraphrase):"),
         examples(dev, [i for i in surest if wrong[i]][:EXAMPLES], "p", p),
@@ -355,8 +356,11 @@ def main(argv=None):
     p.add_argument("run", metavar="RUN", help="the folder of a finished run of train.py")
     p.add_argument("--data", metavar="DIR", help="where its data is now (where it was)")
     p.add_argument("--out", metavar="DIR", help="for the page and figures (RUN/analysis)")
-    args = p.parse_args(argv)
-    return command.one_line(lambda: analyze(args.run, args.data, args.out))
+
+    def run():
+        args = p.parse_args(argv)
+        return analyze(args.run, args.data, args.out)
+    return command.one_line(run)
 
 
 if __name__ == "__main__":

@@ -102,8 +102,8 @@ def ngram_score(task, train, dev):
     columns = columns_of(train)
     X, X_dev = matrix(train, columns), matrix(dev, columns)
     y = torch.tensor(train.labels)
-    return max(task.metric(task.predict((X_dev @ fit(task, X, y, penalty)).squeeze(-1)),
-                           dev.labels) for penalty in PENALTIES)
+    logits = [(X_dev @ fit(task, X, y, penalty)).squeeze(-1) for penalty in PENALTIES]
+    return max(task.metric(task.predict(z).numpy(), dev.labels) for z in logits)
 
 
 def with_overall(scores):
@@ -141,9 +141,9 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
                                      allow_abbrev=False)
     parser.add_argument("--data", metavar="DIR", help="as in train.py")
-    args = parser.parse_args(argv)
 
     def compare():
+        args = parser.parse_args(argv)
         folder, _ = sources.find(args.data, sources.SAMPLE)
         for name, scores in (("n-grams", ngram_scores(folder)),
                              ("majority", majority_scores(folder))):

@@ -89,22 +89,23 @@ class Ours:
     def __init__(self, setup, config, precision, option="rr", terms=WITHOUT_SMART,
                  hlh=False):
         torch.manual_seed(0)
-        model = heads.MultitaskBert(bert.BertModel(config), con=True, hlh=hlh)
+        model = heads.MultitaskBert(bert.BertModel(config), con=True, hlh=hlh,
+                                    tokenizer=setup.tokenizer)
         model.to(setup.device).train()
         model.bert.word_embeddings.sparse = setup.device.type == "cpu"
         separate = option in multitask.TREATMENTS
         rows = {name: k if separate else 0 for k, name in enumerate(model.tasks)}
         self.flat = optim.FlatParameters(model.blocks(), len(set(rows.values())))
-        self.regions = multitask.regions(self.flat)
         self.training = train.Training(
-            model, setup.tokenizer, setup.sets, rows, terms,
+            model, setup.sets, rows, multitask.regions(self.flat), terms, {},
             functools.partial(autocast, setup.device, precision), self.flat,
             optimizer=optim.FusedAdamW(self.flat.param_groups(), lr=1e-5),
-            treatment=multitask.make_treatment(option),
+            treatment={"pcgrad": multitask.pcgrad, "gvac": multitask.GradVac()}.get(
+                option, multitask.plain_sum),
             teacher=smart.Teacher(model, self.flat) if terms.bregman_weight else None,
             streams={name: data.Stream(data.lengths(dataset, True), BATCH_SIZE, (0, k))
                      for k, (name, dataset) in enumerate(setup.sets["train"].items())},
-            orders=np.random.default_rng(0))
+            rng=np.random.default_rng(0))
 
     def median_batches(self):
         """One batch of each task, of 32 the median in length.   -> {task: data.Batch}"""
@@ -115,8 +116,8 @@ class Ours:
     def step(self, batches):
         training = self.training
         losses = multitask.backward(self.flat, [batches], training.loss, training.rows)
-        treated = multitask.treat(self.flat, self.regions, training.rows,
-                                  training.treatment, 1.0, training.orders)
+        treated = multitask.treat(self.flat, training.regions, training.rows,
+                                  training.treatment, 1.0, training.rng)
         training.optimizer.step()
         if training.teacher is not None:
             training.teacher.follow(self.flat.theta, 0.99)
@@ -472,14 +473,15 @@ def main(argv=None):
                    help="cpu: processor time, for one thread on a busy machine (wall)")
     p.add_argument("--out", metavar="PATH", help=".json and .md (results/bench-DEVICE-N)")
     p.add_argument("--child", metavar="SHAPE", help=argparse.SUPPRESS)
-    args = p.parse_args(argv)
-    for word in args.words:
-        if not any(word in name for name in MEASUREMENTS):
-            p.error(f"no measurement is called {word}; there are {', '.join(MEASUREMENTS)}")
-    chosen = [name for name in MEASUREMENTS
-              if not args.words or any(word in name for word in args.words)]
 
     def run():
+        args = p.parse_args(argv)
+        for word in args.words:
+            if not any(word in name for name in MEASUREMENTS):
+                p.error(f"no measurement is called {word}; there are "
+                        f"{', '.join(MEASUREMENTS)}")
+        chosen = [name for name in MEASUREMENTS
+                  if not args.words or any(word in name for word in args.words)]
         clock = time.process_time if args.clock == "cpu" else time.perf_counter
         folder, weights = sources.find(args.data, args.weights)
         setup = Setup(folder, weights, args.device, clock, args.repeats, args.steps)

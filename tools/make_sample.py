@@ -31,6 +31,7 @@ from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from plumbing import command
 from tools import sample_words as words
 from tools.sample_words import TERMS, THINGS, Part, Value, comparative, plural
 
@@ -472,22 +473,27 @@ def write_sample(folder, seed):
     return tasks
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
+                                     allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
                         help="the folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of all choices (ours: 0)")
     parser.add_argument("--pretrain", type=Path, metavar="FILE",
                         help="also write unlabelled text, one text or pair a line")
     parser.add_argument("--lines", type=int, default=30000, help="in FILE (ours: 30000)")
-    args = parser.parse_args()
-    tasks = write_sample(args.out, args.seed)
-    if args.pretrain:
-        lines = unlabelled(tasks, args.seed, args.lines)
-        write_lines(args.pretrain, ["\t".join(line) for line in lines])
-    for path in [*sorted(args.out.glob("*.csv")), args.out / "vocab.txt"]:
-        print(f"{path.stat().st_size:>9,} bytes  {path}")
+
+    def run():
+        args = parser.parse_args(argv)
+        tasks = write_sample(args.out, args.seed)
+        if args.pretrain:
+            lines = unlabelled(tasks, args.seed, args.lines)
+            write_lines(args.pretrain, ["\t".join(line) for line in lines])
+        for path in [*sorted(args.out.glob("*.csv")), args.out / "vocab.txt"]:
+            print(f"{path.stat().st_size:>9,} bytes  {path}")
+        return 0
+    return command.one_line(run)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

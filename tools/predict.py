@@ -150,8 +150,11 @@ def main(argv=None):
                    help="only this one (all that fit)")
     p.add_argument("--file", metavar="FILE", help="one text or pair a line (what you type)")
     p.add_argument("--device", default="auto", help="as in train.py")
-    args = p.parse_args(argv)
-    return command.one_line(lambda: predict(args.run, args.task, args.file, args.device))
+
+    def run():
+        args = p.parse_args(argv)
+        return predict(args.run, args.task, args.file, args.device)
+    return command.one_line(run)
 
 
 if __name__ == "__main__":

@@ -348,8 +348,8 @@ def pretrain(args, source):
             print(f"the run in {args.resume} is finished; its model is in model/")
             return 0
     elif not (args.text and args.out and bool(args.weights) != bool(args.vocab)):
-        raise ValueError("needed --text FILE …, --out DIR, and either --weights to go on "
-                         "from or --vocab to start from scratch")
+        raise ValueError("needed --text FILE …, --out DIR, and either --weights to "
+                         "continue from or --vocab to start from scratch")
     else:
         folder.check_free(args.out)
         # Absolute: the run can then be resumed from any working directory.
@@ -435,8 +435,7 @@ def parser():
 
 def main(argv=None):
     p = parser()
-    args = p.parse_args(argv)
-    return command.one_line(lambda: pretrain(args, flags.given(p, argv)))
+    return command.one_line(lambda: pretrain(p.parse_args(argv), flags.given(p, argv)))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ D11, D12: misprints in the report's tables; they are shown as printed, and marke
 
 import dataclasses
 import glob
+import json
 import os
 import re
 
@@ -125,7 +126,7 @@ def markdown(result):
     printed = {row.name: row.table_2 if split == "dev" else row.table_3 for row in ROWS}
     header = ["row", "SST acc.", "para acc.", "STS r", "overall", "seeds",
               "minutes a seed", "the report: SST, para, STS, overall"]
-    table = [header, ["---"] * len(header)]
+    table = []
     for name, found in result.baselines.items():
         table.append([f"*{name}*", *(short(found[key]) for key in columns), "", "", ""])
     for row in result.rows:
@@ -138,6 +139,7 @@ def markdown(result):
              f"`{result.weights}`; mean ± sd over the seeds 0, 1, …")
     return "\n".join([
         title, *(f"Machine: {words}." for words in result.machines), "",
+        f"| {' | '.join(header)} |", "|" + "---|" * len(header),
         *(f"| {' | '.join(cells)} |" for cells in table), "",
         "The commands, each with `--seed N`:", "",
         *(f"- {row.row}: {', '.join(f'`{line}`' for line in row.commands)}"
@@ -210,7 +212,7 @@ def interval(values):
 def expected(result):
     """What sources.expected() reads, from a Result on the sample.   -> [{…}]
 
-    A row of several runs has no entry, nor one of a single seed.
+    Rows of several runs, or of a single seed, have no entry.
     """
     entries = []
     for row in result.rows:
@@ -227,18 +229,20 @@ def expected(result):
     return entries
 
 
+def write_text(path, text):
+    def write(temporary):
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+    folder.replace(path, write)
+
+
 def render(results, paths):
     """Fill the places of all pages, and say which tables have none."""
     tables, places = recorded(results), set()
     for path in paths:
         text = reading.read_text(path)
         places |= {place["name"] for place in PLACE.finditer(text)}
-        filled = fill(text, tables)
-        if filled != text:
-            def write(temporary, filled=filled):
-                with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-                    file.write(filled)
-            folder.replace(path, write)
+        write_text(path, fill(text, tables))
     for name in sorted(set(tables) - places):
         print(f"no page has a place for {name}; put these two lines where it should "
               f"stand, then --render:\n<!-- table: {name} -->\n<!-- end of table -->")
@@ -250,5 +254,5 @@ def record(root=sources.ROOT):
     render(results, pages(root))
     path = os.path.join(results, "table2-sample-sample.json")
     if os.path.exists(path):
-        folder.write_json(os.path.join(root, "sample", "expected.json"),
-                          expected(Result.read(path)))
+        lines = ",\n".join(json.dumps(entry) for entry in expected(Result.read(path)))
+        write_text(os.path.join(root, "sample", "expected.json"), f"[\n{lines}\n]\n")

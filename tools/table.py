@@ -305,9 +305,9 @@ def write_table(result, name, runs_folder, recorded):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     passed_on = argv.index("--") if "--" in argv else len(argv)
-    args = parser().parse_args(argv[:passed_on])
 
     def make():
+        args = parser().parse_args(argv[:passed_on])
         if args.render:
             results.record()
             return 0

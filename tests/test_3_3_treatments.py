@@ -1,0 +1,166 @@
+"""3.3 Treatments of any kind: what they may return and ask for, their state, other files."""
+
+import os
+import signal
+
+import numpy as np
+
+import multitask
+from plumbing import plugins
+from tests.checks import assert_close, assert_equal, assert_one_line, assert_raises
+from tests.world import (
+    files_of,
+    log_of,
+    resume,
+    run_train,
+    signalled_at,
+    skip_without_torchjd,
+    toy_step,
+    training_of,
+    write_file,
+)
+
+# g_0 = (1, 0) and g_1 = (-1, 1) on w, as in tests/world.py.
+GRAM = np.array([[[1.0, -1.0], [-1.0, 2.0]]])
+
+
+def user_file(text):
+    return os.path.join(write_file(text, "mine.py"), "mine.py")
+
+
+def test_3_3_treatment__weights_are_coefficients_of_the_update():
+    flat, treated = toy_step(lambda gram: np.array([[2.0, 3.0]]))
+    assert_close(flat.G[0, :2], [-1, 3], 1e-6, "2 g_0 + 3 g_1")
+    assert_close(flat.G[0, 2:], [3, 5], 1e-6, "a head's gradient passes through unchanged")
+    log = multitask.describe(treated)
+    assert_equal((log["coefficient_0"], log["coefficient_1"]), (2, 3))
+    assert not any(name.startswith(("acted", "treated")) for name in log), (
+        "weights treat no gradient by itself")
+
+
+def test_3_3_treatment__gets_what_its_parameters_name():
+    seen = {}
+
+    def asks(gram, losses, rng):
+        seen.update(losses=losses.tolist(), rng=rng)
+        return np.ones(gram.shape[:-1])
+    flat, _ = toy_step(multitask.plain_sum)
+    regions = multitask.regions(flat)
+    multitask.treat(flat, regions, {0: 0, 1: 1}, asks, losses=np.array([.5, 2.0]))
+    assert_equal(seen, {"losses": [.5, 2.0], "rng": None})
+    multitask.treat(flat, regions, {0: 0, 1: 1}, lambda gram: gram * 0 + np.eye(2))
+
+
+def test_3_3_treatment__results_of_another_shape_are_refused():
+    for wrong in (np.ones(3), np.ones((2, 2, 2)), 1.0):
+        with assert_raises("[1, 2, 2]", "[1, 2]"):
+            toy_step(lambda gram, wrong=wrong: wrong)
+
+
+def test_3_3_treatment__a_result_that_is_not_finite_skips_the_step():
+    assert toy_step(lambda gram: gram * np.nan)[1] is None
+
+
+def test_3_3_treatment__a_file_of_ones_own_gives_the_same_run_bit_for_bit():
+    path = user_file("from multitask import pcgrad as mine\n")
+    ours, theirs = (run_train("--option", option, "--con", steps=4)[1]
+                    for option in ("pcgrad", f"{path}:mine"))
+    assert_equal(files_of(theirs), files_of(ours))
+
+
+# Tilts the weights towards the task with the larger loss, remembering old losses.
+STATEFUL = """
+import numpy as np
+
+class Slow:
+    def __init__(self):
+        self.average, self.calls = None, 0
+    def __call__(self, gram, losses):
+        self.calls += 1
+        self.average = losses if self.average is None else .5 * self.average + .5 * losses
+        return self.average / self.average.sum() * self.calls ** .5
+"""
+
+
+def test_3_3_treatment__its_state_survives_a_resume():
+    option = user_file(STATEFUL) + ":Slow"
+    for granularity in ("model",):
+        flags = ("--option", option, "--clip", 0)
+        whole = files_of(run_train(*flags, steps=6)[1])
+        with signalled_at(3, signal.SIGTERM):
+            _, out, _ = run_train(*flags, steps=6)
+        assert_equal(resume(out)[0], 0)
+        assert files_of(out) == whole, granularity
+
+
+def test_3_3_treatment__an_edited_file_cannot_be_resumed_with():
+    path = user_file(STATEFUL)
+    with signalled_at(2):
+        _, out, _ = run_train("--option", f"{path}:Slow", steps=4)
+    with open(path, "a") as file:
+        file.write("# edited\n")
+    status, _, errors = resume(out)
+    assert_one_line(status, errors, "mine.py")
+
+
+def test_3_3_treatment__what_cannot_be_loaded_is_refused_by_name():
+    for option, words in (
+            ("nowhere.py:f", ["nowhere.py", "no file"]),
+            (user_file("def f(gram: 1\n") + ":f", ["mine.py", "SyntaxError"]),
+            (user_file("f = 3\n") + ":f", ["no function f"]),
+            ("best", ["seq, rr, pcgrad, gvac"]), (":f", ["--option"])):
+        status, _, errors = run_train("--option", option)
+        assert_one_line(status, errors, *words)
+
+
+def test_3_3_treatment__any_state_of_plain_values_is_restored():
+    class Thing:
+        def __init__(self):
+            self.numbers, self.parts, self.f = np.zeros(2), [], print
+            self.table = {}
+    old, new = Thing(), Thing()
+    old.numbers, old.parts, old.table = np.array([1.0, 2]), [1, "a", (2.5, None)], {"k": 3}
+    plugins.restored(new, plugins.state_of(old))
+    assert_equal(new.numbers.tolist(), [1, 2])
+    assert_equal((new.parts[:2], new.table, new.f), ([1, "a"], {"k": 3}, print))
+
+
+def test_3_3_task_weights__multiply_the_losses_and_the_log_stays():
+    logs = [log_of(run_train("--option", "pcgrad", "--dropout", 0, *flags, steps=1)[1])[0]
+            for flags in ((), ("--task-weights", "sst=2,sts=.5"))]
+    for name, factor in (("sst", 2), ("para", 1), ("sts", .5)):
+        assert_close(logs[1][f"norm_{name}"], factor * logs[0][f"norm_{name}"], 0,
+                     relative=1e-4)
+        assert_equal(logs[1][f"loss_{name}"], logs[0][f"loss_{name}"])
+    for weights, words in (("nli=2", ["nli"]), ("sst=0", ["above 0"]), ("sst", ["sst"])):
+        status, _, errors = run_train("--task-weights", weights)
+        assert_one_line(status, errors, "--task-weights", *words)
+
+
+def test_3_3_treatment__a_weighting_of_torchjd_by_its_name():
+    skip_without_torchjd()
+    treatment = plugins.PerUnit(plugins.load("torchjd:PCGrad"), 1, multitask.call)
+    # the example of torchjd's own documentation, J = [[-4, 1, 1], [6, 1, 1]]
+    assert_close(treatment(np.array([[[18.0, -22], [-22, 38]]])), [[2.222222, 1.578947]], 1e-5)
+    vaccine = plugins.load("torchjd:GradVac,beta=0.25")()
+    assert_equal(vaccine.weighting.beta, .25)
+    for name, words in (("Best", ["UPGrad"]), ("GradVac,gamma=1", ["gamma"]),
+                        ("Mean", ["Gramian"])):
+        with assert_raises(*words):
+            plugins.load(f"torchjd:{name}")
+    status, out, errors = run_train("--option", "torchjd:MGDA", "--con")
+    assert status == 0, errors
+    first = log_of(out)[0]
+    assert_close(sum(first[f"coefficient_{name}"] for name in ("sst", "para", "sts")), 1, 1e-5)
+
+
+def test_3_3_treatment__a_new_one_is_one_line_in_the_registry():
+    multitask.TREATMENTS["half"] = lambda settings: lambda gram: .5 * np.ones(gram.shape[:-1])
+    try:
+        status, out, errors = run_train("--option", "half", "--con")
+        assert status == 0, errors
+        assert_equal(log_of(out)[0]["coefficient_sts"], .5)
+        training, _ = training_of("--option", "half")
+        assert_equal(len(set(training.rows.values())), 3, "one row of G for each task")
+    finally:
+        del multitask.TREATMENTS["half"]
