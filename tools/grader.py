@@ -29,6 +29,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from tools import isolated
 from tools.isolated import Child, Ended, can_be_nobody
 
 MODULE_SIZE = 1 << 20       # bytes of a student's module, at most
@@ -326,6 +327,7 @@ def main(argv=None):
     p.add_argument("--summary", metavar="FILE", help="write a table in Markdown")
     p.add_argument("--limit", type=float, default=20.0, help="seconds for a test (20)")
     args, start = p.parse_intermixed_args(argv), time.monotonic()
+    isolated.PRELOAD.append(isolated.SLOW)
     try:
         if not args.submission.is_dir():
             raise ValueError(f"needed the folder of a submission, got {args.submission}")
@@ -346,4 +348,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with isolated.ended_in_order():
+        sys.exit(main())

@@ -32,7 +32,13 @@ except ImportError:             # Windows
 
 NOBODY = 65534
 MEMORY = 2 << 30                # bytes beyond what the child has when it begins
+FILES = 200 << 20               # bytes of a file that it writes
+CPU = 600                       # seconds of computing
 OUTPUT = 20 << 20               # bytes that it may print
+PRELOAD = ["torch", "numpy", "torch.optim.adamw"]       # by the server
+# torch imports this when the first optimizer is made, which takes seconds: where processes
+# are many, or limits short, the server does it once.
+SLOW = "torch._dynamo"
 
 
 class Ended(Exception):
@@ -45,7 +51,7 @@ def context():
     if kind not in multiprocessing.get_all_start_methods() or not hasattr(os, "fork"):
         return multiprocessing.get_context("spawn")
     server = multiprocessing.get_context(kind)
-    server.set_forkserver_preload(["torch", "numpy", "torch.optim.adamw"])
+    server.set_forkserver_preload(PRELOAD)
     return server
 
 
@@ -58,7 +64,7 @@ class Child:
     """
 
     def __init__(self, service, *arguments, folder=None, nobody=False, memory=MEMORY,
-                 output=OUTPUT, start=120):
+                 files=FILES, cpu=CPU, output=OUTPUT, start=120):
         self.scratch = tempfile.mkdtemp(prefix="minbert-child-")
         if nobody:
             for path in (self.scratch, folder):
@@ -68,7 +74,7 @@ class Child:
         self.prints, their_prints = ctx.Pipe(duplex=False)
         self.process = ctx.Process(target=serve, args=(
             theirs, their_prints, folder or self.scratch, self.scratch, nobody, memory,
-            service, arguments))
+            files, cpu, service, arguments))
         self.process.start()
         theirs.close()
         their_prints.close()
@@ -142,6 +148,19 @@ class Child:
         self.close()
 
 
+@contextlib.contextmanager
+def ended_in_order():
+    """SIGTERM raises SystemExit here, so that no child is left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def can_be_nobody():
     """May a child become the user nobody, and can that user still read the packages?"""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
@@ -152,7 +171,7 @@ def can_be_nobody():
                for place in places for path in (place, *place.parents))
 
 
-def serve(pipe, prints, folder, scratch, nobody, memory, service, arguments):
+def serve(pipe, prints, folder, scratch, nobody, memory, files, cpu, service, arguments):
     """The child: first its limits, then the code that they are for."""
     if hasattr(os, "setsid"):
         os.setsid()
@@ -174,8 +193,10 @@ def serve(pipe, prints, folder, scratch, nobody, memory, service, arguments):
         with open("/proc/self/statm") if os.path.exists("/proc/self/statm") else (
                 contextlib.nullcontext()) as file:
             now = int(file.read().split()[0]) * resource.getpagesize() if file else 0
+        # The limit on CPU time is for a child whose parent was killed.
         for kind, most in ((resource.RLIMIT_AS, now + memory if now else None),
-                           (resource.RLIMIT_FSIZE, 200 << 20), (resource.RLIMIT_CORE, 0)):
+                           (resource.RLIMIT_FSIZE, files), (resource.RLIMIT_CORE, 0),
+                           (resource.RLIMIT_CPU, cpu)):
             if most is not None:
                 with contextlib.suppress(OSError, ValueError):
                     resource.setrlimit(kind, (most, most))

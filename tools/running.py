@@ -169,8 +169,9 @@ class Isolated:
     def ask(self, request, limit):
         try:
             if self.child is None:
-                self.child = Child("tools.running:service", self.broken, self.data, folder=ROOT,
-                                   memory=6 << 30, start=limit + 60)
+                self.child = Child("tools.running:service", self.broken, self.data,
+                                   folder=ROOT, memory=8 << 30, files=8 << 30, cpu=7200,
+                                   start=limit + 60)
             return self.child.ask(request, limit)
         except Ended as end:
             self.close()
@@ -185,7 +186,7 @@ class Isolated:
                 self.close()
 
     def run(self, test, limit):
-        return self.ask([test.name, test.file, limit], limit + 5)
+        return self.ask([test.name, test.file, limit], limit + 2)
 
     def close(self):
         if self.child:
