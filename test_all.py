@@ -180,9 +180,9 @@ def points_of(results):
               for part in course_parts()}
     if sum(map(bool, groups.values())) > 1:
         groups["in all"] = [r for own in groups.values() for r in own]
-    return ["{:6.4g} of {:4.4g}  {}".format(round(sum(r.points for r in own), 2),
-                                            round(sum(r.of for r in own), 2), label)
-            for label, own in groups.items() if own]
+    sums = {label: [round(sum(getattr(r, key) for r in own), 2) for key in ("points", "of")]
+            for label, own in groups.items() if own}
+    return [f"{got:6.4g} of {of:4.4g}  {label}" for label, (got, of) in sums.items()]
 
 
 def write_json(results, path):

@@ -1,15 +1,16 @@
 """Grade a submission with hidden inputs.
 
-    python tools/grader.py SUBMISSION                   a table of parts; exit status 0 if all
-                                                        points were earned, otherwise 1
+    python tools/grader.py SUBMISSION                   a table of parts
     python tools/grader.py SUBMISSION --json FILE       a result for each case
     python tools/grader.py SUBMISSION --gradescope FILE the file that Gradescope reads
     python tools/grader.py SUBMISSION --summary FILE    the table, in Markdown
 
+The exit status is 0 if all points were earned, otherwise 1; 2 for a wrong argument.
+
 It works in the folder that make_assignment.py --grader has made, which holds the seed, the
 hand-out and our source. Each part runs in a process of its own (isolated.py): the hand-out
-with the student's files of this part alone, so that a mistake in one file costs the parts of
-that file. The process gets a seed, computes the cases of cases.py and sends back what came
+with the student's files of this part alone, so that a mistake in one file costs the parts
+of that file. The process gets a seed, computes the cases of cases/ and sends back what came
 out. This process compares it with what our source gives; it never imports a submission.
 """
 
@@ -21,6 +22,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import sys
 import tempfile
@@ -76,11 +78,20 @@ def files_of(part):
     return list(dict.fromkeys(f"{name.split('.')[0]}.py" for name in part["functions"]))
 
 
+def case_file(part):
+    """-> (the name of the file that has the part's cases, their names)"""
+    for path in sorted((ROOT / "tools" / "cases").glob("*.py")):
+        names = re.findall(rf"^def ({part.get('cases')}__\w+)\(",
+                           path.read_text(encoding="utf-8"), re.MULTILINE)
+        if names:
+            return path.stem, names
+    raise ValueError(f"part {part['label']} has no hidden tests: its \"cases\" must name a "
+                     f"group in tools/cases/")
+
+
 def cases_of(part):
     """The part's cases, which share its points in hundredths that add up exactly."""
-    tree = ast.parse((ROOT / "tools" / "cases.py").read_text(encoding="utf-8"))
-    names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)
-             and node.name.startswith(f"{part['cases']}__")]
+    _, names = case_file(part)
     cents, rest = divmod(round(100 * part["points"]), len(names))
     return [Case(part["label"], name, (cents + (i < rest)) / 100)
             for i, name in enumerate(names)]
@@ -140,7 +151,7 @@ def process(part, source, seed, student=None, start=START):
     with tempfile.TemporaryDirectory(prefix="minbert-grade-") as place:
         folder = os.path.join(place, "work")
         shutil.copytree(source, folder)
-        shutil.copyfile(ROOT / "tools" / "cases.py", os.path.join(folder, "cases.py"))
+        shutil.copytree(ROOT / "tools" / "cases", os.path.join(folder, "cases"))
         for name in files_of(part) if student else ():
             shutil.copyfile(student / name, os.path.join(folder, name))
         nobody = can_be_nobody()
@@ -150,7 +161,7 @@ def process(part, source, seed, student=None, start=START):
         def ask(name, limit):
             nonlocal child
             if child is None:       # the first, or the one before has ended
-                child = Child("cases:service", part["cases"], seed,
+                child = Child("cases:service", case_file(part)[0], seed,
                               part.get("not_allowed", []), folder=folder, nobody=nobody,
                               start=start)
             try:
@@ -291,8 +302,8 @@ def gradescope(cases, start):
     result = {"execution_time": round(time.monotonic() - start), "visibility": "visible",
               "stdout_visibility": "hidden", "tests": entries}
     if not any(case.points for case in cases):
-        result["output"] = ("Nothing could be graded yet: "
-                            + "; ".join(dict.fromkeys(case.message for case in cases))[:900])
+        messages = "; ".join(dict.fromkeys(case.message for case in cases))
+        result["output"] = f"Nothing could be graded yet: {messages[:900]}"
     return result
 
 
@@ -320,7 +331,7 @@ def save(cases, args, start):
 def main(argv=None):
     p = argparse.ArgumentParser(description="Grade a submission with hidden inputs.",
                                 usage=argparse.SUPPRESS)
-    p.add_argument("submission", type=pathlib.Path, help="folder with the student's modules")
+    p.add_argument("submission", type=pathlib.Path, help="folder with a student's modules")
     p.add_argument("words", nargs="*", help="only parts whose name contains one of these")
     p.add_argument("--json", metavar="FILE", help="write a result for each hidden test")
     p.add_argument("--gradescope", metavar="FILE", help="write Gradescope's results.json")

@@ -66,7 +66,7 @@ from tools.source import (
 # Tools that are not for students, and their tests; bench.py holds the usual form of surgery
 # and vaccine.
 OURS = ("*make_assignment.py", "*mutant*", "climber.py", "source.py", "*bench.py",
-        "*grader.py", "cases.py", "platforms.py", "solutions")
+        "*grader.py", "cases", "platforms.py", "solutions")
 
 
 # --- The list of parts ---
@@ -419,7 +419,8 @@ def main(argv=None):
                    help="fill the holes of a copy one by one, in two orders")
     for kind, place in (("grader", "FOLDER"), ("gradescope", "FILE"),
                         ("classroom50", "FOLDER")):
-        p.add_argument(f"--{kind}", metavar=place, help="what grades it, with hidden inputs")
+        p.add_argument(f"--{kind}", metavar=place,
+                       help="what grades it, with hidden inputs")
     p.add_argument("--seed", type=int, help="of the hidden inputs (a new one, kept there)")
     args = p.parse_args(argv)
     graders = {kind: value for kind, value in vars(args).items() if value and kind in (

@@ -2,7 +2,7 @@
 
 Used by make_assignment.py --grader, --gradescope and --classroom50. The folder:
 
-    tools/grader.py, isolated.py, cases.py, assignment.json     the hidden tests
+    tools/grader.py, isolated.py, cases/, assignment.json     the hidden tests
     tools/seed.json         what their inputs are drawn from: nobody else may know it
     hand-out/               the student's modules, with holes
     solution/               ours, which give the answers
@@ -15,7 +15,8 @@ import shutil
 import tempfile
 import zipfile
 
-from tools.source import MODULES, ROOT, read, write
+from tools import grader
+from tools.source import MODULES, ROOT, write
 
 README = """\
 # Grader
@@ -99,9 +100,9 @@ result_path.write_text(json.dumps(result, indent=2), encoding="utf-8")
 
 # In the grader's own repository, so that no student can edit it.
 WORKFLOW = """\
-# Grades one submission: start it by hand, or through the API, with the student's repository.
-# It belongs in the private repository of the grader. A workflow in the student's repository
-# could be edited by the student, and so could its points.
+# Grades one submission: start it by hand, or through the API, with the student's
+# repository. It belongs in the private repository of the grader. A workflow in the
+# student's repository could be edited by the student, and so could its points.
 name: grade
 on:
   workflow_dispatch:
@@ -146,9 +147,7 @@ def make_grader(out, hand_out, parts, seed):
     if os.path.exists(out) and (not os.path.isdir(out) or os.listdir(out)):
         raise ValueError(f"{out} is there already; give a new folder")
     for part in parts:
-        if f"def {part.get('cases')}__" not in read(ROOT, "tools", "cases.py"):
-            raise ValueError(f"part {part['label']} has no hidden tests: it needs \"cases\", "
-                             f"a group of tools/cases.py")
+        grader.case_file(part)          # it raises ValueError if there is none
     for folder, source in (("hand-out", hand_out), ("solution", ROOT)):
         os.makedirs(os.path.join(out, folder))
         for name in MODULES:
@@ -159,7 +158,10 @@ def make_grader(out, hand_out, parts, seed):
                         os.path.join(out, folder, "plumbing"),
                         ignore=shutil.ignore_patterns("__pycache__"))
     os.makedirs(os.path.join(out, "tools"))
-    for name in ("__init__.py", "grader.py", "isolated.py", "cases.py"):
+    shutil.copytree(os.path.join(ROOT, "tools", "cases"),
+                    os.path.join(out, "tools", "cases"),
+                    ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("__init__.py", "grader.py", "isolated.py"):
         shutil.copyfile(os.path.join(ROOT, "tools", name), os.path.join(out, "tools", name))
     listed = [{key: value for key, value in part.items() if key not in ("label", "tests")}
               for part in parts]

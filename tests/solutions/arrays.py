@@ -1,4 +1,4 @@
-"""Every part, written with whole arrays: einsum, broadcasting, other forms of the equations."""
+"""Every part, written with whole arrays: einsum, broadcasting, other forms of equations."""
 
 import copy
 
@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import smart as given
 from multitask import check_gram, draw_orders
+from smart import check_pair, random_state, set_random_state
 
 
 class bert:
@@ -212,27 +212,27 @@ class data:
 
 class smart:
     def symmetric_kl(a, b):
-        given.check_pair(a, b)
+        check_pair(a, b)
         p, q = (F.log_softmax(x, -1) for x in (a, b))
         return (F.kl_div(q, p, log_target=True, reduction="batchmean")
                 + F.kl_div(p, q, log_target=True, reduction="batchmean"))
 
     def binary_symmetric_kl(a, b):
-        given.check_pair(a, b)
+        check_pair(a, b)
         return ((a - b) * (a.sigmoid() - b.sigmoid())).sum() / a.numel()
 
     def squared_difference(a, b):
-        given.check_pair(a, b)
+        check_pair(a, b)
         return F.mse_loss(a, b)
 
     def smoothness(f, x, divergence, eps, steps=1, attention_mask=None, noise=None):
         noise = eps * torch.randn_like(x) if noise is None else noise
         keep = torch.ones_like(x) if attention_mask is None else (
             attention_mask.unsqueeze(-1).to(x.dtype).expand_as(x))
-        state = random_state(x.device)                              # noqa: F821
+        state = random_state(x.device)
 
         def again(y):
-            set_random_state(state, x.device)                       # noqa: F821
+            set_random_state(state, x.device)
             return f(y)
         delta, clean = noise.detach() * keep, f(x)
         for _ in range(steps):
