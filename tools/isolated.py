@@ -16,6 +16,7 @@ import importlib
 import importlib.util
 import json
 import multiprocessing
+import multiprocessing.util
 import os
 import pathlib
 import secrets
@@ -47,6 +48,10 @@ class Ended(Exception):
 
 def context():
     """Where forkserver exists, a server that has imported what takes long."""
+    # Its folder must outlast one that the tests make and remove.
+    before, tempfile.tempdir = tempfile.tempdir, None
+    multiprocessing.util.get_temp_dir()
+    tempfile.tempdir = before
     kind = "forkserver"
     if kind not in multiprocessing.get_all_start_methods() or not hasattr(os, "fork"):
         return multiprocessing.get_context("spawn")
@@ -117,7 +122,7 @@ class Child:
         except (EOFError, OSError, ValueError, TypeError) as error:
             self.process.join(1)
             code = self.process.exitcode
-            if isinstance(error, (ValueError, TypeError)):
+            if code is None or isinstance(error, (ValueError, TypeError)):
                 self.fate = self.fate or "it wrote into the grader's own pipe"
             elif code is not None and code < 0:
                 self.fate = self.fate or f"it was ended by {signal.Signals(-code).name}"
@@ -179,6 +184,12 @@ def serve(pipe, prints, folder, scratch, nobody, memory, files, cpu, service, ar
         os.dup2(nothing, 0)
         os.dup2(prints.fileno(), 1)
         os.dup2(prints.fileno(), 2)
+        # The server's own pipes are open here too; nobody may write into them.
+        for number in range(3, 256):
+            if number not in (nothing, pipe.fileno()):
+                with contextlib.suppress(OSError):
+                    os.fstat(number)
+                    os.dup2(nothing, number)
         sys.stdin, sys.stdout, sys.stderr = (
             os.fdopen(number, mode, encoding="utf-8", errors="replace", buffering=1)
             for number, mode in ((0, "r"), (1, "w"), (2, "w")))

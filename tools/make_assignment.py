@@ -345,6 +345,8 @@ def make(out, parts):
         copy_tree(folder, OURS)
         dig(folder, parts)
         write(student_oracles(), folder, "tests", "oracles.py")
+        checks = read(folder, "tests", "checks.py").replace("\nWORDS = True", "\nWORDS = False")
+        write(checks, folder, "tests", "checks.py")
         write(json.dumps(record()), folder, "tests", "numbers.json")
         write(student_plumbing(), folder, "plumbing", "__init__.py")
         # Points are for what the holes make fail. The rest of a part's tests pass already.

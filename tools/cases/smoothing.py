@@ -108,8 +108,9 @@ def smoothness__noise_has_size_eps_and_the_generator_moves_once(r):
 def smoothness__leaves_no_gradients_behind(r):
     w = torch.nn.Parameter(draw(r, 3))
     x = leaf(r, 2, 4, 3)
-    smart.smoothness(lambda y: (y * w).sum((1, 2)), x, smart.squared_difference, .1)
-    return w.grad is None, x.grad is None
+    R = smart.smoothness(lambda y: (y * w).sum((1, 2)), x, smart.squared_difference, .1,
+                         noise=draw(r, 2, 4, 3) / 100)[1]
+    return w.grad is None, x.grad is None, R
 
 
 # --- 3.5 Bregman and teacher ---

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from cases import draw, raised
+from cases import draw
 
 import multitask
 import optim
@@ -105,10 +105,6 @@ def pcgrad__blocks_are_treated_apart(r):
 
 def pcgrad__orders_are_drawn_from_rng(r):
     return drawn(r, lambda: multitask.pcgrad)
-
-
-def pcgrad__gram_must_be_square(r):
-    return [raised(multitask.pcgrad, np.zeros(shape)) for shape in ((2, 3), (3,))]
 
 
 def drawn(r, new):
