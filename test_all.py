@@ -31,7 +31,7 @@ import sys
 import time
 
 from tools import isolated
-from tools.running import Isolated, Test, run_here, run_one  # noqa: F401
+from tools.running import Isolated, Tail, Test, run_here, run_one  # noqa: F401
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 

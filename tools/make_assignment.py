@@ -257,7 +257,7 @@ SHOWN = ("--option rr --con", "--option pcgrad --con", "--option gvac --con",
 
 
 def scores_to_reach():
-    """Rows of the results of the sample, in Markdown, of what is complete in the hand-out."""
+    """What some flags give on the sample, from results/, in Markdown."""
     lines = ["| flags of train.py | SST | paraphrase | STS | overall |",
              "|---|---|---|---|---|"]
     for row in json.loads(read(ROOT, "results", "table2-sample-sample.json"))["rows"]:
