@@ -28,6 +28,8 @@ def assert_close(got, expected, tolerance=1e-6, hint="", relative=0.0, mistakes=
             hint = f"looks as if {what}"
     if a.shape != b.shape:
         difference = f"shapes {list(a.shape)} and {list(b.shape)}"
+        if isinstance(got, tuple):
+            hint = "a tuple was returned where one result is asked for"
     elif a.ndim:
         apart = np.abs(a - b)
         apart[np.isnan(apart)] = np.inf
@@ -46,11 +48,15 @@ def assert_close(got, expected, tolerance=1e-6, hint="", relative=0.0, mistakes=
 
 
 def as_array(x):
-    if isinstance(x, (tuple, list)) and any(torch.is_tensor(part) for part in x):
-        x = [part.tolist() if torch.is_tensor(part) else part for part in x]
     if x is None or isinstance(x, (str, dict)):
         raise AssertionError(f"got {type(x).__name__} {x!r:.80}, expected numbers")
-    return np.asarray(x.detach().numpy() if torch.is_tensor(x) else x, np.float64)
+    if isinstance(x, (tuple, list)):
+        x = [part.detach().tolist() if torch.is_tensor(part) else part for part in x]
+    try:
+        return np.asarray(x.detach().numpy() if torch.is_tensor(x) else x, np.float64)
+    except ValueError:
+        raise AssertionError("got several results of different shapes, expected one; is a "
+                             "tuple returned?") from None
 
 
 def assert_equal(got, expected, hint="", mistakes=None):

@@ -29,6 +29,12 @@ def test_checks_assert_close__says_what_came_and_which_mistake_gives_that():
     assert message.startswith("looks as if one was added") and "halved" not in message
     assert "the largest difference is 1, at [1]" in message
     assert "shapes [1] and [2]" in message_of(lambda: assert_close([1.0], [1.0, 2.0]))[1]
+    two = torch.zeros(2), torch.zeros(3)
+    assert "is a tuple returned?" in message_of(lambda: assert_close(two, [0, 0]))[1]
+    assert_close([torch.tensor(1.0), 2.0], [1, 2])
+    assert "a tuple was returned" in message_of(lambda: assert_close((1, 2, 3), [1, 2]))[1]
+    assert "got 1.00000001, expected 1" in message_of(
+        lambda: assert_close(1.00000001, 1.0, 1e-9))[1]
     assert "is there a return?" in message_of(lambda: assert_close(None, 1.0))[1]
     state, message = message_of(lambda: assert_equal([1], [2], mistakes={"b": [1]}))
     assert state == "FAIL" and "looks as if b" in message

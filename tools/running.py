@@ -89,6 +89,18 @@ class Tail(io.TextIOBase):
         return len(text)
 
 
+# What Python and torch say of typical slips, and what to ask oneself.
+EXPLAINED = {
+    "NoneType": "does one of your functions lack its return?",
+    "'tuple' object": "does one of your functions return several values for one?",
+    "unhashable type: 'list'": "is a dimension of size 1 left that squeeze() removes?",
+    "does not require grad": "was something detached, or computed under no_grad()?",
+    "a leaf Variable that requires grad": "is torch.no_grad() missing around the update?",
+    "through the graph a second time": "does one backward() use another's graph?",
+    "the same dtype": "is an integer mask or label used as a float?",
+}
+
+
 def run_one(f, limit=60.0, tail=None):
     """-> ("done" | "todo" | "skip" | "FAIL", message, the open hole's part or "")
 
@@ -123,8 +135,8 @@ def run_one(f, limit=60.0, tail=None):
             message = f"{type(error).__name__}: {error.msg}"
         elif not isinstance(error, AssertionError):
             message = f"{type(error).__name__}: {message}"
-            if "NoneType" in message:
-                message += "; does one of your functions lack its return?"
+            message += next((f"; {question}" for words, question in EXPLAINED.items()
+                             if words in message), "")
         return "FAIL", f"{message} ({place})", ""
     return "done", "", ""
 
