@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import unittest
 import unittest.mock
 import zipfile
 
@@ -21,6 +22,9 @@ from tools.source import original, read, write
 EVERY = {"attention": 8, "layer": 8, "embedding": 6, "AdamW": 9, "heads and losses": 10,
          "Algorithms 1 and 2": 9, "PCGrad": 12, "Gradient Vaccine": 13, "CON encoding": 4,
          "smoothness": 13, "Bregman and teacher": 4, "scores": 4}
+
+
+MODULES = ("bert", "optim", "heads", "multitask", "data", "smart")
 
 
 @functools.cache
@@ -45,8 +49,7 @@ def part_of(name):
     return next(part for part in grader.load()[0] if part["name"] == name)
 
 
-def submission(edits=(), style=None, modules=("bert", "optim", "heads", "multitask", "data",
-                                               "smart")):
+def submission(edits=(), style=None, modules=MODULES):
     """A new folder with a hand-out's modules, perhaps solved in a style, and edited.
 
     edits: (function, its new body), or (file, text put before its first import).
@@ -137,9 +140,9 @@ SUBMISSIONS = {
     "os._exit in a function": ((("multitask.pcgrad", "import os; os._exit(0)"),), "loops", {
         "PCGrad": 0, "Gradient Vaccine": 13}, "it ended the process, with status 0"),
     "endless loop": ((("multitask.pcgrad", HANG),), "loops", {"PCGrad": 0},
-                     "no result after 1 s"),
+                     "no result after 2 s"),
     "no signals": ((("multitask.pcgrad", QUIET + HANG),), "loops", {"PCGrad": 0},
-                   "no result after 1 s"),
+                   "no result after 2 s"),
     "kills itself": ((("data.join_pair", "import os; os.kill(os.getpid(), 9)"),),
                      "arrays", {"CON encoding": 1.34}, "it was ended by SIGKILL"),
     "kills its group": ((("data.join_pair", "import os; os.killpg(0, 9)"),),
@@ -183,15 +186,16 @@ SUBMISSIONS = {
 }
 
 
-def test_tools_grader__submissions_earn_what_they_did():
-    print("submission | points | message | seconds")
+def check(first, last):
+    """Grade the submissions from one to another, print their table, and compare."""
+    names = list(SUBMISSIONS)
     wrong = []
-    for name, (edits, style, expected, words) in SUBMISSIONS.items():
-        modules = [m for m in ("bert", "optim", "heads", "multitask", "data", "smart")
-                   if name != "not handed in" or m != "multitask"]
+    for name in names[names.index(first):names.index(last) + 1]:
+        edits, style, expected, words = SUBMISSIONS[name]
+        modules = [m for m in MODULES if name != "not handed in" or m != "multitask"]
         with unittest.mock.patch.object(grader, "ROOT", world()[0]):
             folder = submission(edits, style, modules)
-            found, seconds = graded(folder, expected, 1.0)
+            found, seconds = graded(folder, expected, 2.0)
         got = {part: points for part, (points, _) in found.items()}
         messages = " / ".join(dict.fromkeys(message for _, message in found.values()
                                             if message))
@@ -202,17 +206,53 @@ def test_tools_grader__submissions_earn_what_they_did():
     assert not wrong, wrong[0]
 
 
-def test_tools_grader__right_solutions_in_other_styles_get_all_points():
-    for style in ("loops", "arrays"):
-        with unittest.mock.patch.object(grader, "ROOT", world()[0]):
-            found, _ = graded(submission((), style), EVERY, 30.0)
-        assert_equal({part: points for part, (points, _) in found.items()}, EVERY, style)
+def test_tools_grader__what_cannot_be_imported_costs_its_file():
+    check("open", "os._exit at import")
 
 
-def run(folder, zipped, student):
+def test_tools_grader__what_ends_or_hangs_costs_its_cases():
+    check("os._exit in a function", "kills its group")
+
+
+def test_tools_grader__what_takes_too_much_costs_its_case():
+    check("prints without end", "too deep")
+
+
+def test_tools_grader__what_forges_earns_nothing():
+    check("writes its grade", "NaN")
+
+
+def test_tools_grader__what_is_no_solution_earns_nothing():
+    check("hard-coded", "a tuple returned")
+
+
+def all_points(style):
+    with unittest.mock.patch.object(grader, "ROOT", world()[0]):
+        found, _ = graded(submission((), style), EVERY, 30.0)
+    assert_equal({part: points for part, (points, _) in found.items()}, EVERY, style)
+
+
+def test_tools_grader__a_right_solution_with_loops_gets_all_points():
+    all_points("loops")
+
+
+def test_tools_grader__a_right_solution_with_arrays_gets_all_points():
+    all_points("arrays")
+
+
+@functools.cache
+def zipped():
+    path = os.path.join(tempfile.mkdtemp(), "autograder.zip")
+    platforms.make_gradescope(path, world()[1], make_assignment.load_parts(
+        os.path.join(ROOT, "tools", "assignment.json")), 3)
+    return path
+
+
+def run_zip(student):
     """The zip's run_autograder in a folder like the platform's.   -> results.json"""
+    skip_without_bash()
     place = os.path.join(tempfile.mkdtemp(), "autograder")
-    with zipfile.ZipFile(zipped) as archive:
+    with zipfile.ZipFile(zipped()) as archive:
         archive.extractall(os.path.join(place, "source"))
         assert {"setup.sh", "run_autograder"} <= set(archive.namelist())
     shutil.copytree(student, os.path.join(place, "submission"))
@@ -222,31 +262,36 @@ def run(folder, zipped, student):
     done = subprocess.run(["bash", "run_autograder"], cwd=place, env=environment,
                           capture_output=True, text=True, check=False, encoding="utf-8")
     assert done.returncode == 0, done.stderr
-    return json.loads(read(place, "results", "results.json"))
+    result = json.loads(read(place, "results", "results.json"))
+    assert_equal(len(result["tests"]), 12)
+    for entry in result["tests"]:
+        assert {"name", "score", "max_score", "output", "visibility"} <= set(entry)
+        assert 0 <= entry["score"] <= entry["max_score"] and entry["output"]
+    assert_equal(sum(entry["max_score"] for entry in result["tests"]), 100)
+    return sum(entry["score"] for entry in result["tests"]), result.get("output", "")
 
 
-def test_tools_grader__gradescopes_zip_grades_an_untouched_copy_and_a_full_one():
-    if os.name == "nt":
-        return
-    zipped = os.path.join(tempfile.mkdtemp(), "autograder.zip")
-    platforms.make_gradescope(zipped, world()[1], make_assignment.load_parts(
-        os.path.join(ROOT, "tools", "assignment.json")), 3)
-    modules = ("bert", "optim", "heads", "multitask", "data", "smart")
+def skip_without_bash():
+    if os.name == "nt" or not shutil.which("bash"):
+        raise unittest.SkipTest("bash is not installed")
+
+
+def test_tools_grader__gradescopes_zip_gives_an_untouched_copy_0_of_100():
+    points, output = run_zip(submission())
+    assert_equal(points, 0)
+    assert "Nothing could be graded yet: still open (bert.py, line" in output
+
+
+def test_tools_grader__gradescopes_zip_gives_our_source_100_of_100():
     full = tempfile.mkdtemp()
-    for name in modules:
+    for name in MODULES:
         shutil.copy(os.path.join(ROOT, f"{name}.py"), full)
-    for student, points in ((submission(), 0), (full, 100)):
-        result = run(zipped, zipped, student)
-        assert_equal(len(result["tests"]), 12)
-        for entry in result["tests"]:
-            assert {"name", "score", "max_score", "output", "visibility"} <= set(entry)
-            assert 0 <= entry["score"] <= entry["max_score"] and entry["output"]
-        assert_equal(sum(entry["max_score"] for entry in result["tests"]), 100)
-        assert_equal(sum(entry["score"] for entry in result["tests"]), points)
-        assert ("Nothing could be graded" in result.get("output", "")) == (points == 0)
-    # Nothing that could be graded at all.
-    result = run(zipped, zipped, tempfile.mkdtemp())
-    assert "was not handed in" in result["output"]
+    assert_equal(run_zip(full), (100, ""))
+
+
+def test_tools_grader__gradescopes_zip_says_why_nothing_could_be_graded():
+    points, output = run_zip(tempfile.mkdtemp())
+    assert points == 0 and "bert.py was not handed in; optim.py was" in output
 
 
 def test_tools_grader__classroom50_gets_its_result_json():
