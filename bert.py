@@ -95,7 +95,7 @@ class BertConfig:
         entries = {"pad_token_id": 0, **self.others, "architectures": ["BertModel"],
                    "model_type": "bert", "hidden_act": "gelu",
                    "position_embedding_type": "absolute", **dataclasses.asdict(self)}
-        # True of the files that were read, not of those that are written.
+        # These describe the files that were read, not those that are written.
         for key in ("others", "dtype", "torch_dtype", "auto_map", "_name_or_path",
                     "multitask", "transformers_version"):
             entries.pop(key, None)
@@ -110,14 +110,14 @@ def sixteen_bit_dropout(x: torch.Tensor, p: float) -> torch.Tensor:
     """F.dropout(x, p) with a cheaper mask: x / (1 - p) with probability 1 - p, else 0.
 
     x any shape -> the same. Raises ValueError for p of 1. Why: on CPUs one random number
-    for each entry of the mask takes a tenth of a training step. A random number of 64 bits
-    is four of 16, which round p to a multiple of 1/65536: 0.1 to 0.100006.
+    for each entry of the mask takes a tenth of a training step. One 64-bit number gives
+    four of 16 bits, so p is rounded to a multiple of 1/65536: 0.1 to 0.100006.
     """
-    if x.device.type != "cpu" or p == 0:
-        return F.dropout(x, p)
     dropped = round(p * 65536)
     if dropped > 65535:
         raise ValueError(f"dropout must be below 1, got {p}: nothing would be left")
+    if x.device.type != "cpu" or p == 0:
+        return F.dropout(x, p)
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2 ** 63, None)
     bits = bits.view(torch.int16)[:x.numel()].view(x.shape)     # each -32768 … 32767
     # out: the comparison writes 0 and 1 as x's own type, which saves a slow copy from bool.
@@ -126,7 +126,7 @@ def sixteen_bit_dropout(x: torch.Tensor, p: float) -> torch.Tensor:
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout by way of sixteen_bit_dropout()."""
+    """nn.Dropout, computed by sixteen_bit_dropout()."""
 
     def forward(self, x):
         return sixteen_bit_dropout(x, self.p) if self.training else x
@@ -250,7 +250,7 @@ class BertModel(nn.Module):
 
         input_ids [B, T] -> x [B, T, H]. token_type_ids [B, T] is 0 for the first sentence
         and 1 for the second; None means 0 throughout. Raises ValueError for a sequence
-        longer than the position table, and for segments where the weights know only one.
+        longer than the position table, and for segments if type_vocab_size is 1.
         Why positions: attention by itself cannot tell one word order from another.
         """
         T = input_ids.size(1)
@@ -337,7 +337,7 @@ class BertModel(nn.Module):
 
 
 def initialize(module, std):
-    """Matrices ~ N(0, std²), biases 0, gains 1: for whatever no checkpoint holds."""
+    """Linear and embedding weights ~ N(0, std²), biases 0: for what no checkpoint holds."""
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Embedding)):
             nn.init.normal_(part.weight, std=std)

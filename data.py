@@ -243,16 +243,16 @@ def parse_label(text: str, task, path: str, line: int) -> float:
 
 # --- 3.4 Comparison contextual embeddings (CON) ---
 
-def truncate_pair(a, b, budget):
+def truncate_pair(len_a, len_b, budget):
     """Lengths after dropping one token at a time from the longer side, from b on a tie.
 
-    a, b: tokens of the two sentences; budget: tokens that they may have together.
-    (10, 3, 9) -> (6, 3); (5, 5, 9) -> (5, 4). In closed form: b may keep half of the
-    budget, or whatever a leaves free. Cutting the end of the whole row instead would often
-    remove all of b, and with it what there is to compare.
+    len_a, len_b: numbers of tokens of the two sentences; budget: what they may have
+    together. (10, 3, 9) -> (6, 3); (5, 5, 9) -> (5, 4). In closed form: b may keep half of
+    the budget, or whatever a leaves free. Cutting the end of the whole row instead would
+    often remove all of b, and with it what there is to compare.
     """
-    keep_b = min(b, max(budget // 2, budget - a))
-    return min(a, budget - keep_b), keep_b
+    keep_b = min(len_b, max(budget // 2, budget - len_a))
+    return min(len_a, budget - keep_b), keep_b
 
 
 def join_pair(a, b, cls, sep, max_length):
@@ -301,7 +301,8 @@ def collate(dataset: Dataset, indices, tokenizer, joint: bool, max_length: int) 
     examples = [dataset.tokens[i] for i in indices]         # B tuples of one or two lists
     segments = None
     if joint and len(examples[0]) == 2:
-        rows, segments = zip(*(join_pair(a, b, cls, sep, max_length) for a, b in examples))
+        joined = [join_pair(a, b, cls, sep, max_length) for a, b in examples]
+        rows, segments = [row for row, _ in joined], [s for _, s in joined]
     else:
         rows = [[cls, *texts[k][:max_length - 2], sep]
                 for k in range(len(examples[0])) for texts in examples]

@@ -42,7 +42,7 @@ REPORT = ("sst", "para", "sts")         # the tasks of the report's tables
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """All that distinguishes one task. To add a task, add a Task and its CSV files."""
+    """All that distinguishes one task. To add one, add it to tasks(), and its CSV files."""
     name: str
     file: str                   # its files are FILE-train.csv, FILE-dev.csv, …
     texts: tuple                # the columns with one or two sentences
@@ -67,7 +67,8 @@ class Task:
     def title(self) -> str:
         """For a column of scores: "SST acc.", "STS corr."."""
         name = self.name.upper() if len(self.name) < 4 else self.name.capitalize()
-        return f"{name} {'corr.' if self.metric is pearson else 'acc.'}"
+        kind = {accuracy: "acc.", pearson: "corr."}.get(self.metric, self.metric.__name__)
+        return f"{name} {kind}"
 
     def hidden_sizes(self, H: int) -> list:
         """Widths of the head's hidden layers.   [report 3.6]"""
@@ -103,6 +104,7 @@ def argmax(logits):
 
 
 def argmax_as_float(logits):
+    """A class as a number, like STS's other predictions."""
     return logits.argmax(-1).float()
 
 
@@ -115,7 +117,8 @@ def above_zero(logits):
     return (logits > 0).float()
 
 
-def nearest_class(logits):
+def nearest_sst_class(logits):
+    """Of a predicted number; 0 if it is NaN, which no integer can be."""
     return logits.nan_to_num().round().clamp(0, 4).long()
 
 
@@ -126,9 +129,13 @@ def identity(logits):
 def tasks(sst_loss="ce", sts_loss="mse") -> tuple:
     """The report's three tasks, in the order SST, paraphrase, STS.   [report 3.1, D1]
 
-    sst_loss "mse" predicts sentiment as a number, rounded to a class; sts_loss "ce" takes
-    the similarity, rounded, as one of the six classes 0 to 5.
+    sst_loss, sts_loss: "ce" or "mse". sst_loss "mse" predicts sentiment as a number,
+    rounded to a class; sts_loss "ce" takes the similarity, rounded, as one of the six
+    classes 0 to 5. Raises ValueError for another loss.
     """
+    for name, value in (("sst_loss", sst_loss), ("sts_loss", sts_loss)):
+        if value not in ("ce", "mse"):
+            raise ValueError(f"{name} must be 'ce' or 'mse', got {value!r}")
     sst = Task(
         name="sst", file="ids-sst", texts=("sentence",), label="sentiment",
         lowest=0, highest=4, whole_labels=True, prediction_column="Predicted_Sentiment",
@@ -150,7 +157,7 @@ def tasks(sst_loss="ce", sts_loss="mse") -> tuple:
         metric=pearson, divergence=smart.squared_difference)
     if sst_loss == "mse":
         sst = dataclasses.replace(
-            sst, num_outputs=1, loss=squared_error, predict=nearest_class,
+            sst, num_outputs=1, loss=squared_error, predict=nearest_sst_class,
             probabilities=None, divergence=smart.squared_difference)
     if sts_loss == "ce":
         sts = dataclasses.replace(
@@ -247,6 +254,7 @@ class MultitaskBert(nn.Module):
         return self.heads[task.name](pooled)
 
     def forward(self, task, batch):
+        """(Task, data.Batch) -> logits [B, C], or [B] where C = 1"""
         return self.logits(task, self.embed(batch), batch)
 
     def predict(self, name, texts, with_probabilities=False):
@@ -286,8 +294,8 @@ class MultitaskBert(nn.Module):
     def from_pretrained(cls, folder, device="cpu"):
         """Read a run's best/ folder, on a device, in eval mode, with its tokenizer.
 
-        It has the tasks that were saved. Raises ValueError if it holds no heads, or one of
-        a task that heads.tasks() does not have, or of another shape.
+        It has the tasks that were saved. Raises FileNotFoundError, or ValueError if it
+        holds no heads, or one that tasks() does not know, or one of another shape.
         """
         path = os.path.join(folder, "config.json")
         if not os.path.exists(path):
@@ -306,6 +314,8 @@ class MultitaskBert(nn.Module):
         path = os.path.join(folder, "model.safetensors")
         names = {name.split(".")[1] for name in safetensors.read_header(path)[0]
                  if name.startswith("heads.")}
+        if not names:
+            raise ValueError(f"{path} holds no head; give the best/ folder of a run")
         unknown = sorted(names - {task.name for task in tasks()})
         if unknown:
             raise ValueError(f"{path} has a head for {', '.join(unknown)}, which "
@@ -409,15 +419,15 @@ def all_logits(model, task, dataset, tokenizer, device="cpu",
             with autocast():
                 logits.append(model(task, batch).cpu())
     model.train(was_training)
-    # order[i] is the example in place i: put each back in its own place.
+    # Undo the sorting: np.concatenate(order)[i] is the example whose logits are in row i.
     return torch.cat(logits)[np.argsort(np.concatenate(order))]
 
 
 def evaluate(model, task, dataset, tokenizer, **where):
-    """Predict a whole set.   -> (predictions [N] in the file's order, score or None)
+    """Predict a whole set.   -> (predictions, numpy [N] in the file's order; score or None)
 
-    The score is the task's metric, or None for a set without labels. where: device,
-    autocast and batch_size, as for all_logits().
+    The score is the task's metric, or None for a set without labels. where: all_logits()'s
+    device (the model's own), autocast and batch_size.
     """
     predictions = task.predict(all_logits(model, task, dataset, tokenizer, **where)).numpy()
     if dataset.labels is None:
@@ -432,5 +442,7 @@ def outputs(model, task, dataset, tokenizer, **where):
     for evaluate().
     """
     logits = all_logits(model, task, dataset, tokenizer, **where)
-    probabilities = task.probabilities and task.probabilities(logits).numpy()
-    return task.predict(logits).numpy(), probabilities
+    predictions = task.predict(logits).numpy()
+    if task.probabilities is None:
+        return predictions, None
+    return predictions, task.probabilities(logits).numpy()

@@ -15,10 +15,10 @@ So a treated gradient is g_i' = Σ_k C_ik g_k, and all it takes to find C is the
 gram_ij = g_i · g_j. A treatment is therefore a function from one K × K matrix to another,
 exact in float64 for any number of parameters, and all that is logged follows from the two.
 
+D2: Algorithm 2 adds losses before backward(). Both treatments need each task's gradient.
 D3: 3.3.1 projects on "the normal plane of the gradient vector sum". The equation and its
 source project on the other task's gradient, and only if the two conflict, g_i · g_j < 0.
 D4: The vaccine's equation is garbled in 3.3.2; see GradVac.
-D2: Algorithm 2 adds losses before backward(). Both treatments need each task's gradient.
 D5: 3.3.2 accumulates by "summing the batches' gradients". For 16 × 2 to equal 32 it must be
 their mean.
 Leaves out: treatments that need more than the Gram matrix.
@@ -34,9 +34,10 @@ import torch
 # --- 3.2 Sequential multi-task fine-tuning ---
 
 def sequential(steps: dict) -> list:
-    """Algorithm 1: all of SST, then all of STS, then all of paraphrase; one task a step.
+    """Algorithm 1: all steps of the first task, then all of the second, …
 
-    steps: {task: number of steps}, in the order of their turns -> [(task,), …], one epoch
+    steps: {task: number of steps} in the order of their turns, which plan() sets: SST, STS,
+    paraphrase -> [(task,), …], one epoch
     """
     return [(task,) for task, number in steps.items() for _ in range(number)]
 
@@ -102,6 +103,8 @@ def check_gram(gram) -> np.ndarray:
 
 def draw_orders(K, rng):
     """For each task i, a random order of the others; the same for all units."""
+    if rng is None:
+        raise ValueError("needed orders, or rng, a numpy Generator to draw them from")
     return [[j for j in rng.permutation(K).tolist() if j != i] for i in range(K)]
 
 
@@ -172,6 +175,9 @@ class GradVac:
         orders = draw_orders(K, rng) if orders is None else orders
         if self.target is None:
             self.target = np.zeros(gram.shape)
+        if self.target.shape != gram.shape:
+            raise ValueError(f"targets are {list(self.target.shape)}, so gram must be, got "
+                             f"{list(gram.shape)}; use another GradVac for other tasks")
         C = np.broadcast_to(np.eye(K), gram.shape).copy()
         for i in range(K):
             dots = gram[..., i, :].copy()           # g_i' · g_k for all k        [..., K]
@@ -206,24 +212,24 @@ def plain_sum(gram, orders=None, rng=None) -> np.ndarray:
     return np.broadcast_to(np.eye(gram.shape[-1]), gram.shape).copy()
 
 
-# --option -> what makes the treatment from the flags' settings. To add one, add a line. A
+# --option -> what makes the treatment from the flags' values. To add one, add a line. A
 # treatment takes gram [L, K, K] and, if its parameters name them, rng and losses [K]. It
 # returns C [L, K, K], or weights [L, K] if its method yields one direction for all tasks.
 TREATMENTS = {
-    "pcgrad": lambda settings: pcgrad,
-    "gvac": lambda settings: GradVac(settings.vaccine_beta),
+    "pcgrad": lambda args: pcgrad,
+    "gvac": lambda args: GradVac(args.vaccine_beta),
 }
 
 
 # --- 3.3 One optimizer step ---
 
-def backward(flat, micro_batches: list, loss_fn, rows: dict) -> dict:
+def backward(flat, micro_batches: list, loss_fn, rows: dict, **more) -> dict:
     """Put each task's gradient, averaged over the virtual batch, into its row of G.
     [report 3.3.2]
 
     micro_batches: a list with one {task: batch} for each accumulated batch;
-    loss_fn(task, batch) -> (scalar loss, {name: scalar to be logged}); rows: {task: row of
-    G}. Returns {"loss_sst": mean over the micro-batches, …}.
+    loss_fn(task, batch, **more) -> (scalar loss, {name: scalar to be logged}); rows: {task:
+    row of G}. Returns {"loss_sst": mean over the micro-batches, …}.
     """
     for row in set(rows.values()):
         flat.G[row].zero_()
@@ -231,7 +237,7 @@ def backward(flat, micro_batches: list, loss_fn, rows: dict) -> dict:
     for batches in micro_batches:
         for task, batch in batches.items():
             flat.attach(rows[task])
-            loss, log = loss_fn(task, batch)
+            loss, log = loss_fn(task, batch, **more)
             # D5: the mean over the virtual batch. The treatments are not linear, so they
             # come after the last micro-batch.
             (loss / len(micro_batches)).backward()
@@ -299,10 +305,10 @@ def treat(flat, regions: list, rows: dict, treatment, clip=0.0, rng=None, losses
     """Task gradients G -> the update's gradient, in G[0], handed to the optimizer.
 
     regions: see regions(). rows: {task: row of G} for the tasks of this step. treatment:
-    see TREATMENTS, such as pcgrad. clip: the largest norm of the update, or 0. losses: [k],
-    for a treatment that asks for them. Returns Treated, or None if some gradient is not
-    finite (then no state was touched), or the treatment's result is not. Raises ValueError
-    if that has a wrong shape.
+    see TREATMENTS, such as pcgrad. clip: the largest norm of the update, or 0. losses: each
+    task's own [k], for a treatment that asks for them. A step has one task, or all. Returns
+    Treated, or None if some gradient is not finite (then no state was touched), or the
+    treatment's result is not. Raises ValueError if that has a wrong shape.
     Trap: heads stay out. With them inside the vectors, ‖g_j‖² counts numbers that g_i
     doesn't have, so the projection falls short, and adding g_j to g_i moves task j's head.
     """
@@ -319,8 +325,8 @@ def treat(flat, regions: list, rows: dict, treatment, clip=0.0, rng=None, losses
         if region.unit is not None:
             gram[region.unit] += one
     # One task alone has nothing to be treated against; its pairs keep their state.
-    result = np.asarray(call(treatment if k > 1 else plain_sum, gram, rng=rng,
-                             losses=losses), np.float64)
+    result = np.asarray(call_treatment(treatment if k > 1 else plain_sum, gram, rng=rng,
+                                       losses=losses), np.float64)
     if result.shape not in (gram.shape, gram.shape[:-1]):
         raise ValueError(f"a treatment must return C {list(gram.shape)}, or weights "
                          f"{list(gram.shape[:-1])}; got {list(result.shape)}")
@@ -352,7 +358,7 @@ def treat(flat, regions: list, rows: dict, treatment, clip=0.0, rng=None, losses
                    getattr(treatment, "target", None), float(norm))
 
 
-def call(treatment, gram, **more):
+def call_treatment(treatment, gram, **more):
     """treatment(gram), with those of rng and losses that its parameters name."""
     parameters = inspect.signature(treatment).parameters.values()
     if not any(p.kind == p.VAR_KEYWORD for p in parameters):

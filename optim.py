@@ -106,7 +106,7 @@ class FusedAdamW(AdamW):
         if group["correct_bias"]:
             eps /= math.sqrt(1 - beta2 ** t)
         else:
-            t = math.inf        # β^∞ = 0: nothing left to correct
+            t = math.inf        # β^∞ = 0: the kernel has nothing to correct
         # The kernel's caller counts the step before it takes it, hence t - 1.
         step = torch.tensor(t - 1.0, dtype=torch.float32, device=p.device)
         adamw(  # weight_decay is 0 here: torch would decay before the step
@@ -141,14 +141,15 @@ class Leaf:
 class FlatParameters:
     """θ [P], of which every parameter becomes a view, and G [K, P].   [report 3.3.1, 3.3.2]
 
-    blocks: a list of Block, in the order of θ; rows is K. Within a block, matrices come
+    blocks: a list of Block, in the order of θ; rows: how many gradients G holds, K, or 1
+    where only their sum is needed. Within a block, matrices come
     first, then biases and gains, so that the part without weight decay is a slice too.
     Raises ValueError if parameters differ in dtype or device.
     Trap: make it after model.to(device). A later move would silently break the views, and
     every update would go to a θ that no layer reads. check_views() notices that.
     """
 
-    CHUNK = 1 << 18         # numbers of a row handled at once: 3 rows of them fit a cache
+    CHUNK = 1 << 18         # columns of G handled at once: 3 rows of them fit a cache
 
     def __init__(self, blocks: list[Block], rows: int):
         named = [item for block in blocks for item in block.parameters.items()]
@@ -187,7 +188,7 @@ class FlatParameters:
                  "weight_decay": 0.0}]
 
     def views(self, vector):
-        """A vector [P] as {parameter name: tensor of its shape}; no copy."""
+        """A vector [P] as {name: tensor of that parameter's shape}; no copy."""
         return {name: vector[place].view(self.parameters[name].shape)
                 for name, place in self.place.items()}
 
@@ -211,7 +212,7 @@ class FlatParameters:
 
         In float64. Why in chunks: a float32 sum over 20 million products is off by up to
         2e-3; short float32 sums added up in float64 are right to 1e-6 and take as long.
-        Why numpy: a treatment takes a few dozen decisions on K × K numbers. On the host
+        Why numpy: a treatment makes a few dozen decisions on K × K numbers. On the host
         they cost nothing; on a GPU each would wait for the queue. So: one copy for all.
         """
         first, last = min(rows), max(rows) + 1

@@ -6,8 +6,9 @@
     3.5    objective(): 𝓛 + λ_s R_s + μ D_Breg
     3.5    gradient_ratio(): how much a term weighs beside the loss
 
-Symbols: x [B, T, H] embeddings, f the network from x to logits, x̃ = x + δ, ε the radius of
-δ, η the size of an ascent step, λ_s and μ the weights of the two terms.
+Symbols: x [R, T, H] embeddings of R rows of T tokens (R = B, or 2B for pairs encoded apart)
+with H features, f the network from x to logits [B, C], x̃ = x + δ, ε the radius of δ, η the
+size of an ascent step, λ_s and μ the weights of the two terms.
 
 D7: The report takes θ_t itself as the reference of D_Breg. But at θ = θ_t the divergence is
 smallest: it is 0, and so is its gradient. With one gradient step for each t, which is how
@@ -66,8 +67,8 @@ class Settings:
     """SMART's settings.   [report 3.5; Jiang et al. 2019, sec. 4.1]
 
     weight is λ_s, eps ε, steps the number of ascent steps, bregman_weight μ; a weight of 0
-    turns its term off. Why these values: the source's ε = 1e-5 changes no prediction unless
-    dropout does (R_s ≈ 1e-10), so ε and the weights are those that helped on dev.
+    turns its term off. Why these values: the source's ε = 1e-5 is too small to change a
+    prediction (R_s ≈ 1e-10), so these were chosen on dev.
     """
     weight: float = 1.0
     eps: float = 0.02
@@ -82,6 +83,7 @@ def random_state(device):
 
 
 def set_random_state(state, device):
+    """Set the generator back to what random_state(device) returned."""
     if device.type == "cuda":
         torch.cuda.set_rng_state(state, device)
     else:
@@ -96,8 +98,8 @@ def smoothness(f, x, divergence, eps, steps=1, attention_mask=None, noise=None):
 
         δ ~ N(0, ε²);   steps times:  g = ∂ℓ_s/∂δ,  δ ← clamp(δ + η g / ‖g‖_∞, -ε, ε)
 
-    x [B, T, H] with its graph; f: x -> logits, drawing dropout as it likes; attention_mask
-    [B, T] or None; noise replaces the random start. Returns (f(x), R_s), so that the clean
+    x [R, T, H] with its graph; f: x -> logits, drawing dropout as it likes; attention_mask
+    [R, T] or None; noise replaces the random start. Returns (f(x), R_s), so that the clean
     pass is not paid for twice. η is 100 ε, the ratio of the source's 1e-3 to its ε = 1e-5:
     after one step nearly every coordinate of δ is clamped to ±ε.
     """
@@ -106,7 +108,7 @@ def smoothness(f, x, divergence, eps, steps=1, attention_mask=None, noise=None):
     if noise is None:
         noise = eps * torch.randn_like(x)
     real = 1.0 if attention_mask is None else attention_mask[:, :, None].to(x.dtype)
-    delta = noise.detach() * real                                   # [B, T, H]
+    delta = noise.detach() * real                                   # [R, T, H]
 
     # Trap: under two dropout masks R_s is far from 0 even at ε = 0, and measures the
     # dropout. All passes start from one state of the generator, so they share one mask.

@@ -10,7 +10,7 @@
 
 Symbols: a step is one update of θ; micro-batches are what is accumulated to one step; an
 epoch is as many steps as the aligned set fills.
-The flags stand in plumbing/flags.py; python train.py --help explains each.
+The flags are defined in plumbing/flags.py; python train.py --help explains each.
 D11: Table 1 trains the sequential model for 10 epochs, Table 2 shows its scores after 5.
 The scores are what one compares with, so it is 5 here.
 Leaves out: searching for hyperparameters.
@@ -18,7 +18,6 @@ Leaves out: searching for hyperparameters.
 
 import argparse
 import dataclasses
-import functools
 import json
 import os
 import sys
@@ -41,8 +40,6 @@ from plumbing.progress import clock
 
 # --- 4.3 Table 1 ---
 
-# Why 16 × 2 where the table says 32: "batch sizes of more than 16 caused the model to run
-# out of memory", so 3.3.2 accumulates two batches to a virtual one of 32.
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A row of Table 1: the flags that it stands for, and the values that it gives.
@@ -67,6 +64,8 @@ class Row:
 
 FLAGS = ("option", "smart", "con", "hlh", "fresh_streams")
 VALUES = ("batch_size", "accumulate", "epochs", "lr", "para_first", "warmup", "pool")
+# accumulate=2 where the table says 32: "batch sizes of more than 16 caused the model to run
+# out of memory", so 3.3.2 accumulates two batches to a virtual one of 32.
 TABLE_1 = [
     Row("Sequential Multitask learning", "seq", epochs=5),                          # D11
     Row("Gradient Surgery + CON", "pcgrad", con=True, fresh_streams=True, epochs=10),
@@ -79,17 +78,18 @@ TABLE_1 = [
     Row("SMART + GVAC + RR + CON + HLH", "gvac", smart=True, con=True, hlh=True,
         accumulate=2, lr=3e-5, para_first=5),
 ]
-# For the sample's BERT of 0.8 million parameters, whatever the flags: rows then differ in
-# one thing. The best of learning rates 5e-4 to 3e-3 and of 6 and 8 epochs, by rr with CON.
-SAMPLE = Row("the sample", epochs=8, lr=2e-3, warmup=0.1, pool="mean")
+# For the sample's small BERT, whatever the flags, so that rows differ in one thing. The
+# best of learning rates 5e-4 to 3e-3 and 6 or 8 epochs, with rr --con.
+SAMPLE_ROW = Row("the sample", epochs=8, lr=2e-3, warmup=0.1, pool="mean")
 
 
 def parse(argv=None):
-    """argv -> (args, {name: "given" | "Table 1, …" | "default"}).
+    """argv -> (args, {name: "given" | "Table 1, …" | "the sample's" | "default"}).
 
-    A value that is not given comes from SAMPLE on the sample, else from the row of Table 1
-    with the same flags, else from a Row's defaults; a run prints and records which. A bad
-    flag ends the program with status 2; raises ValueError without data.
+    A value that is not given comes from SAMPLE_ROW on the sample, else from the row of
+    Table 1 with the same flags, else from a Row's defaults; a run prints and records which.
+    A bad flag ends the program with status 2; raises ValueError if no data or weights are
+    found.
     """
     names = [task.name for task in heads.tasks()]
     p = flags.parser(names, ["seq", "rr", *multitask.TREATMENTS])
@@ -103,12 +103,12 @@ def parse(argv=None):
     if not args.resume and not args.download:
         args.data, args.weights = sources.find(args.data, args.weights)
         if args.data == sources.SAMPLE:
-            row, origin = SAMPLE, "the sample's"
+            row, origin = SAMPLE_ROW, "the sample's"
     for name in VALUES:
         # Trap: 0 may be given. What was not given is None until here, never tested by `or`.
         if getattr(args, name) is None:
             setattr(args, name, getattr(row, name))
-            in_table = row is SAMPLE or name not in ("warmup", "pool")
+            in_table = row is SAMPLE_ROW or name not in ("warmup", "pool")
             source[name] = origin if in_table else "default"
     if not args.resume:         # the flags of a run to be resumed are compared with its own
         flags.check(p, args, source)
@@ -121,15 +121,15 @@ def parse(argv=None):
 class Training:
     """The model, its data, and everything that a step changes.
 
-    rows: {task: row of G}; regions: what treat() works on; terms: SMART's settings;
-    weights: {task: factor of its loss}; autocast: a context for forward passes.
+    rows: {task: row of G}; regions: what treat() works on; loss_weights: {task: factor of
+    its loss}; autocast: makes the context for a forward pass.
     """
     model: heads.MultitaskBert
     sets: dict                          # {split: {task: data.Dataset}}
     rows: dict
     regions: list
-    terms: smart.Settings
-    weights: dict
+    smart_settings: smart.Settings
+    loss_weights: dict
     autocast: Callable
     # What follows is changed by a step, so it is what a checkpoint holds.
     flat: optim.FlatParameters          # θ, of which the model's parameters are views
@@ -150,23 +150,25 @@ class Training:
     def loss(self, name, batch, with_ratio=False):
         """A task's loss with its SMART terms.   [report 3.5]   -> (scalar, {name: scalar})
 
-        with_ratio adds smart.gradient_ratio() to what is logged. Matrix products may run in
-        bfloat16; θ, G and AdamW never do.
+        The scalar is multiplied by the task's weight, what is logged is not. with_ratio
+        logs smart.gradient_ratio() too. Matrix products may run in bfloat16; θ, G and AdamW
+        never do.
         """
         with self.autocast():
             total, parts = smart.objective(self.model, self.model.tasks[name], batch,
-                                           self.terms, self.teacher)
-        total = self.weights.get(name, 1.0) * total
+                                           self.smart_settings, self.teacher)
+        total = self.loss_weights.get(name, 1.0) * total
         log = {key: value.detach() for key, value in parts.items()}
-        if with_ratio and self.terms.weight:
+        if with_ratio and self.smart_settings.weight:
             log["smooth_grad_ratio"] = smart.gradient_ratio(
-                self.terms.weight * parts["smooth"], parts["loss"],
+                self.smart_settings.weight * parts["smooth"], parts["loss"],
                 self.flat.parameters.values())
         return total, log
 
     def evaluate(self, model, split) -> dict:
-        """{task: (predictions, score or None)}, of the report's tasks in any case: Table 2
-        has a score in every column.   [report 4.2]
+        """{task: (predictions, score or None)} for each set of this split.   [report 4.2]
+
+        Also of the report's tasks that are not trained: Table 2 has all scores.
         """
         return {name: heads.evaluate(model, model.tasks[name], dataset, model.tokenizer,
                                      device=self.flat.theta.device, autocast=self.autocast)
@@ -197,28 +199,20 @@ class Training:
         self.skipped = state["skipped"]
 
 
-def load_model(weights, seed, dropout=None, **settings) -> heads.MultitaskBert:
-    """The model with its tokenizer; the seed draws the heads' initial weights.
-
-    settings: con, hlh, pool, sst_loss, sts_loss. Trap: seed before the model is made, not
-    only before training, or two runs with one seed start from different heads.
-    """
-    torch.manual_seed(seed)
-    encoder = bert.BertModel.from_pretrained(weights, dropout,
-                                             pooler=settings["pool"] == "cls")
-    tokenizer = data.WordPiece(weights, encoder.config.vocab_size)
-    return heads.MultitaskBert(encoder, **settings, tokenizer=tokenizer)
-
-
 def prepare(args, device, autocast) -> tuple:
     """-> (Training, names of missing files).   Raises ValueError, OSError
 
-    The order matters: the model is made under the seed and moved to its device, and then
-    its parameters become views of θ; nothing may move them any more.
+    The order matters: the model is moved to its device, and then its parameters become
+    views of θ; nothing may move them any more.
     """
-    model = load_model(
-        args.weights, args.seed, args.dropout, con=args.con, hlh=args.hlh, pool=args.pool,
-        sst_loss=args.sst_loss, sts_loss=args.sts_loss)
+    # Trap: seed before the model is made, not only before training, or two runs with one
+    # seed start from different heads.
+    torch.manual_seed(args.seed)
+    encoder = bert.BertModel.from_pretrained(args.weights, args.dropout,
+                                             pooler=args.pool == "cls")
+    tokenizer = data.WordPiece(args.weights, encoder.config.vocab_size)
+    model = heads.MultitaskBert(encoder, args.con, args.hlh, args.pool, args.sst_loss,
+                                args.sts_loss, tokenizer)
     used = {name: task for name, task in model.tasks.items()
             if name in args.tasks or name in heads.REPORT}
     sets, missing = data.load_sets(args.data, used, args.tasks, model.tokenizer)
@@ -236,22 +230,23 @@ def prepare(args, device, autocast) -> tuple:
     separate = args.option not in ("seq", "rr")
     rows = {name: k if separate else 0 for k, name in enumerate(args.tasks)}
     flat = optim.FlatParameters(model.blocks(), len(set(rows.values())))
-    # A batch names 500 of 30,000 words. With sparse gradients only their rows are added to
-    # G; otherwise autograd fills a whole table with zeros first. (A GPU does that faster.)
+    # A batch contains 500 of 30,000 words. With sparse gradients only their rows are added
+    # to G; otherwise autograd first fills a whole table with zeros, which GPUs do faster.
     model.bert.word_embeddings.sparse = device.type == "cpu"
     regions = multitask.regions(flat, args.vaccine_granularity)
+    settings = smart.Settings(args.smart_weight if args.smart else 0.0, args.smart_eps,
+                              args.smart_steps, args.bregman_weight if args.smart else 0.0)
     return Training(
-        model, sets, rows, regions, smart_terms(args), args.task_weights or {}, autocast,
-        flat, optimizer=optim.FusedAdamW(flat.param_groups(args.weight_decay), lr=args.lr),
+        model, sets, rows, regions, settings, args.task_weights or {}, autocast, flat,
+        optimizer=optim.FusedAdamW(flat.param_groups(args.weight_decay), lr=args.lr),
         treatment=make_treatment(args, regions),
-        teacher=smart.Teacher(model, flat) if smart_terms(args).bregman_weight else None,
+        teacher=smart.Teacher(model, flat) if settings.bregman_weight else None,
         # Each task's seed is its place among all tasks: leaving one out by --tasks does not
         # change the order of the others.
         streams={name: data.Stream(data.lengths(sets["train"][name], args.con),
                                    args.batch_size, (args.seed, k))
                  for k, name in enumerate(model.tasks) if name in args.tasks},
-        # A generator of its own, so that surgery's orders shift no other random numbers;
-        # its seed ends in 3, since those of the streams end in 0, 1, 2.
+        # A generator of its own: drawing orders must shift no other random numbers.
         rng=np.random.default_rng([args.seed, 3])), missing
 
 
@@ -259,7 +254,7 @@ def make_treatment(args, regions):
     """--option -> the function that treats task gradients, gram [L, K, K] -> C."""
     if plugins.is_outside(args.option):
         L = len({region.unit for region in regions} - {None})
-        return plugins.PerUnit(plugins.load(args.option), L, multitask.call)
+        return plugins.PerUnit(plugins.load(args.option), L, multitask.call_treatment)
     if args.option in multitask.TREATMENTS:
         return multitask.TREATMENTS[args.option](args)
     return multitask.plain_sum
@@ -273,25 +268,22 @@ def make_plan(args, train_sets) -> list:
         aligned=args.align, para_first=args.para_first, max_steps=args.max_steps)
 
 
-def smart_terms(args) -> smart.Settings:
-    return smart.Settings(args.smart_weight if args.smart else 0.0, args.smart_eps,
-                          args.smart_steps, args.bregman_weight if args.smart else 0.0)
-
-
 # --- 3.2, 3.3, 4.4 The loop ---
 
-def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams, log_layers,
-        trained):
+def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
+        log_layers):
     """Algorithms 1 and 2, and an evaluation after each epoch.   [report 3.2, 3.3, 4.4]
 
-    session: a loop.Loop, which also goes on where an earlier process stopped; plan: see
-    multitask.plan(); trained: names of the trained tasks. Leaves the best model in best/.
+    session: a loop.Loop, which also continues where an earlier process stopped; plan: see
+    multitask.plan(). Leaves the best model in best/. Raises loop.Interrupted after a
+    signal, loop.Diverged if training cannot go on.
     """
-    model, flat, total = training.model, training.flat, sum(map(len, plan))
-    skipped_in_a_row = 0
+    flat, total, skipped_in_a_row = training.flat, sum(map(len, plan)), 0
     for epoch, steps in session.epochs(plan):
-        for stream in training.streams.values():    # the row without "RR" has no "saved
-            if fresh_streams and stream.position[0] < epoch:        # state iterator"
+        # The row without "RR" has no "saved state iterator". (After a resume in the middle
+        # of an epoch, its streams have restarted already.)
+        for stream in training.streams.values():
+            if fresh_streams and stream.position[0] < epoch:
                 stream.restart()
 
         # Algorithm 1's steps have one task, Algorithm 2's have all: nothing else differs.
@@ -305,14 +297,15 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
             # 3.5: each task's loss with its SMART terms; its gradient goes to its row of G.
             # The ratio takes two more backward passes: 1% of the time at every 50th step.
             rows = {name: training.rows[name] for name in names}
-            losses = multitask.backward(flat, batches, functools.partial(
-                training.loss, with_ratio=step % 50 == 0), rows)
+            losses = multitask.backward(flat, batches, training.loss, rows,
+                                        with_ratio=step % 50 == 0)
             # 3.3.1, 3.3.2: task gradients to one update, by surgery, vaccine or plain sum
             treated = multitask.treat(
                 flat, training.regions, rows, training.treatment, clip, training.rng,
                 losses=np.array([losses[f"loss_{name}"] for name in names]))
-            if treated is None:         # not finite: skipped, but it still counts, or the
-                training.skipped += 1   # schedule would run late
+            # Trap: a skipped step still counts, or the schedule would run late.
+            if treated is None:
+                training.skipped += 1
                 skipped_in_a_row += 1
             else:
                 skipped_in_a_row = 0
@@ -327,22 +320,27 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
                             f"{name} {losses[f'loss_{name}']:.3f}" for name in names))
             if treated is None:
                 loop.check_divergence(flat.theta, skipped_in_a_row, step, losses)
+        keep_best(training, session, epoch)
 
-        with session.interruptible():
-            results = training.evaluate(model, "dev")
-        flat.check_views()
-        scores = {model.tasks[name]: score for name, (_, score) in results.items()}
-        dev = {task.name: score for task, score in scores.items()}
-        dev["overall"] = heads.overall_score(scores)
-        # Trap: select by the trained tasks only; an untrained head's score is noise.
-        selected = heads.overall_score({task: score for task, score in scores.items()
-                                        if task.name in trained})
-        session.log({"step": session.step, "epoch": epoch + 1, "dev": dev})
-        if session.best is None or selected > session.best["selected"]:
-            session.best = {"epoch": epoch + 1, "selected": selected, "dev": dev}
-            session.folder.replace_folder("best", model.save_pretrained)
-        session.say(f"epoch {epoch + 1}: dev " + "  ".join(
-            f"{name} {score:.3f}" for name, score in dev.items()))
+
+def keep_best(training, session, epoch):
+    """Evaluate on dev; if no earlier epoch was better, save the model.   [report 4.4]"""
+    model = training.model
+    with session.interruptible():
+        results = training.evaluate(model, "dev")
+    training.flat.check_views()
+    scores = {model.tasks[name]: score for name, (_, score) in results.items()}
+    dev = {task.name: score for task, score in scores.items()}
+    dev["overall"] = heads.overall_score(scores)
+    # Trap: select by the trained tasks only; an untrained head's score is noise.
+    selected = heads.overall_score({task: score for task, score in scores.items()
+                                    if task.name in training.rows})
+    session.log({"step": session.step, "epoch": epoch + 1, "dev": dev})
+    if session.best is None or selected > session.best["selected"]:
+        session.best = {"epoch": epoch + 1, "selected": selected, "dev": dev}
+        session.folder.replace_folder("best", model.save_pretrained)
+    session.say(f"epoch {epoch + 1}: dev " + "  ".join(
+        f"{name} {score:.3f}" for name, score in dev.items()))
 
 
 def predict(path, training, best):
@@ -380,16 +378,15 @@ def train(args, source) -> int:
     elif not args.resume:
         folder.check_free(args.out)         # before the seconds that loading takes
     args.data, args.weights = sources.find(args.data, args.weights)
-    device, terms = machine.find_device(args.device), smart_terms(args)
+    device = machine.find_device(args.device)
     # What SMART adds to x must survive rounding, or R_s measures the rounding.
-    autocast, precision = machine.choose_precision(args.amp, device,
-                                                   terms.eps if terms.weight else 1.0)
+    smallest_change = args.smart_eps if args.smart and args.smart_weight else 1.0
+    autocast, precision = machine.choose_precision(args.amp, device, smallest_change)
     training, missing = prepare(args, device, autocast)
     plan = make_plan(args, training.sets["train"])
     # The folder comes last, so that a refusal leaves nothing behind.
-    files = sources.files_of(training.sets, args.weights)
-    if plugins.is_outside(args.option):
-        files.update(plugins.files_of(args.option))
+    files = {**sources.files_of(training.sets, args.weights),
+             **plugins.files_of(args.option)}
     here = machine.description(device, precision)
     if args.resume:
         folder.compare(settings, args.resume, files, here)
@@ -413,7 +410,7 @@ def train(args, source) -> int:
         with session:
             fit(training, session, plan, lr=args.lr, warmup=args.warmup, clip=args.clip,
                 accumulate=args.accumulate, fresh_streams=args.fresh_streams,
-                log_layers=args.log_layers, trained=args.tasks)
+                log_layers=args.log_layers)
             with session.interruptible():
                 predict(run / "predictions", training, run / "best")
     except loop.Interrupted:
@@ -423,6 +420,8 @@ def train(args, source) -> int:
     except loop.Diverged as error:
         print(f"train.py: {error}; the log is in {run.path}", file=sys.stderr)
         return 1
+    except (RuntimeError, MemoryError) as error:
+        raise machine.advice(error, args.batch_size, args.accumulate) from None
     # Written last: a folder with a result.json is a finished run.
     folder.write_json(run / "result.json", {
         "dev": session.best["dev"], "epoch": session.best["epoch"],
@@ -444,15 +443,10 @@ def train(args, source) -> int:
 
 def main(argv=None) -> int:
     """-> exit status: 2 for a mistake in flags or files, which gets one line."""
-    def run():
+    with command.Mistakes() as mistakes:
         args, source = parse(argv)
-        if args.download:
-            return sources.download()
-        try:
-            return train(args, source)
-        except (RuntimeError, MemoryError) as error:
-            raise machine.advice(error, args.batch_size, args.accumulate) from None
-    return command.one_line(run)
+        return sources.download() if args.download else train(args, source)
+    return mistakes.status
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """How every command ends: a wrong flag or file gets one line and exit status 2."""
 
+import argparse
 import errno
 import os
 import sys
@@ -7,19 +8,60 @@ import warnings
 
 from plumbing import console
 
+LONGEST = 800      # characters of a message
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, without abbreviated flags, and without 17 lines of usage at a mistake."""
+
+    def __init__(self, **more):
+        super().__init__(allow_abbrev=False, usage=argparse.SUPPRESS, **more)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {console.printable(message, LONGEST)}\n")
+
+
+def show_warning(message, *_):
+    """A warning as one printable line, instead of Python's two with a line of code."""
+    return f"warning: {console.printable(str(message), LONGEST)}\n"
+
+
+class Mistakes:
+    """`with Mistakes() as mistakes:` a mistake in flags or files ends the body with one
+    line; mistakes.status is then 2, or 130 after Ctrl-C.
+    """
+
+    status = 0
+
+    def __enter__(self):
+        console.prepare()
+        warnings.formatwarning = show_warning
+        return self
+
+    def __exit__(self, kind, error, trace):
+        name = os.path.basename(sys.argv[0])
+        if isinstance(error, KeyboardInterrupt):        # before the first step
+            self.status, text = 130, "stopped by Ctrl-C"
+        elif isinstance(error, (ValueError, OSError)):
+            self.status, text = 2, f"error: {explained(error)}"
+        else:
+            return False
+        print(f"{name}: {console.printable(text, LONGEST)}", file=sys.stderr)
+        return True
+
+
+def explained(error) -> str:
+    """An exception's message as one line; what the disk says names the file."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "the disk is full" + (f", cannot write {error.filename}" if error.filename
+                                     else "; make room, try again")
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    return " ".join(str(error).split())
+
 
 def one_line(command) -> int:
     """Run command() -> its exit status; a mistake in flags or files is one line and 2."""
-    console.prepare()
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    name = os.path.basename(sys.argv[0])
-    try:
+    with Mistakes() as mistakes:
         return command()
-    except (ValueError, OSError) as error:
-        text = " ".join(str(error).split())
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            text = f"the disk is full, cannot write {error.filename}"
-        print(f"{name}: error: {text}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:           # before the first step
-        return 130
+    return mistakes.status

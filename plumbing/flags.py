@@ -5,6 +5,8 @@ flags that contradict each other, and flags that would change nothing.
 import argparse
 import math
 
+from plumbing import command
+
 
 def text(value):
     """An argparse type: anything but the empty string, which a script's unset variable is.
@@ -66,6 +68,26 @@ def option_name(known):
     return convert
 
 
+def accepts(action, value):
+    """Is `value` what a parser's flag could have become?   action: of parser._actions"""
+    if action.nargs == 0:
+        return isinstance(value, bool)
+    try:
+        for part in [value] if action.nargs is None else value or []:
+            word = str(part)
+            if isinstance(part, list):          # as task_list and task_weights make them
+                word = ",".join(part)
+            elif isinstance(part, dict):
+                word = ",".join(f"{name}={weight}" for name, weight in part.items())
+            made = (action.type or str)(word)
+            if part is not None and (type(made), made) != (type(part), part) or (
+                    action.choices and part not in [None, *action.choices]):
+                return False
+    except (argparse.ArgumentTypeError, TypeError, ValueError):
+        return value is None
+    return True
+
+
 def given(parser, argv):
     """{name: "given" or "default"}: which flags the caller wrote out."""
     # With every default None, what is left None was not given.
@@ -82,10 +104,8 @@ def parser(tasks, options):
     tasks, options: the names that --tasks and --option know.
     """
     whole, share, amount = number(int, 1), number(float, 0, 1), number(float, 0)
-    # Without the usage, which argparse would print before every error: 17 lines of flags.
-    p = argparse.ArgumentParser(description="Fine-tune one BERT for sentiment, paraphrase "
-                                "and similarity.", allow_abbrev=False,
-                                usage=argparse.SUPPRESS)
+    p = command.Parser(description="Fine-tune one BERT for sentiment, paraphrase and "
+                       "similarity.")
     g = p.add_argument_group("what the report compares")
     g.add_argument("--option", type=option_name(options), default="rr", metavar="|".join(
                    options), help="sequential (Algorithm 1), round robin (Algorithm 2), "

@@ -17,7 +17,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -26,97 +25,22 @@ import warnings
 
 import torch
 
+from plumbing import flags, reading
+from plumbing.files import (
+    content_digest,
+    file_digest,
+    finite,
+    naming,
+    replace,
+    size_of,
+    sync,
+    write_json,
+)
+
 if os.name == "nt":
     import msvcrt
 else:
     import fcntl
-
-# --- Files that are whole or absent ---
-
-@contextlib.contextmanager
-def naming(path):
-    """Errors of the disk in the body name this path, unless they name one."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            raise OSError(error.errno or errno.EIO, error.strerror or str(error),
-                          path) from None
-        raise
-
-
-def sync(path):
-    """Wait until a file's bytes are on the disk."""
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
-def replace(path, write, keep=None):
-    """Let write(temporary path) make a file, and put it at `path` when it is on the disk.
-
-    keep(), just before that, may put the old file elsewhere. If writing fails, the
-    temporary file is removed and what was at `path` stays.
-    """
-    temporary = path + ".new"
-    try:
-        with naming(temporary):
-            write(temporary)
-            sync(temporary)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise
-    if keep:
-        keep()
-    os.replace(temporary, path)
-
-
-def write_json(path, value):
-    def write(temporary):
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            json.dump(value, file, indent=2)
-            file.write("\n")
-    replace(path, write)
-
-
-def file_digest(path, algorithm="sha256", prefix=b"") -> str:
-    """Digest of a file's bytes, in hex."""
-    digest = hashlib.new(algorithm, prefix)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def content_digest(value) -> str:
-    """Digest of nested dicts and lists of tensors and plain values, in hex."""
-    digest = hashlib.sha256()
-
-    def add(value):
-        if torch.is_tensor(value):
-            digest.update(f"{value.dtype}{list(value.shape)}".encode())
-            raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(memoryview(raw.numpy()))
-        elif isinstance(value, dict):
-            for key in sorted(value, key=repr):
-                digest.update(repr(key).encode())
-                add(value[key])
-        elif isinstance(value, (list, tuple)):
-            digest.update(f"[{len(value)}".encode())
-            for part in value:
-                add(part)
-        else:
-            digest.update(repr(value).encode())
-    add(value)
-    return digest.hexdigest()
-
-
-def finite(value):
-    """value with None for each NaN and infinity, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: finite(entry) for key, entry in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
 
 # --- The folder ---
 
@@ -125,14 +49,19 @@ class Folder:
 
     def __init__(self, path, settings):
         self.path, self.state, self.settings_digest = path, None, settings.get("digest")
+        self.created = False    # by this process?
         self.saving = 0.0       # seconds spent on checkpoints
         self.metrics = open(self / "metrics.jsonl", "ab")
         try:
             lock(self.metrics)
-        except OSError:
-            self.metrics.close()
-            raise ValueError(f"another process is using {path}; wait for its end, or stop "
-                             f"it") from None
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                self.metrics.close()
+                raise ValueError(f"another process is using {path}; wait for its end, or "
+                                 f"stop it") from None
+            # Some network drives know no locks.
+            warnings.warn(f"{path} cannot be locked ({error.strerror}): do not use it from "
+                          f"two processes")
         self.metrics_digest = hashlib.sha256()
 
     def __truediv__(self, name) -> str:
@@ -145,6 +74,7 @@ class Folder:
         os.makedirs(path, exist_ok=True)
         settings = {**settings, "digest": content_digest(settings)}
         folder = cls(path, settings)
+        folder.created = True
         write_json(folder / "args.json", settings)
         return folder
 
@@ -184,7 +114,37 @@ class Folder:
                              f"another run; put the right one back, or start a new run")
         if not os.path.exists(self / "best") and os.path.exists(self / "best.old"):
             os.replace(self / "best.old", self / "best")
-        self.saving = (self.state or {}).get("saving", 0.0)
+        if self.state:
+            self.check_state(self / name)
+
+    def check_state(self, path):
+        """Raise ValueError if the checkpoint lacks what this module and loop.py need.
+
+        Its digest is right by now, but only says that somebody wrote it so.
+        """
+        kinds = {"metrics_bytes": int, "metrics_digest": str, "saving": float, "step": int,
+                 "epochs": int, "seconds": float, "best": (dict, type(None))}
+        for name, kind in kinds.items():
+            if not isinstance(self.state.get(name, path), kind) or name not in self.state:
+                raise ValueError(f"{path} has no {name} that this version can use; resume "
+                                 f"the run with the version that wrote it")
+        if self.state["best"] and not os.path.isdir(self / "best"):
+            raise ValueError(f"{self / 'best'} is missing, the best model so far, which "
+                             f"the run would not train again; put it back, or start a new "
+                             f"run")
+        self.saving = self.state["saving"]
+
+    def restore(self, restore):
+        """Let restore(state) take what the checkpoint holds.   Raises ValueError"""
+        try:
+            restore(self.state)
+        except (KeyError, IndexError, TypeError, AttributeError, RuntimeError,
+                ValueError) as error:
+            self.metrics.close()
+            raise ValueError(f"the checkpoint in {self.path} (last.pt) is whole, but does "
+                             f"not fit this run ({type(error).__name__}: "
+                             f"{str(error)[:80]}); resume it with the version that wrote "
+                             f"it") from None
 
     def cut_metrics(self):
         """Cut metrics.jsonl back to the lines that the checkpoint counts."""
@@ -238,10 +198,14 @@ class Folder:
         """
         temporary, old = self / (name + ".new"), self / (name + ".old")
         shutil.rmtree(temporary, ignore_errors=True)
-        with naming(temporary):
-            write(temporary)
-            for file in os.listdir(temporary):
-                sync(os.path.join(temporary, file))
+        try:
+            with naming(temporary):
+                write(temporary)
+                for file in os.listdir(temporary):
+                    sync(os.path.join(temporary, file))
+        except BaseException:           # a full disk needs the room
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         shutil.rmtree(old, ignore_errors=True)
         if os.path.exists(self / name):
             os.replace(self / name, old)
@@ -250,7 +214,7 @@ class Folder:
 
     def close(self):
         """If no step was ever logged, the start failed: remove what create() has made."""
-        nothing = self.metrics.tell() == 0 and not os.path.exists(self / "last.pt")
+        nothing = self.created and self.metrics.tell() == 0
         with contextlib.suppress(OSError):      # lines that the last checkpoint lacks
             self.metrics.close()
         if nothing:
@@ -312,22 +276,15 @@ def new_settings(args, source, files, machine) -> dict:
 
 def read_settings(path) -> dict:
     """args.json of the run at `path`.   Raises ValueError if there is none."""
-    try:
-        with open(os.path.join(path, "args.json"), encoding="utf-8") as file:
-            settings = json.load(file)
-        for part in ("args", "digests", "machine"):
-            if not isinstance(settings[part], dict) or not settings[part]:
-                raise ValueError(f"{part} is no object")
-        for name, entry in settings["args"].items():
-            if not isinstance(entry, dict) or set(entry) != {"value", "from"}:
-                raise ValueError(f'{name} needs a "value" and a "from"')
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path} is not the folder of a run: args.json cannot be read "
-                         f"({error}); give a folder that train.py wrote") from None
+    file = os.path.join(path, "args.json")
+    settings = reading.read_json(file, {"args": dict, "digests": dict, "machine": dict})
+    for name, entry in settings["args"].items():
+        reading.check_fields(f"{file}, {name}", entry, {"value": object, "from": str},
+                             only=True)
     without = {key: value for key, value in settings.items() if key != "digest"}
     if settings.get("digest", content_digest(without)) != content_digest(without):
-        raise ValueError(f"{os.path.join(path, 'args.json')} was changed after the run had "
-                         f"written it; put the old one back, or start a new run")
+        raise ValueError(f"{file} was changed after the run had written it; put the old "
+                         f"one back, or start a new run")
     return settings
 
 
@@ -349,15 +306,30 @@ def compare(settings, path, files, machine):
                           f"not be bit for bit what it would have been", stacklevel=2)
 
 
-def resumed(args, source, path) -> tuple:
+def values_of(settings, path, parser) -> dict:
+    """{flag's name: value} of an args.json, checked by the parser of its command."""
+    values = {name: entry["value"] for name, entry in settings["args"].items()}
+    for action in parser._actions if parser else []:
+        if action.dest in values and not flags.accepts(action, values[action.dest]):
+            raise reading.mistake(os.path.join(path, "args.json"), f"a value that "
+                                  f"{action.option_strings[-1]} allows",
+                                  values[action.dest])
+    return values
+
+
+def resumed(args, source, path, parser=None) -> tuple:
     """Settings of the run at `path`, after a check that nothing else was asked for.
 
     args, source: {flag's name: value}, {name: "given" or where it is from} of this command.
     Returns ({name: value} of the run, its args.json). A flag that is newer than the run
-    takes its default. Raises ValueError for a flag that differs, or that is unknown now.
+    takes its default. Raises ValueError for a flag that differs, or that is unknown now, or
+    that has a value which the parser would not take.
     """
+    if not os.path.exists(os.path.join(path, "args.json")):
+        raise ValueError(f"--resume {path} is not the folder of a run: it has no "
+                         f"args.json; give a folder that a run has made")
     settings = read_settings(path)
-    values = {name: entry["value"] for name, entry in settings["args"].items()}
+    values = values_of(settings, path, parser)
     unknown = sorted(set(values) - set(args))
     if unknown:
         raise ValueError(f"--resume {path}: that run has settings which this version does "
@@ -379,6 +351,8 @@ def load_checkpoint(path):
     """-> the state, or None if the file is damaged. weights_only: it can run no code."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if size_of(state) > os.path.getsize(path):
+            return None     # a tensor of stride 0 asks for any amount of memory
         digest = state.pop("digest")
         return state if content_digest(state) == digest else None
     except (PermissionError, MemoryError):

@@ -31,7 +31,7 @@ def load(option: str):
 def files_of(option: str) -> dict:
     """What a run with this --option depends on.   -> {name: path}, for its digests"""
     path = option.rpartition(":")[0]
-    if path == "torchjd":
+    if path in ("", "torchjd"):
         return {}
     return {os.path.join("option", os.path.basename(path)): path}
 
@@ -90,7 +90,7 @@ class PerUnit:
     """Applies a treatment of one matrix to each unit's Gram matrix, [L, K, K].
 
     make() -> a treatment of one gram [K, K]; each of the L units gets one of its own, so
-    that it may keep a state. call(treatment, gram, **more) calls it: multitask.call.
+    that it may keep a state. call: multitask.call_treatment, which calls it.
     """
 
     def __init__(self, make, L, call):

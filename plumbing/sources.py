@@ -8,11 +8,11 @@ never looks whole. Files that are already there and right are not fetched again.
 
 import http.client
 import importlib.util
-import json
 import os
 
 import torch
 
+from plumbing import reading
 from plumbing.folder import file_digest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -128,9 +128,11 @@ def expected(settings) -> str:
     path = os.path.join(SAMPLE, "expected.json")
     if not os.path.exists(path):
         return ""
-    with open(path, encoding="utf-8") as file:
-        rows = json.load(file)
-    for row in rows:
+    for row in reading.check_list(path, reading.parse(path, reading.read_text(path)), dict):
+        reading.check_fields(path, row, {"args": dict, "seeds": int, "dev": dict})
+        for band in row["dev"].values():
+            if len(reading.check_list(path, band, reading.NUMBER)) != 2:
+                raise reading.mistake(path, "two numbers, the least and the largest", band)
         if all(settings.get(name) == value for name, value in row["args"].items()):
             bands = [f"{name} {low:.2f} to {high:.2f}"
                      for name, (low, high) in row["dev"].items()]

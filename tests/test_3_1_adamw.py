@@ -31,7 +31,10 @@ def test_3_1_AdamW__constant_gradient_by_hand():
         "there is no weight decay": [.9, .8, .7],
         "there is no bias correction": [.67693451, .24945559, -.24311227],
         "only v's bias was corrected": [.9801, .951489, .91514511],
-        "only m's bias was corrected": [-2.14065488, -4.33350927, -6.09856273],
+        "there is no momentum: m is g": [0, -.52105263, -.88115576],
+        "v decays by β₁, not by β₂": [.891, .78054354, .66862773],
+        "only m's bias was corrected, or √v lacks its root":
+            [-2.14065488, -4.33350927, -6.09856273],
         "β₁ and β₂ are exchanged in the bias correction":
             [-98.01, -188.76729525, -272.00495046],
         "t stays at 1": [.891, .74904995, .58658467],
@@ -47,6 +50,9 @@ def test_3_1_AdamW__changing_gradients():
     assert_close(one_weight([1, -2, 3], theta=0.0, lr=.1, eps=0.0),
                  [-.1, -.0633896473, -.0977137553], 1e-9, mistakes={
         "β₁ and β₂ are exchanged": [-.1, -.0688182817, -.0988177516],
+        "√v lacks its root": [-3.16227766, -2.6444773, -2.93463114],
+        "there is no momentum: m is g": [-1, -.33435722, -.84665734],
+        "v decays by β₁, not by β₂": [-.1, -.06302166, -.0980852],
         "v is a mean of |g|, not of g²": [-.1, -.0527330860, -.1051702702],
         "m and v restart in every step": [-.1, -.0255863176, -.0894676776],
         "m, v and t restart in every step": [-.1, 0, -.1]})
@@ -100,6 +106,42 @@ def test_3_1_AdamW__groups_and_parameters_keep_apart():
         optimizer.step()
     assert_close(torch.cat([a, b]), [-.2, .4], 1e-4,
                  "each group has its own lr, each parameter its own m, v and t")
+
+
+def test_3_1_AdamW__an_idle_parameter_between_two_others_stops_neither():
+    # As above, .891, .78309; the idle one stays at 1, and its first step is a first step.
+    p = [torch.nn.Parameter(torch.ones(1)) for _ in range(3)]
+    optimizer = optim.AdamW(p, lr=.1, weight_decay=.1, eps=1e-12)
+    p[0].grad, p[2].grad = torch.ones(1), torch.ones(1)
+    optimizer.step()
+    assert_close(torch.cat(p), [.891, 1, .891], 1e-6, mistakes={
+        "it stops at the first parameter without gradient; go on with the next":
+            [.891, 1, 1],
+        "None was taken for zero: an idle parameter decays": [.891, .99, .891],
+        "one idle parameter stops the whole step": [1, 1, 1]})
+    p[1].grad = torch.ones(1)
+    optimizer.step()
+    assert_close(torch.cat(p), [.78309, .891, .78309], 1e-6, mistakes={
+        "t is counted once for all parameters; each has its own": [
+            .78309, .91633, .78309]})
+
+
+def test_3_1_AdamW__betas_are_the_groups():
+    # β = ½: m = ½, v = ½, corrected 1 and 1; then m = -¾, v = 2¼, corrected -1, 3.
+    assert_close(one_weight([1.0, -2.0], theta=0.0, lr=.1, betas=(.5, .5), eps=0.0),
+                 [-.1, -.1 + .1 / 3 ** .5], 1e-9, mistakes={
+        "betas are not used: .9 and .999 were taken": [-.1, -.0633896473]})
+
+
+def test_3_1_AdamW__lr_may_change_from_step_to_step():
+    p = torch.nn.Parameter(torch.zeros(1))
+    optimizer = optim.AdamW([p], lr=.1, eps=0.0)
+    for lr in (.1, .5):
+        optimizer.param_groups[0]["lr"] = lr
+        p.grad = torch.ones(1)
+        optimizer.step()
+    assert_close(p, [-.6], 1e-5, mistakes={
+        "a step takes the lr that the optimizer was made with, not its group's": [-.2]})
 
 
 def test_3_1_AdamW__scale_of_the_gradient_does_not_matter():

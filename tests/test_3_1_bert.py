@@ -18,7 +18,8 @@ def test_3_1_attention__two_tokens_by_hand():
     q = torch.tensor([0.0, math.log(2)]).view(1, 1, 2, 1)
     v = torch.tensor([0.0, 1.0]).view(1, 1, 2, 1)
     assert_close(bert.attention(q, q, v).flatten(), [0.5, 0.617855], 1e-6, mistakes={
-        "softmax runs over the queries, not the keys": [.382145, .617855],
+        "softmax runs over the queries, not the keys, or the weights are transposed":
+            [.382145, .617855],
         "there is no softmax": [0, .480453]})
 
 
@@ -67,7 +68,8 @@ def test_3_1_attention__equals_torchs_own():
     mask = torch.ones(2, 7)
     mask[1, 4:] = 0
     assert_close(bert.attention(q, k, v, mask), oracles.torchs_attention(q, k, v, mask),
-                 1e-5)
+                 1e-5, mistakes={
+        "queries and keys are exchanged": oracles.torchs_attention(k, q, v, mask)})
 
 
 def test_3_1_attention__misshapen_mask_is_refused():
@@ -81,10 +83,42 @@ def test_3_1_attention__dropout_falls_on_the_weights():
     torch.manual_seed(0)
     v = torch.ones(64, 1, 1, 4)
     got = bert.attention(v, v, v, dropout=0.5)
-    assert set(got[..., 0].flatten().tolist()) == {0.0, 2.0}, (
-        "whole tokens drop, not features")
     assert torch.equal(got.amin(-1), got.amax(-1)), (
         "dropout must fall on weights, not outputs")
+    several = torch.arange(64.0).view(1, 1, 8, 8) / 64
+    on_scores = not torch.equal(bert.attention(several, several, several, dropout=0.5),
+                                bert.attention(several, several, several))
+    assert_equal(set(got[..., 0].flatten().tolist()), {0.0, 2.0}, mistakes={
+        "dropout is on the scores, before the softmax" if on_scores else
+        "there is no dropout": {1.0}, "what is kept was not scaled up": {0.0, 1.0}})
+
+
+class OnGPU(torch.Tensor):
+    """A CPU's tensor that says it is a GPU's, so that the GPU's branch runs here."""
+
+    is_cuda = True
+
+
+def test_3_1_attention__on_a_GPU_it_is_the_same_function():
+    q, k, v = (torch.arange(3 * 2 * 2 * 4 * 8) * 7 % 11 - 5).view(3, 2, 2, 4, 8) / 4
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
+    on_gpu = [x.as_subclass(OnGPU) for x in (q, k, v)]
+    assert_close(bert.attention(*on_gpu, mask).as_subclass(torch.Tensor),
+                 bert.attention(q, k, v, mask), 1e-5, mistakes={
+        "the GPU's branch has the mask turned round": bert.attention(q, k, v, 1 - mask),
+        "the GPU's branch gets no mask": bert.attention(q, k, v)})
+    one = torch.ones(64, 1, 1, 4).as_subclass(OnGPU)
+    torch.manual_seed(0)
+    dropped = bert.attention(one, one, one, dropout=0.5)
+    assert_equal(sorted(set(dropped.flatten().tolist())), [0.0, 2.0], mistakes={
+        "the GPU's branch has no dropout": [1.0]})
+
+
+def test_3_1_attention__large_scores_stay_finite():
+    # A score of 400 stands against 0: e^400 overflows, e^(400 - 400) does not.
+    q, v = torch.tensor([0.0, 20.0]).view(1, 1, 2, 1), torch.tensor([3.0, 5.0])
+    assert_close(bert.attention(q, q, v.view(1, 1, 2, 1)).flatten(), [4, 5], 1e-6,
+                 "e^score overflowed; softmax subtracts the largest score first")
 
 
 def test_3_1_sixteen_bit_dropout__keeps_its_share_and_rescales_it():
@@ -121,6 +155,7 @@ def test_3_1_BertLayer__heads_are_put_side_by_side_again():
     x = torch.arange(12.0).view(1, 3, 4)
     with unittest.mock.patch.object(bert, "attention", lambda q, k, v, *more: v):
         layer(x)
+    assert seen, "attention_dense is never called"
     assert_close(seen[0], x, 1e-6, mistakes={
         "the heads were joined without a transpose, which mixes tokens":
             [[[0, 1, 4, 5], [8, 9, 2, 3], [6, 7, 10, 11]]]})
@@ -163,6 +198,10 @@ def test_3_1_BertLayer__one_token_by_hand():
             ("GELU is its tanh form", "", [1.415555, -1.057608, -.816784, .458838]),
             ("the first norm is missing", "", [1.425977, -.143119, -1.390844, .107986]),
             ("the last norm is missing", "", [4.524034, -2, -1.365379, 2]),
+            ("the last norm", " takes the place of the first too",
+             [1.370669, -1.193337, -.6724, .495068]),
+            ("the first norm", " takes the place of the last too",
+             [2.831178, -2.114958, -1.633826, .917606]),
             ("the two norms are swapped", "", [2.741338, -2.386673, -1.344801, .990136]),
             ("attention_dense", " was left out",
              [-1.165913, -.448698, .053703, 1.560908]))})
@@ -179,12 +218,28 @@ def test_3_1_BertLayer__dropout_before_both_sums_and_the_mask_go_in():
     with unittest.mock.patch.object(bert, "attention", attention):
         got = layer(x, torch.ones(1, 200))
         layer.eval()(x)
+    assert len(seen) == 2, "a layer calls attention() once"
     untouched = ((got - x).abs() < 1e-5).all(-1).float().mean()
     assert untouched > .6, ("got many changed tokens; dropout falls on what is added to x, "
                             "before both sums")
     assert seen[0][0] is not None, "the attention_mask is not passed on to attention()"
     assert_equal([dropout for _, dropout in seen], [0.1, 0.0],
                  "attention's dropout is on in training and off in eval mode")
+
+
+def test_3_1_BertLayer__dropout_falls_on_outputs_not_on_what_a_matrix_reads():
+    # A bias goes through unless the dropout comes after it: p = .99 then leaves x alone.
+    for part, what in (("attention_dense", "what W_o reads"),
+                       ("output", "the inner features")):
+        layer = small_bert(hidden_dropout_prob=0.99).layers[0].train()
+        x = torch.tensor([1.0, -1] * 8).expand(1, 200, 16)
+        with torch.no_grad():
+            getattr(layer, part).bias.copy_(torch.linspace(-1, 1, 16))
+        with unittest.mock.patch.object(bert, "attention", lambda q, k, v, *more: v):
+            got = layer(x)
+        untouched = ((got - x).abs() < 1e-5).all(-1).float().mean()
+        assert untouched > .6, (f"got many changed tokens; dropout falls on {what}, not on "
+                                f"the output of {part}")
 
 
 def test_3_1_BertLayer__equals_torchs_post_norm_layer():
@@ -236,6 +291,24 @@ def test_3_1_BertModel__layer_norm_eps_is_1e_12():
                  model.layers[1].output_norm):
         assert_close(norm(x), [.632456, -.632456, 1.264911, -1.264911], 1e-5,
                      "layer_norm_eps not used?")
+
+
+def test_3_1_BertModel__layer_norm_eps_is_the_configs():
+    # (3, -3, 3, -3) has variance 9; an eps of 1 makes of it 3 / √10.
+    model, x = small_bert(layer_norm_eps=1.0), torch.tensor([3.0, -3] * 8)
+    for norm in (model.embedding_norm, model.layers[0].attention_norm,
+                 model.layers[1].output_norm):
+        assert_close(norm(x), x / 10 ** .5, 1e-5, mistakes={
+            "config's layer_norm_eps is not used": x / 3})
+
+
+def test_3_1_BertModel__starts_with_small_matrices_and_no_biases():
+    model = small_bert(std=.02, hidden_size=64, intermediate_size=256)
+    for name, p in model.named_parameters():
+        want = (0.0 if name.endswith("bias") else 1.0 if p.dim() == 1 else .02)
+        got = p.std() if want == .02 else p.abs().max()
+        assert_close(got, want, .004 if want == .02 else 0,
+                     f"{name}: matrices start as N(0, .02²), biases as 0, gains as 1")
 
 
 def test_3_1_BertModel__embedding_adds_word_position_and_segment():

@@ -64,6 +64,16 @@ def test_3_1_tasks__D1_printed_losses_lose_what_the_labels_say():
     assert heads.tasks()[0].num_outputs == 5
 
 
+def test_3_1_tasks__each_has_the_divergence_of_its_loss():
+    import smart
+    kinds = {heads.cross_entropy: smart.symmetric_kl,
+             heads.squared_error: smart.squared_difference,
+             heads.binary_cross_entropy: smart.binary_symmetric_kl}
+    for losses in ({}, {"sst_loss": "mse", "sts_loss": "ce"}):
+        for task in heads.tasks(**losses):
+            assert task.divergence is kinds[task.loss], f"{task.name}, {losses}"
+
+
 def stand_in(con, pool="cls"):
     """A model whose encoder returns x and x[:, 0], and whose heads return what they get."""
     model = heads.MultitaskBert(small_bert(), con=con, pool=pool).eval()

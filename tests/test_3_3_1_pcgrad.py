@@ -13,11 +13,15 @@ def test_3_3_1_pcgrad__two_tasks_by_hand():
     # g1' = g1 + ½ g2 = (½, ½), g2' = g2 + g1 = (0, 1).
     g = np.array([[1.0, 0], [-1, 1]])
     C = multitask.pcgrad(gram_of(g), orders=[[1], [0]])
+    # One visit each, and none to a task that was treated before: no g_j' can be taken.
+    probe = multitask.pcgrad(gram_of([[1.0, 0], [-1, 1], [-1, -2]]), [[1], [2], [0]])
+    half = ("only tasks j > i are visited" if probe[2][0] == 0 else
+            "g_2 was projected on g_1' instead of the ORIGINAL g_1")
     assert_close(C, [[1, .5], [1, 1]], mistakes={
         "divided by ‖g_i‖² instead of ‖g_j‖², or C is transposed":
             [[1, 1], [.5, 1]],
         "the projection has the wrong sign": [[1, -.5], [-1, 1]],
-        "g_2 was projected on g_1' instead of the ORIGINAL g_1": [[1, .5], [0, 1]],
+        half: [[1, .5], [0, 1]], "only tasks j < i are visited": [[1, 0], [1, 1]],
         "nothing was projected: it must be if g_i' · g_j < 0": [[1, 0], [0, 1]],
         "the dot product was not divided by ‖g_j‖²": [[1, 1], [1, 1]],
         "the dot product was divided by ‖g_j‖ instead of its square": [

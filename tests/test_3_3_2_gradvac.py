@@ -22,13 +22,15 @@ def cosine(a, b):
 def test_3_3_2_GradVac__D4_the_cosine_becomes_the_target():
     # φ = -.6, φᵀ = .5. As printed, w = 1.649 and the cosine .074; right is w = 2.654701.
     g = np.array([[3.0, 4], [-2, 0]])
-    gv = vaccine([[0, .5], [-1, 0]])
+    gv = vaccine([[0, .5], [-.3, 0]])
     C = gv(gram_of(g), [[1], [0]])
     assert_close(C[0], [1, 2.65470054], 1e-7, mistakes={
         "w is the report's printed formula, not the source's": [1, 1.64903811],
         "w lacks ‖g_i'‖ / ‖g_j‖": [1, 1.06188022],
         "w has ‖g_j‖ / ‖g_i'‖ upside down": [1, .42475209],
         "w lacks its denominator √(1 - φᵀ²)": [1, 2.29903811],
+        "the tilt lacks its denominator √(1 - φᵀ²)": [1, 2.5],
+        "φᵀ_ji was taken for φᵀ_ij": [1, .871029098],
         "the target is not used: that is surgery": [1, 1.5],
         "nothing was tilted: it must be if φ < φᵀ": [1, 0]})
     assert_close(cosine((C @ g)[0], g[1]), 0.5, 1e-9)

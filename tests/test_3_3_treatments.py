@@ -1,4 +1,4 @@
-"""3.3 Treatments of any kind: what they may return and ask for, their state, other files."""
+"""3.3 Treatments of any kind: what they return and ask for, their state, other files."""
 
 import os
 import signal
@@ -139,9 +139,10 @@ def test_3_3_task_weights__multiply_the_losses_and_the_log_stays():
 
 def test_3_3_treatment__a_weighting_of_torchjd_by_its_name():
     skip_without_torchjd()
-    treatment = plugins.PerUnit(plugins.load("torchjd:PCGrad"), 1, multitask.call)
+    treatment = plugins.PerUnit(plugins.load("torchjd:PCGrad"), 1, multitask.call_treatment)
     # the example of torchjd's own documentation, J = [[-4, 1, 1], [6, 1, 1]]
-    assert_close(treatment(np.array([[[18.0, -22], [-22, 38]]])), [[2.222222, 1.578947]], 1e-5)
+    got = treatment(np.array([[[18.0, -22], [-22, 38]]]))
+    assert_close(got, [[2.222222, 1.578947]], 1e-5)
     vaccine = plugins.load("torchjd:GradVac,beta=0.25")()
     assert_equal(vaccine.weighting.beta, .25)
     for name, words in (("Best", ["UPGrad"]), ("GradVac,gamma=1", ["gamma"]),
@@ -151,11 +152,13 @@ def test_3_3_treatment__a_weighting_of_torchjd_by_its_name():
     status, out, errors = run_train("--option", "torchjd:MGDA", "--con")
     assert status == 0, errors
     first = log_of(out)[0]
-    assert_close(sum(first[f"coefficient_{name}"] for name in ("sst", "para", "sts")), 1, 1e-5)
+    coefficients = [first[f"coefficient_{name}"] for name in ("sst", "para", "sts")]
+    assert_close(sum(coefficients), 1, 1e-5)
 
 
 def test_3_3_treatment__a_new_one_is_one_line_in_the_registry():
-    multitask.TREATMENTS["half"] = lambda settings: lambda gram: .5 * np.ones(gram.shape[:-1])
+    multitask.TREATMENTS["half"] = lambda args: (
+        lambda gram: .5 * np.ones(gram.shape[:-1]))
     try:
         status, out, errors = run_train("--option", "half", "--con")
         assert status == 0, errors

@@ -37,11 +37,32 @@ def test_3_3_FlatParameters__blocks_follow_each_other_and_matrices_come_first():
     edges = [edge for block in flat.blocks.values()
              for edge in (block.span.start, block.span.stop)]
     assert edges[0] == 0 and edges[-1] == len(flat.theta) and edges[1:-1:2] == edges[2::2]
+    order = [leaf.decays for leaf in flat.leaves if leaf.block == "layer 1"]
+    assert_equal(order, [True, False], "matrices come first, then biases and gains")
     for leaf in flat.leaves:
         inside = [p for name, p in model.named_parameters()
                   if leaf.span.start <= flat.place[name].start < leaf.span.stop]
         assert all((p.dim() >= 2) == leaf.decays for p in inside)
         assert leaf.parameter.numel() == sum(p.numel() for p in inside)
+
+
+def test_3_3_FlatParameters__one_dtype_and_one_device():
+    for dtype, device in ((torch.float64, "cpu"), (torch.float32, "meta")):
+        other = torch.nn.Parameter(torch.zeros(2, dtype=dtype, device=device))
+        with assert_raises("one dtype and device"):
+            optim.FlatParameters([optim.Block("a", {
+                "x": other, "y": torch.nn.Parameter(torch.zeros(2))})], 1)
+
+
+def test_3_3_FlatParameters__weight_decay_is_for_matrices_alone():
+    # A zero gradient moves nothing but by decay: 1 - .1 · .5 = .95.
+    table, bias = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))
+    flat = optim.FlatParameters([optim.Block("a", {"b": bias, "w": table})], 1)
+    flat.give_gradients({"a"})
+    optim.AdamW(flat.param_groups(.5), lr=.1).step()
+    assert_close([table[0, 0].item(), bias[0].item()], [.95, 1], 1e-6, mistakes={
+        "biases and gains decay too": [.95, .95], "matrices do not decay": [1, 1],
+        "biases decay, matrices do not": [1, .95]})
 
 
 def test_3_3_FlatParameters__backward_fills_the_row_and_only_that():
@@ -125,6 +146,7 @@ def test_3_3_update__rows_are_emptied_first_and_losses_are_averaged():
     assert_close(flat.G, [[2, 0, 6, 0], [-1, 1, 0, 5]], 1e-6, mistakes={
         "the last step's gradients are still in G": [[4, 0, 12, 0], [-2, 2, 0, 10]],
         "all tasks were added up in one row": [[1, 1, 6, 5], [0, 0, 0, 0]]})
+    assert_equal(sorted(logs), ["loss_0", "loss_1"], "`loss` of task 0 becomes `loss_0`")
     assert_close([logs["loss_0"], logs["loss_1"]], [8, 5], 1e-5, mistakes={
         "the logged losses are summed over the micro-batches": [16, 10],
         "only the last micro-batch's loss is logged": [12, 5],

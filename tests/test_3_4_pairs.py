@@ -61,8 +61,12 @@ def test_3_4_collate__pair_as_one_sequence():
     assert batch.input_ids.tolist() == [[2, 7, 8, 3, 9, 3, 0], [2, 7, 3, 8, 9, 10, 3]], (
         f"got {batch.input_ids.tolist()}, expected [CLS] a [SEP] b [SEP] and padding "
         f"at the end")
-    assert batch.token_type_ids.tolist() == [[0, 0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 1, 1, 1]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1, 1, 0], [1] * 7]
+    assert_equal(batch.token_type_ids.tolist(), [[0, 0, 0, 0, 1, 1, 0],
+                                                 [0, 0, 0, 1, 1, 1, 1]], mistakes={
+        "padding is in segment 1; it must be 0": [[0, 0, 0, 0, 1, 1, 1],
+                                                  [0, 0, 0, 1, 1, 1, 1]]})
+    assert_equal(batch.attention_mask.tolist(), [[1, 1, 1, 1, 1, 1, 0], [1] * 7], mistakes={
+        "padding is visible: attention_mask must be 0 there": [[1] * 7, [1] * 7]})
     assert batch.labels is None
 
 
@@ -73,6 +77,14 @@ def test_3_4_collate__pair_as_two_sequences():
     assert batch.input_ids.tolist() == [[2, 7, 8, 3], [2, 7, 3, 0], [2, 9, 3, 0],
                                         [2, 8, 9, 3]]
     assert batch.token_type_ids is None and batch.labels.tolist() == [1, 0]
+
+
+def test_3_4_collate__labels_are_those_of_the_indices():
+    dataset = data.Dataset("", list("xyz"), [([7],), ([8],), ([9],)],
+                           np.array([1, 2, 3], np.float32))
+    batch = data.collate(dataset, np.array([2, 0]), FakeTokenizer, False, 40)
+    assert_equal(batch.labels.tolist(), [3, 1], "labels", mistakes={
+        "the labels are those of the first examples": [1, 2]})
 
 
 def test_3_4_collate__long_texts_are_cut_and_keep_their_separators():

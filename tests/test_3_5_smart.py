@@ -2,6 +2,7 @@
 
 import functools
 import math
+import unittest.mock
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,8 @@ def test_3_5_divergence__by_hand():
     assert_close(smart.symmetric_kl(a, b), quarter, 1e-5, mistakes={
         **mistakes, "the sign is wrong": -quarter})
     assert_close(smart.binary_symmetric_kl(a[:, 0], b[:, 0]), quarter, 1e-5, mistakes={
-        **mistakes, "the difference of probabilities was squared": .0625})
+        **mistakes, "the difference of probabilities was squared": .0625,
+        "only one side of the coin counts": .101366})
     a, b = torch.tensor([1.0, 3]), torch.tensor([1.0, 1])
     assert_close(smart.squared_difference(a, b), 2.0, mistakes={
         "it is summed over the batch, not averaged": 4.0,
@@ -57,6 +59,23 @@ def test_3_5_divergence__shapes_that_would_broadcast_are_refused():
             divergence(torch.zeros(3), torch.zeros(3, 1))
 
 
+def test_3_5_divergence__the_gradient_flows_through_both_factors():
+    # Two classes: (p - q) (z - u) with z = ln 3, u = 0. ∂/∂z is p (1 - p) z + p - q =
+    # .206 + .25, ∂/∂u is -(q (1 - q) z + p - q) = -(.275 + .25).
+    def gradients(divergence, a, b):
+        a, b = a.requires_grad_(True), b.requires_grad_(True)
+        return [0.0 if g is None else g.flatten()[0].item() for g in torch.autograd.grad(
+            divergence(a, b), (a, b), allow_unused=True)]
+    z = torch.tensor([[math.log(3), 0.0]])
+    for divergence, a, b in (
+            (smart.symmetric_kl, z, torch.zeros(1, 2)),
+            (smart.binary_symmetric_kl, z[0, :1].clone(), torch.zeros(1))):
+        assert_close(gradients(divergence, a, b), [.455990, -.524653], 1e-5, mistakes={
+            "the difference of probabilities is detached": [.25, -.25],
+            "the difference of logarithms is detached": [.205990, -.274653],
+            "q is detached": [.455990, 0], "p is detached": [0, -.524653]})
+
+
 def coin(x):
     """f(x) = 2 x₁ - x₂ for a single token of two features.   [B, 1, 2] -> [B]"""
     return x[:, 0] @ torch.tensor([2.0, -1.0], dtype=x.dtype)
@@ -83,6 +102,75 @@ def test_3_5_smoothness__a_wide_radius_by_hand():
         "x itself was not perturbed": 0.0})
 
 
+def test_3_5_smoothness__an_inner_point_by_hand():
+    # f = 1e-4 w · x over two tokens: g is a multiple of w, whose largest entry is 1. From
+    # δ = .1 ε a step of 100 ε w: (100, 100, .6) and (.6, .3, 0), so δ is ε times
+    w, eps = torch.tensor([[1.0, 1, .006], [.006, .003, 0]]), .1
+    want = torch.tensor([[1.0, 1, .7], [.7, .4, .1]])
+    seen = []
+
+    def f(x):
+        seen.append(x.detach().clone())
+        return (1e-4 * w * x).sum((1, 2))
+    smart.smoothness(f, torch.zeros(1, 2, 3), smart.squared_difference, eps,
+                     noise=torch.full((1, 2, 3), .1 * eps))
+    assert len(seen) >= 3, "f runs on x, once for each step, and on x + δ: three passes"
+    assert_close(seen[-1][0] / eps, want, 1e-3, "δ is not clamp(δ + 100 ε g / ‖g‖_∞)",
+                 mistakes={
+        "‖g‖ is each token's; it must be the row's": [[1, 1, .7], [1, 1, .1]],
+        "‖g‖ is each feature's; it must be the row's": [[1, 1, 1], [.7, .4, .1]],
+        "‖g‖ is the root of the squares (2), not the largest (∞)": [
+            [1, 1, .524250], [.524250, .312125, .1]],
+        "‖g‖ is the sum (1), not the largest (∞)": [
+            [1, 1, .397767], [.397767, .248883, .1]],
+        "the step is the sign of g, not g / ‖g‖": [[1, 1, 1], [1, 1, .1]],
+        "the step forgets where δ was": [[1, 1, .6], [.6, .3, 0]],
+        "the step goes down the gradient": [[-1, -1, -.5], [-.5, -.2, .1]],
+        "δ was not clamped to ±ε": [[100.1, 100.1, .7], [.7, .4, .1]],
+        "the step is ε long, not 100 ε": [[1, 1, .106], [.106, .103, .1]],
+        "the step is 10 ε long, not 100 ε": [[1, 1, .16], [.16, .13, .1]],
+        "δ is still the noise: there is no ascent, or g is not divided by ‖g‖":
+            [[.1] * 3] * 2})
+
+
+def test_3_5_smoothness__a_gradient_of_any_size_gives_a_whole_step():
+    # g is 2e-16 here: a floor of 1e-12, or of 1e-8, under ‖g‖ would swallow the step.
+    seen = []
+
+    def f(x):
+        seen.append(x.detach().clone())
+        return 1e-7 * x[:, 0, 0]
+    smart.smoothness(f, torch.zeros(1, 1, 1), smart.squared_difference, .1,
+                     noise=torch.full((1, 1, 1), .01))
+    assert_close(seen[-1].flatten(), [.1], 1e-5,
+                 "a floor under ‖g‖ hides small gradients; it guards against 0 / 0 alone")
+
+
+def test_3_5_smoothness__a_gradient_of_zero_gives_no_nan():
+    _, R = smart.smoothness(lambda x: 0 * x.sum((1, 2)), torch.ones(2, 1, 2),
+                            smart.squared_difference, .1)
+    assert_close(R, 0, 0, "0 / 0: a row whose gradient is 0 stays where it is")
+
+
+def test_3_5_smoothness__the_start_is_noise_of_size_eps_off_the_padding():
+    seen, mask = [], torch.ones(4, 50)
+    mask[:, 40:] = 0
+
+    def f(x):
+        seen.append(x.detach().clone())
+        return x.sum((1, 2))
+    torch.manual_seed(0)
+    smart.smoothness(f, torch.zeros(4, 50, 16), smart.squared_difference, .02,
+                     attention_mask=mask)
+    assert len(seen) == 3, "f runs on x, once for each step, and on x + δ: three passes"
+    start = seen[1]
+    size = start[mask == 1].std() / .02
+    assert_close(size, 1.0, .04, relative=.04, hint="δ starts as N(0, ε²)", mistakes={
+        "the noise lacks the factor ε": 50.0, "the noise is uniform": .577,
+        "the noise was multiplied by ε²": .02})
+    assert not start[mask == 0].any(), "the noise falls on padding too"
+
+
 def test_3_5_smoothness__is_zero_at_radius_zero_even_under_dropout():
     model = heads.MultitaskBert(small_bert(), con=True).train()
     task, batch = model.tasks["sst"], tiny_batch(True, pair=False)[1]
@@ -97,6 +185,48 @@ def test_3_5_smoothness__all_passes_share_one_dropout_mask():
     _, R = smart.smoothness(lambda x: F.dropout(x, .5).sum((1, 2)), torch.ones(2, 3, 4),
                             smart.squared_difference, 0.0)
     assert_close(R, 0, 1e-12, "the passes draw different dropout masks")
+
+
+def test_3_5_smoothness__the_ascent_shares_the_mask_too():
+    masks = []
+
+    def f(x):
+        masks.append(F.dropout(torch.ones(64), .5))
+        return x.sum((1, 2))
+    torch.manual_seed(0)
+    smart.smoothness(f, torch.ones(2, 3, 4), smart.squared_difference, .1, steps=2)
+    same = [torch.equal(mask, masks[0]) for mask in masks]
+    assert_equal(same, [True] * 4, "all passes share one dropout mask", mistakes={
+        "the ascent draws other dropout masks": [True, False, False, True],
+        "the later ascent steps draw other dropout masks": [True, True, False, True],
+        "the last pass draws another dropout mask": [True, True, True, False]})
+
+
+class OnGPU(torch.Tensor):
+    """A CPU's tensor that says it is a GPU's."""
+
+    device = torch.device("cuda")
+
+
+def test_3_5_smoothness__on_a_GPU_its_own_generator_is_set_back():
+    events = []
+
+    def f(x):
+        events.append("pass")
+        return x.as_subclass(torch.Tensor).sum((1, 2))
+    with unittest.mock.patch.object(
+            torch, "set_rng_state", lambda state: events.append("CPU's")), \
+            unittest.mock.patch.multiple(
+            torch.cuda, get_rng_state=lambda device: "before",
+            set_rng_state=lambda state, device: events.append(state)):
+        smart.smoothness(f, torch.ones(2, 3, 4).as_subclass(OnGPU),
+                         smart.squared_difference, .1)
+    assert_equal(events, ["pass", "before", "pass", "before", "pass"],
+                 "on a GPU its generator is set back before each further pass", mistakes={
+        "on a GPU the dropout state is not set back": ["pass"] * 3,
+        "on a GPU the CPU's state is set back": ["pass", "CPU's", "pass", "CPU's", "pass"],
+        "on a GPU the dropout state is set back only once": [
+            "pass", "before", "pass", "pass"]})
 
 
 def test_3_5_smoothness__the_random_generator_moves_as_for_one_pass():
@@ -182,6 +312,7 @@ def test_3_5_smoothness__gradient_flows_through_both_sides():
     _, R = smart.smoothness(lambda x: w * x[:, 0, 0], torch.ones(1, 1, 1),
                             smart.squared_difference, .1, noise=torch.full((1, 1, 1), .1))
     R.backward()
+    assert w.grad is not None, "both sides are detached: R_s has no gradient"
     assert_close(w.grad, 2 * 2 * .01, 1e-5, "one side is detached", mistakes={
         "the clean side is detached: the gradient must flow through both": .44,
         "the perturbed side is detached": -.4})
@@ -192,6 +323,7 @@ def test_3_5_smoothness__gradient_reaches_the_embeddings():
     x = torch.ones(1, 1, 1, requires_grad=True)
     _, R = smart.smoothness(lambda x: x[:, 0, 0] ** 2, x, smart.squared_difference, .1,
                             noise=torch.full((1, 1, 1), .1))
+    assert R.requires_grad, "R_s has no gradient with respect to x; was x detached?"
     R.backward()
     assert x.grad is not None, "R_s has no gradient with respect to x; was x detached?"
     assert_close(x.grad, [[[.084]]], 1e-5, mistakes={
@@ -219,8 +351,9 @@ def test_3_5_Teacher__follows_by_hand():
         flat.theta.fill_(value)
         teacher.follow(flat.theta, .99)
         path.append(teacher.model.weight.item())
+    same = teacher.theta.data_ptr() == flat.theta.data_ptr()
     assert_close(path, [.01, .0299, .059601], 1e-6, mistakes={
-        "θ̃ shares memory with θ": [1, 2, 3],
+        "θ̃ shares memory with θ" if same else "follow() copies θ whole": [1, 2, 3],
         "β and 1 - β are exchanged": [.99, 1.9899, 2.989899],
         "θ̃ is not what the teacher's model uses": [0, 0, 0]})
 
@@ -247,7 +380,10 @@ def test_3_5_bregman__by_hand():
     b = torch.tensor([1.0, 2.0], requires_grad=True)
     D = smart.bregman(a, b, lambda a, b: (a - b).square().mean())
     assert_close(D, 2.0, 1e-6)
+    assert D.requires_grad, "both sides are detached; only the teacher's must be"
     D.backward()
+    assert a.grad is not None, ("the model's own logits are detached; only the teacher's "
+                                "must be")
     assert_close(a.grad, [2, 0], 1e-6, "the gradient goes to the model's own logits")
     assert b.grad is None, "the teacher's logits got a gradient; detach them"
 
@@ -300,6 +436,34 @@ def test_3_5_objective__the_teacher_gets_no_gradient_and_moves_no_random_number(
     torch.manual_seed(1)
     smart.objective(model, task, tiny_batch(True)[1], smart.Settings(0, bregman_weight=0))
     assert_equal(torch.rand(1), after, "the teacher's pass has moved the generator")
+
+
+def test_3_5_gradient_ratio__by_hand():
+    # Gradients (3, 0) and (6, 8): 3 / 10.
+    w, idle = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1))
+    term, loss = 3 * w[0], 6 * w[0] + 8 * w[1]
+    assert_close(smart.gradient_ratio(term, loss, [w, idle]), .3, 1e-6, mistakes={
+        "the norms are squared": .09, "it is upside down": 10 / 3})
+    assert w.grad is None, "it left gradients in .grad"
+    term.backward()             # the graph is still needed
+
+
+def test_3_5_objective__weights_by_hand():
+    model, flat = flat_model(con=True)
+    model.eval()
+    task, batch = model.tasks["sts"], tiny_batch(True)[1]
+    teacher = smart.Teacher(model, flat)
+    with torch.no_grad():
+        flat.theta.mul_(1.1)
+    total, parts = smart.objective(model, task, batch, smart.Settings(
+        weight=3.0, eps=.5, bregman_weight=5.0), teacher)
+    loss, smooth, pull = (parts[name].item() for name in ("loss", "smooth", "bregman"))
+    assert_close(total, loss + 3 * smooth + 5 * pull, 1e-4, relative=1e-5, mistakes={
+        "the smoothness term is not in the sum": loss + 5 * pull,
+        "the Bregman term is not in the sum": loss + 3 * smooth,
+        "the smoothness term has no weight": loss + smooth + 5 * pull,
+        "the Bregman term has no weight": loss + 3 * smooth + pull,
+        "the two weights are exchanged": loss + 5 * smooth + 3 * pull})
 
 
 def test_3_5_momentum_beta__rises_after_a_tenth():

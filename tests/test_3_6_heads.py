@@ -31,6 +31,16 @@ def test_3_6_Head__relu_between_but_not_after():
         "one output keeps its dimension: squeeze [B, 1] to [B]": [[-5.0]]})
 
 
+def test_3_6_Head__only_hidden_layers_start_as_He_did():
+    # N(0, 2 / 400) for the hidden one; the last is torch's own, within ± 1 / √400.
+    torch.manual_seed(0)
+    hidden, last = heads.Head([400, 400, 5], 0.0).layers
+    assert_close(hidden.weight.std(), .0707, .003, mistakes={
+        "the hidden layers start as any nn.Linear": .0289,
+        "the hidden layers start with BERT's N(0, .02²)": .02})
+    assert last.weight.abs().max() <= .05, "the last layer starts as He's hidden ones do"
+
+
 def test_3_6_Head__dropout_comes_before_every_linear_layer():
     # Two layers x + 1 with p = ½: h is 0 or 2, so the hidden number 1 or 3, of which
     # dropout makes 0, 2 or 6; plus 1.

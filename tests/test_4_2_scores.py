@@ -1,7 +1,10 @@
 """4.2 Evaluation: scores, predictions and their files."""
 
+import contextlib
+import dataclasses
 import math
 import os
+import re
 import tempfile
 import warnings
 
@@ -12,7 +15,7 @@ import bert
 import data
 import heads
 from tests import oracles
-from tests.checks import assert_close, assert_raises
+from tests.checks import assert_close, assert_equal, assert_raises
 from tests.world import FakeTokenizer, small_bert, tiny_batch, tiny_world
 
 
@@ -29,10 +32,15 @@ def test_4_2_pearson__by_hand():
     r = heads.pearson([1, 2, 3], [1, 2, 4])
     assert_close(r, 3 / math.sqrt(28 / 3), 1e-9, mistakes={
         "the means are not subtracted: that is the cosine": .991460134,
-        "it is r², the square": 27 / 28, "it is the covariance": 1.0,
+        "it is r², the square": 27 / 28,
+        "it is the covariance, divided by n, or Spearman's, on ranks": 1.0,
         "it is the covariance, not divided": 3.0, "the root is missing": 9 / 28,
+        "the root is missing, behind deviations that were scaled": 15 / 28,
         "a sum was divided by n, the other by n - 1": 2 / math.sqrt(28 / 3),
-        "it is Spearman's, on ranks": 1.0})
+        })
+    assert_close(heads.pearson([1, 2, 9], [1, 2, 3]), .917663, 1e-5, mistakes={
+        "it is Spearman's, on ranks": 1.0, "it is the covariance": 8 / 3,
+        "the means are not subtracted: that is the cosine": .922225})
     assert_close(heads.pearson([1, 2, 3], [30, 20, 10]), -1, 1e-12,
                  "r has a sign: below 0 where one falls as the other rises")
     x, y = np.random.default_rng(0).normal(size=(2, 50))
@@ -53,12 +61,19 @@ def test_4_2_overall_score__D12_recomputes_the_reports_column():
         return heads.overall_score(dict(zip(heads.tasks(), scores)))
     assert_close(overall(.517, .871, .891), .778, 5e-4, mistakes={
         "r was not moved to (r + 1) / 2": .759667,
+        "r was halved, not moved to (r + 1) / 2": .611167,
         "the scores were added up, not averaged": 2.3335})
     assert_close(overall(.52, .43, .057), .493, 5e-4)           # printed 0.0493
     assert_close(overall(.521, .854, .887), .773, 5e-4)         # printed 0.772
     sts = heads.tasks()[2]
     assert_close(heads.overall_score({sts: 0.5}), .75, 1e-9, mistakes={
         "the sum was divided by 3; it must be by the number of tasks": .25})
+    renamed = dataclasses.replace(sts, name="similarity")
+    assert_close(heads.overall_score({renamed: 0.5}), .75, 1e-9, mistakes={
+        "r is recognised by its task's name; it must be by task.metric": .5})
+    shares = dataclasses.replace(sts, metric=heads.accuracy)
+    assert_close(heads.overall_score({shares: 0.5}), .5, 1e-9, mistakes={
+        "r is recognised by its task's name; it must be by task.metric": .75})
 
 
 def test_4_2_outputs__probabilities_belong_to_the_predictions():
@@ -92,6 +107,47 @@ def test_4_2_evaluate__order_of_the_file_and_mode_of_the_model():
     assert_close(got, torch.cat(alone), 1e-5,
                  "predictions must come back in the file's order")
     assert_close(score, heads.pearson(got, dataset.labels), 1e-6)
+
+
+def test_4_2_evaluate__leaves_the_models_mode_as_it_was():
+    model = heads.MultitaskBert(small_bert(), con=True)
+    task, (dataset, _) = model.tasks["sts"], tiny_batch(True)
+    for training in (True, False):
+        heads.evaluate(model.train(training), task, dataset, FakeTokenizer)
+        assert_equal(model.training, training, "is the model in training mode afterwards?")
+
+
+def test_4_2_evaluate__runs_without_dropout_under_autocast_and_without_gradients():
+    model, seen = heads.MultitaskBert(small_bert(), con=True).train(), []
+    task, (dataset, _) = model.tasks["sts"], tiny_batch(True)
+
+    @contextlib.contextmanager
+    def autocast():
+        seen.append("autocast")
+        yield
+        seen.pop()
+    model.heads["sts"].register_forward_hook(lambda module, args, out: states.append(
+        (list(seen), module.training, torch.is_grad_enabled())))
+    states = []
+    heads.evaluate(model, task, dataset, FakeTokenizer, autocast=autocast)
+    assert states, "the head was not called"
+    assert states[0][0], "the evaluation does not run under autocast()"
+    assert not states[0][1], "the evaluation runs in training mode, under dropout"
+    assert not states[0][2], "the evaluation records gradients; use torch.no_grad()"
+
+
+def test_4_2_evaluate__classes_are_written_as_whole_numbers():
+    model = heads.MultitaskBert(small_bert(), con=True)
+    path = os.path.join(tempfile.mkdtemp(), "x.csv")
+    for name, form in (("sst", r"[0-4]"), ("para", r"[01]\.0"), ("sts", r"-?\d+\.\d+")):
+        task, (dataset, _) = model.tasks[name], tiny_batch(True, name != "sst")
+        got, _ = heads.evaluate(model, task, dataset, FakeTokenizer)
+        data.write_predictions(path, task, dataset.ids, got)
+        with open(path) as file:
+            for line in file.read().splitlines()[1:]:
+                value = line.split(",")[1].strip()
+                assert re.fullmatch(form, value), (
+                    f"a prediction of {name} is written as {value!r}, expected {form}")
 
 
 def test_4_2_read_predictions__gives_back_what_was_written():

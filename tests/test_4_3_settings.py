@@ -16,6 +16,14 @@ def test_4_3_learning_rate__rises_and_falls():
     assert_close(optim.learning_rate_factor(9, 10, 1.0), 1.0)
 
 
+def test_4_3_learning_rate__the_warm_up_is_rounded_to_the_nearest_step():
+    assert_close(optim.learning_rate_factor(0, 10, .19), .5, mistakes={
+        "the warm-up of 1.9 steps was rounded down": 1.0, "it was not rounded": 1 / 1.9})
+    assert_close(optim.learning_rate_factor(0, 10, .11), 1.0, mistakes={
+        "the warm-up of 1.1 steps was rounded up": .5, "it was not rounded": 1 / 1.1})
+    assert_close(optim.learning_rate_factor(0, 10, .01), 1.0)
+
+
 def test_4_3_parse__table_1_row_of_the_headline_command():
     args, source = settings_of("--option", "gvac", "--smart", "--con", "--hlh")
     assert (args.batch_size * args.accumulate, args.epochs, args.lr, args.para_first) == (

@@ -1,6 +1,5 @@
 """4.4 train.py: what each flag does, and what a run leaves."""
 
-import functools
 import json
 import os
 
@@ -63,8 +62,8 @@ def test_4_4_train__sparse_rows_of_the_word_table_add_up_to_its_dense_gradient()
         batches = [{name: training.next_batch(name) for name in training.rows}
                    for _ in range(2)]
         torch.manual_seed(0)
-        losses = multitask.backward(training.flat, batches, functools.partial(
-            training.loss, with_ratio=True), training.rows)
+        losses = multitask.backward(training.flat, batches, training.loss, training.rows,
+                                    with_ratio=True)
         assert "smooth_grad_ratio_sst" in losses
         G.append(training.flat.G.clone())
     assert_close(*G, 1e-6)

@@ -20,7 +20,8 @@ from tests.test_compare import minilm
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ODD = ("Été naïve CAFÉ", "e\u0301te\u0301 E\u0301", "你好abc 東京",
        "x\u00a0y\u2003z c\x0bd a\u200bb",
-       "it's $5.00/kg foo_bar!", "ＡＢＣ ﬁ ß İ ı", "", " ", "a" * 150, "¡Hola! «Quoi?» – ok…",
+       "it's $5.00/kg foo_bar!", "ＡＢＣ ﬁ ß İ ı", "", " ", "a" * 150,
+       "¡Hola! «Quoi?» – ok…",
        "Зелёный Αθήνα", "x[E1]y Foo<x> FOO<X> bar baz Bar Baz [e1] foobar bazbar baz")
 
 

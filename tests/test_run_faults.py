@@ -20,6 +20,7 @@ from tests.world import (
     log_of,
     resume,
     run_train,
+    send,
     signalled_at,
     tiny_world,
     uninterrupted,
@@ -290,7 +291,7 @@ def test_run_faults__skipped_updates_are_counted_through_a_resume():
     def skip_the_second(*args, **more):
         count.append(1)
         if len(count) == 4:
-            signal.raise_signal(signal.SIGTERM)
+            send(signal.SIGTERM)
         return None if len(count) == 2 else original(*args, **more)
     with unittest.mock.patch.object(multitask, "treat", skip_the_second):
         _, out, _ = run_train(steps=6)

@@ -69,7 +69,7 @@ def test_run_refusals__resuming_what_is_no_run():
                    write_file("[1", "args.json"), write_file(parts, "args.json"),
                    write_file('{"args": 3, "digests": 4, "machine": 5}', "args.json")):
         status, _, errors = resume(folder)
-        assert_one_line(status, errors, "not the folder of a run")
+        assert_one_line(status, errors, folder, "args.json")
 
 
 def test_run_refusals__flags_and_devices():

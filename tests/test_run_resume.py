@@ -16,6 +16,7 @@ from tests.world import (
     files_of,
     resume,
     run_train,
+    send,
     signalled_at,
     small_bert,
     tiny_world,
@@ -106,7 +107,7 @@ def test_run_resume__stopped_during_an_evaluation_twice():
     def evaluate_and_signal(*args, **more):
         calls.append(1)
         if len(calls) in (2, 4):
-            signal.raise_signal(signal.SIGTERM)
+            send(signal.SIGTERM)
         return original(*args, **more)
     with unittest.mock.patch.object(heads, "evaluate", evaluate_and_signal):
         status, out, _ = run_train(*HARD, steps=12)

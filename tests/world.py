@@ -266,6 +266,14 @@ def log_of(out):
         return [json.loads(line) for line in file]
 
 
+def send(number):
+    """signal.raise_signal(), but not if that would end the tests themselves."""
+    deaf = signal.SIG_DFL, signal.default_int_handler
+    assert signal.getsignal(number) not in deaf, (
+        f"nobody listens to signal {number}: it would end the process at once")
+    signal.raise_signal(number)
+
+
 def signalled_at(step, number=signal.SIGTERM):
     """Within this context the process gets a signal in the middle of its step `step`."""
     import multitask
@@ -273,7 +281,7 @@ def signalled_at(step, number=signal.SIGTERM):
 
     def treat_and_signal(*args, **more):
         if next(count) == step:
-            signal.raise_signal(number)
+            send(number)
         return original(*args, **more)
     return unittest.mock.patch.object(multitask, "treat", treat_and_signal)
 

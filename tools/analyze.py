@@ -15,7 +15,6 @@ An error is truth minus prediction, so that above 0 the model "underpredicts" (D
 D15: Figure 1 is captioned STS in the report and shows SST.
 """
 
-import argparse
 import dataclasses
 import os
 import re
@@ -28,9 +27,10 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import data
 import heads
-from plumbing import command, folder, machine
+import multitask
+from plumbing import command, flags, folder, machine, reading
 from plumbing.console import printable
-from tools import page, reading
+from tools import page
 from tools.gradients import gradients, read_steps
 from tools.page import Figure, Heading, Paragraph, Table, share
 
@@ -326,21 +326,23 @@ def analyze(path, data_folder=None, out=None):
     """Analyze the run in the folder `path`.   -> exit status"""
     if not os.path.exists(os.path.join(path, "args.json")):
         raise ValueError(f"{path} is not the folder of a run; give one that train.py wrote")
-    settings = folder.read_settings(path)["args"]
-    if "tasks" not in settings:
+    settings = folder.read_settings(path)
+    values = folder.values_of(settings, path, flags.parser(
+        [task.name for task in heads.tasks()], ["seq", "rr", *multitask.TREATMENTS]))
+    if "tasks" not in values:
         raise ValueError(f"{path} is a run of pre-training, which has no tasks; give one "
                          f"that train.py wrote")
     if not os.path.exists(os.path.join(path, "result.json")):
         raise ValueError(f"{path} is not finished, so it has no predictions yet; continue "
                          f"it with python train.py --resume {path}")
-    steps = read_steps(os.path.join(path, "metrics.jsonl"), settings["tasks"]["value"])
+    steps = read_steps(os.path.join(path, "metrics.jsonl"), values["tasks"])
     model = heads.MultitaskBert.from_pretrained(os.path.join(path, "best"))
-    found = read_dev(path, data_folder or settings["data"]["value"], model)
+    found = read_dev(path, data_folder or values["data"], model)
 
     scores = {dev.task: dev.task.metric(dev.predicted, dev.truth) for dev in found.values()}
     words = [f"{task.name} {value:.3f}" for task, value in scores.items()]
     parts = [
-        Paragraph(command_of(settings)),
+        Paragraph(command_of(settings["args"])),
         Paragraph(f"Dev: {', '.join(words)}, overall {heads.overall_score(scores):.3f}."),
         *(part for name, parts_of in SECTIONS.items() if name in found
           for part in parts_of(found[name])),
@@ -351,8 +353,7 @@ def analyze(path, data_folder=None, out=None):
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
-                                usage=argparse.SUPPRESS)
+    p = command.Parser(description=__doc__.splitlines()[0])
     p.add_argument("run", metavar="RUN", help="the folder of a finished run of train.py")
     p.add_argument("--data", metavar="DIR", help="where its data is now (where it was)")
     p.add_argument("--out", metavar="DIR", help="for the page and figures (RUN/analysis)")

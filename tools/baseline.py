@@ -11,7 +11,6 @@ a little.
 Symbols: N examples, F features, C outputs of a task.
 """
 
-import argparse
 import os
 import re
 import sys
@@ -138,8 +137,7 @@ def majority_scores(folder, labels=None):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
-                                     allow_abbrev=False)
+    parser = command.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", metavar="DIR", help="as in train.py")
 
     def compare():

@@ -461,7 +461,7 @@ def bench(setup, chosen, out=None):
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    p = command.Parser(description=__doc__.splitlines()[0])
     p.add_argument("words", nargs="*", metavar="WORD",
                    help=f"of {', '.join(MEASUREMENTS)} (all)")
     p.add_argument("--repeats", type=int, default=5, help="of each measurement (5)")

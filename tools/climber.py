@@ -25,13 +25,14 @@ def worker():
                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
-def climb(folder, words=(), limit=60.0):
+def climb(folder, words=(), limit=60.0, until=None):
     """Run a copy's tests, all or those of parts whose name contains a word.
 
-    -> [result, …], each a dictionary as test_all.py --json writes it
+    until: once a test has failed whose claim or message contains this, the others are left
+    out. -> [result, …], each a dictionary as test_all.py --json writes it
     """
     try:
-        worker().stdin.write(json.dumps([folder, list(words), limit]) + "\n")
+        worker().stdin.write(json.dumps([folder, list(words), limit, until]) + "\n")
         worker().stdin.flush()
         answer = worker().stdout.readline()
         if not answer:
@@ -44,7 +45,26 @@ def climb(folder, words=(), limit=60.0):
         raise
 
 
-def climb_here(folder, words, limit):
+def claim_of(name):
+    """"test_4_2_accuracy__by_hand" -> "by hand" """
+    return name.split("__", 1)[1].replace("_", " ")
+
+
+def stopping(run_one, until):
+    """test_all.run_one() that runs no more tests after the failure that is waited for."""
+    found = []
+
+    def run(f, limit):
+        if found:
+            return "skip", "", ""
+        state, message, hole = run_one(f, limit)
+        if state == "FAIL" and until in f"{claim_of(f.__self__.name)}: {message}":
+            found.append(f)
+        return state, message, hole
+    return run
+
+
+def climb_here(folder, words, limit, until):
     """climb() inside the worker."""
     for name in list(sys.modules):
         if name in MODULES or name.split(".")[0] in ("plumbing", "tests", "tools"):
@@ -54,6 +74,8 @@ def climb_here(folder, words, limit):
     scratch, tempfile.tempdir = tempfile.tempdir, None
     try:
         test_all = importlib.import_module("test_all")
+        if until is not None:
+            test_all.run_one = stopping(test_all.run_one, until)
         return [vars(result) for rung in test_all.climb(words, limit)
                 for result in rung.results]
     finally:

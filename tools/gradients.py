@@ -11,7 +11,7 @@ import itertools
 
 import numpy as np
 
-from tools import reading
+from plumbing import reading
 from tools.page import Figure, Heading, Paragraph, Table, share, signed
 
 

@@ -11,7 +11,6 @@ prediction, the probabilities if the task has classes, and the text. A line that
 answered gets one line on standard error; the others are answered.
 """
 
-import argparse
 import os
 import sys
 
@@ -143,8 +142,7 @@ def predict(path, task=None, file=None, device="auto"):
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
-                                usage=argparse.SUPPRESS)
+    p = command.Parser(description=__doc__.splitlines()[0])
     p.add_argument("run", metavar="RUN", help="a run's folder, or its best/")
     p.add_argument("--task", choices=[task.name for task in heads.tasks()],
                    help="only this one (all that fit)")

@@ -34,9 +34,8 @@ import bert
 import data
 import multitask
 import optim
-from plumbing import command, flags, folder, loop, machine, sources, tsv
+from plumbing import command, flags, folder, loop, machine, reading, sources, tsv
 from plumbing.progress import clock
-from tools import reading
 
 HELD_OUT = 50       # one text of so many is not trained on
 
@@ -342,7 +341,7 @@ def pretrain(args, source):
     """One run, from its flags or its checkpoint to its model.   -> exit status"""
     settings = None
     if args.resume:
-        values, settings = folder.resumed(vars(args), source, args.resume)
+        values, settings = folder.resumed(vars(args), source, args.resume, parser())
         args = argparse.Namespace(**{**values, "resume": args.resume})
         if os.path.exists(os.path.join(args.resume, "result.json")):
             print(f"the run in {args.resume} is finished; its model is in model/")
@@ -350,6 +349,9 @@ def pretrain(args, source):
     elif not (args.text and args.out and bool(args.weights) != bool(args.vocab)):
         raise ValueError("needed --text FILE …, --out DIR, and either --weights to "
                          "continue from or --vocab to start from scratch")
+    elif args.vocab and args.hidden % args.heads:
+        raise ValueError(f"--hidden {args.hidden} must be a multiple of --heads "
+                         f"{args.heads}; change one of them")
     else:
         folder.check_free(args.out)
         # Absolute: the run can then be resumed from any working directory.
@@ -374,7 +376,7 @@ def pretrain(args, source):
         folder.compare(settings, args.resume, files, here)
         run = folder.Folder.reopen(args.resume, settings)
         if run.state:
-            training.restore(run.state)
+            run.restore(training.restore)
     else:
         run = folder.Folder.create(args.out, folder.new_settings(args, source, files, here))
     # A part of the plan ends with a checkpoint, so there is none within it.
@@ -401,8 +403,7 @@ def pretrain(args, source):
 def parser():
     whole, share = flags.number(int, 1), flags.number(float, 0, 1)
     amount = flags.number(float, 0)
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
-                                usage=argparse.SUPPRESS)
+    p = command.Parser(description=__doc__.splitlines()[0])
     p.add_argument("--text", nargs="+", metavar="FILE", help="files of texts")
     p.add_argument("--weights", metavar="DIR|NAME", help="continue from this BERT")
     p.add_argument("--vocab", metavar="FILE", help="from scratch: the vocabulary")

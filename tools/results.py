@@ -17,8 +17,7 @@ import numpy as np
 
 import heads
 import train
-from plumbing import folder, sources
-from tools import reading
+from plumbing import folder, reading, sources
 
 TASKS = {task.name: task for task in heads.tasks()}
 
@@ -101,10 +100,20 @@ class Result:
     @classmethod
     def read(cls, path):
         kinds = {field.name: field.type for field in dataclasses.fields(cls)}
-        result = cls(**reading.read_json(path, kinds))
+        result = cls(**reading.read_json(path, kinds, only=True))
         kinds = {field.name: field.type for field in dataclasses.fields(RowResult)}
-        result.rows = [RowResult(**reading.check_fields(path, row, kinds))
+        result.rows = [RowResult(**reading.check_fields(path, row, kinds, only=True))
                        for row in result.rows]
+        reading.check_list(path, result.machines, str)
+        columns = dict.fromkeys([*TASKS, "overall"], reading.NUMBER)
+        for scores in result.baselines.values():
+            reading.check_fields(path, scores, columns)
+        for row in result.rows:
+            reading.check_list(path, row.commands, str)
+            if not row.seeds:
+                raise reading.mistake(path, f"seeds of {row.row}", row.seeds)
+            for scores in row.seeds.values():
+                reading.check_fields(path, scores, {**columns, "minutes": reading.NUMBER})
         return result
 
 

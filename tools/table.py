@@ -32,8 +32,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import data
 import train
-from plumbing import command, flags, folder, loop, sources, tsv
-from tools import baseline, reading, results
+from plumbing import command, flags, folder, loop, reading, sources, tsv
+from tools import baseline, results
 from tools.results import ROWS, TASKS
 
 # --- The runs ---
@@ -235,6 +235,8 @@ def row_result(row, runs, labels):
 def machine_of(one):
     """In words."""
     m = folder.read_settings(one.folder)["machine"]
+    reading.check_fields(os.path.join(one.folder, "args.json"), m, dict.fromkeys(
+        ("device", "cpu", "cores", "threads", "torch", "precision"), object))
     return (f"{m['device']} ({m['cpu']}, {m['cores']} cores), threads: {m['threads']}, "
             f"torch {m['torch']}, {m['precision']}")
 
@@ -260,8 +262,8 @@ def collect(table, runs, labels, data_folder, weights):
 # --- The command line ---
 
 def parser():
-    p = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], allow_abbrev=False, usage=argparse.SUPPRESS,
+    p = command.Parser(
+        description=__doc__.splitlines()[0],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="rows:\n"
         + "\n".join(f"  {number:2}  {row.name}" for number, row in enumerate(ROWS, 1))
