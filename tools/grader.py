@@ -206,7 +206,7 @@ def grade(part, seed, submission, limit=20.0, right=None):
                 else:
                     case.message = cases[cases.index(case) - 1].message
             except Ended as end:
-                deaths += 1
+                deaths += 3 if end.at_start else 1
                 case.message = str(end)
             case.seconds = time.monotonic() - start
             case.points = case.of if case.state == "done" else 0.0

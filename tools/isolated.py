@@ -43,7 +43,8 @@ SLOW = "torch._dynamo"
 
 
 class Ended(Exception):
-    """The child gave no answer; the message says why."""
+    """The child gave no answer; the message says why. at_start: not even to begin."""
+    at_start = False
 
 
 def context():
@@ -85,7 +86,11 @@ class Child:
         their_prints.close()
         self.output, self.allowed, self.tail, self.fate = 0, output, b"", ""
         threading.Thread(target=self.listen, daemon=True).start()
-        self.ask(None, start)       # the service is there; the server is too
+        try:
+            self.ask(None, start)       # the service is there; the server is too
+        except Ended as end:
+            end.at_start = True
+            raise
 
     def listen(self):
         """Keep the last lines of what is printed; too much of it ends the child."""
