@@ -121,7 +121,7 @@ def problem_of(path, part):
     forbidden = {name.split(".")[-1] for name in part.get("not_allowed", ())}
     with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
         # Ours use some elsewhere, such as on GPUs; cases/ notices what is called.
-        given = {**uses(ROOT / "hand-out" / path.name), **uses(ROOT / "solution" / path.name)}
+        given = {*uses(ROOT / "hand-out" / path.name), *uses(ROOT / "solution" / path.name)}
         for name, line in uses(path).items():
             if name in forbidden and name not in given:
                 return (f"{name} is what you are to write; build it from simpler parts "
