@@ -21,8 +21,9 @@ import torch
 import bert
 import data
 import heads
+import multitask
 import train
-from plumbing import folder, safetensors, sources
+from plumbing import flags, folder, safetensors, sources
 from tests import world
 from tools import analyze, baseline, predict, pretrain, results, table
 from tools.damage import digest_fits, flags_of
@@ -327,8 +328,10 @@ def kinds_of_results(place):
 
 def kinds_of_flags(place):
     small = ["--data", place("data"), "--weights", place("bin")]
+    train_flags = flags.parser([task.name for task in heads.tasks()],
+                               ["seq", "rr", *multitask.TREATMENTS])
     commands = [
-        (train, train.parser(), [*small, "--out", "FOLDER", "--batch-size", "4"]),
+        (train, train_flags, [*small, "--out", "FOLDER", "--batch-size", "4"]),
         (pretrain, pretrain.parser(), [
             "--text", place("text/texts.txt"), "--vocab", place("bin/vocab.txt"), "--out",
             "FOLDER", "--hidden", "8", "--layers", "1", "--batch-size", "4"]),
