@@ -168,7 +168,7 @@ def kinds_of_data(place, tokenizer):
         Kind("test-labels", place("data"), "test-labels.csv",
              lambda path, argv: table.read_test_labels(path)),
         Kind("baseline", place("data"), "quora-train.csv",
-             lambda path, argv: baseline.majority_scores(path)),
+             lambda path, argv: baseline.majority_scores(path, TASKS.values())),
         Kind("pretrain --text CSV", place("data"), "sts-train.csv", lambda path, argv:
              pretrain.read_texts(os.path.join(path, "sts-train.csv"), tokenizer)),
         Kind("pretrain --text", texts, "texts.txt", lambda path, argv:
@@ -338,7 +338,8 @@ def kinds_of_flags(place):
     # --record and --render write into this tree.
     never = ("--help", "--download", "--record", "--render")
     return [Kind(f"flags of {module.__name__}", place("empty"), "",
-                 reader(module, arguments), flags=flags_of(its, never), writes=True, slow=True)
+                 reader(module, arguments), flags=flags_of(its, never), writes=True,
+                 slow=True)
             for module, its, arguments in commands]
 
 
