@@ -38,9 +38,13 @@ ROOT = os.path.dirname(os.path.abspath(__file__))
 # The report's order; other files follow in the order of their names.
 FILES = [f"test_{name}.py" for name in (
     "3_1_bert", "3_1_adamw", "3_1_heads", "3_2_orders", "3_3_update", "3_3_stream",
-    "3_3_1_pcgrad", "3_3_2_gradvac", "3_4_pairs", "3_5_smart", "3_6_heads", "4_1_text",
-    "4_1_weights", "4_2_scores", "4_3_settings", "4_4_train", "run_resume", "run_folder",
-    "run_refusals", "run_sources")]
+    "3_3_1_pcgrad", "3_3_2_gradvac", "3_3_treatments", "3_4_pairs", "3_5_smart",
+    "3_6_heads", "4_1_text", "4_1_files", "4_1_weights", "4_1_names", "4_1_others_models",
+    "4_1_untrusted_files", "4_2_scores", "4_3_settings", "4_3_tasks", "4_4_train",
+    "4_4_loop", "run_resume", "run_folder", "run_refusals", "run_sources")]
+# Lines that take minutes: only with --all, or by name.
+SLOW = ("tools_grader", "tools_make_assignment", "tools_mutants", "tools_fuzz",
+        "tools_slow_tests")
 
 
 # --- The ladder ---
@@ -151,17 +155,18 @@ class Rung:
         return text
 
 
-def climb(words=(), limit=60.0, run=run_here, graded=False):
+def climb(words=(), limit=60.0, run=run_here, graded=False, leave_out=()):
     """Run all tests, or those of parts whose name contains a word.   Yields Rungs
 
-    run: run_here(), or an Isolated's; graded: only parts of the assignment.
+    run: run_here(), or an Isolated's; graded: only parts of the assignment; leave_out:
+    lines that do not run.
     """
     parts, rungs = {line: part for part in course_parts() for line in part["lines"]}, {}
     for test in all_tests():
         rung = rungs.setdefault(test.line, Rung(test.line, parts.get(test.line)))
         rung.tests.append(test)
     for rung in rungs.values():
-        if (rung.part or not graded) and (not words or any(
+        if rung.line not in leave_out and (rung.part or not graded) and (not words or any(
                 word in f"{rung.line}\n{rung.label}" for word in words)):
             rung.run(limit, run)
             yield rung
@@ -196,6 +201,8 @@ def main(argv=None):
                                 usage=argparse.SUPPRESS)
     p.add_argument("words", nargs="*", help="only parts whose name contains one of these")
     p.add_argument("--data", metavar="DIR", help="the course's nine CSV files")
+    p.add_argument("--all", action="store_true",
+                   help="also the lines that take minutes: " + ", ".join(SLOW))
     p.add_argument("--points", action="store_true", help="only graded parts, with points")
     p.add_argument("--json", metavar="FILE", help="write a result for each test")
     p.add_argument("--limit", type=float, default=60.0, help="seconds for a test (60)")
@@ -224,7 +231,8 @@ def main(argv=None):
         if not args.debug:
             runner.find_broken()
         for rung in climb(args.words, 0 if args.debug else args.limit,
-                          run_here if args.debug else runner.run, args.points):
+                          run_here if args.debug else runner.run, args.points,
+                          () if args.all or args.words else SLOW):
             print(rung, flush=True)
             results += rung.results
             todo = [r.message for r in rung.results if r.state == "todo"]

@@ -100,6 +100,8 @@ class OnGPU(torch.Tensor):
 
 
 def test_3_1_attention__on_a_GPU_it_is_the_same_function():
+    if bert.fused_attention is bert.attention:
+        raise unittest.SkipTest("a student's copy has one form of attention")
     q, k, v = (torch.arange(3 * 2 * 2 * 4 * 8) * 7 % 11 - 5).view(3, 2, 2, 4, 8) / 4
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
     on_gpu = [x.as_subclass(OnGPU) for x in (q, k, v)]

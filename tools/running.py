@@ -183,7 +183,7 @@ class Isolated:
         try:
             if self.child is None:
                 self.child = Child("tools.running:service", self.broken, self.data,
-                                   folder=ROOT, memory=8 << 30, files=8 << 30, cpu=7200,
+                                   folder=ROOT, memory=8 << 30, files=1 << 40, cpu=7200,
                                    start=limit + 60)
             return self.child.ask(request, limit)
         except Ended as end:
