@@ -23,6 +23,7 @@ one for each part with --points or --json.
 import argparse
 import collections
 import dataclasses
+import importlib.util
 import json
 import os
 import pathlib
@@ -209,6 +210,9 @@ def main(argv=None):
     p.add_argument("--debug", action="store_true",
                    help="in this process, with all output and tracebacks, without limits")
     args = p.parse_intermixed_args(argv)
+    for name in ("torch", "numpy"):
+        if importlib.util.find_spec(name) is None:
+            p.error(f"{name} is not installed; needed: pip install -r requirements.txt")
     if args.data and not os.path.isdir(args.data):
         p.error("--data needs a folder with the course's nine CSV files")
     if not 0 < args.limit < 1e6:
