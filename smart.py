@@ -67,7 +67,7 @@ class Settings:
     """SMART's settings.   [report 3.5; Jiang et al. 2019, sec. 4.1]
 
     weight is λ_s, eps ε, steps the number of ascent steps, bregman_weight μ; a weight of 0
-    turns its term off. Why these values: the source's ε = 1e-5 is too small to change a
+    turns its term off. Why these values: the paper's ε = 1e-5 is too small to change a
     prediction (R_s ≈ 1e-10), so these were chosen on dev.
     """
     weight: float = 1.0
@@ -100,7 +100,7 @@ def smoothness(f, x, divergence, eps, steps=1, attention_mask=None, noise=None):
 
     x [R, T, H] with its graph; f: x -> logits, drawing dropout as it likes; attention_mask
     [R, T] or None; noise replaces the random start. Returns (f(x), R_s), so that the clean
-    pass is not paid for twice. η is 100 ε, the ratio of the source's 1e-3 to its ε = 1e-5:
+    pass is not paid for twice. η is 100 ε, the ratio of the paper's 1e-3 to its ε = 1e-5:
     after one step nearly every coordinate of δ is clamped to ±ε.
     """
     # Why noise: ℓ_s is smallest, 0, at δ = 0, so its gradient there is exactly 0. It is
