@@ -193,7 +193,7 @@ class Head(nn.Module):
         # Why not BERT's own N(0, .02²): at H = 384 every such layer shrinks its input to a
         # third, and behind three of them the encoder hardly gets a gradient. N(0, 2 / in)
         # keeps the size through a ReLU [He et al. 2015]. Measured with MiniLM, gvac, CON
-        # and HLH, once: after an epoch the overall score on dev is .707 with it, .629 without.
+        # and HLH, once: after an epoch the overall dev score is .707 with it, .629 without.
         for layer in self.layers[:-1]:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
