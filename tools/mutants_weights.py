@@ -201,6 +201,6 @@ MUTANTS = {
          "lines counted from 0", "both lines")],
     "4.1 labels": [
         ("data.parse_number",
-         'float(text) if NUMBER.fullmatch(text.strip()) else float("nan")', "float(text)",
+         'float(text) if NUMBER.fullmatch(text) else float("nan")', "float(text)",
          "1_0 read as 10", "plain decimal")],
 }
