@@ -37,7 +37,7 @@ import heads
 import multitask
 import optim
 import smart
-from plumbing import command, flags, folder, loop, machine, plugins, sources
+from plumbing import command, flags, folder, loop, machine, plugins, reading, sources
 from plumbing.progress import clock
 
 # --- 4.3 Table 1 ---
@@ -378,7 +378,9 @@ def train(args, source) -> int:
     if args.resume:
         values, settings = folder.resumed(vars(args), source, args.resume, parser())
         args = argparse.Namespace(**{**values, "resume": args.resume})
-        if os.path.exists(os.path.join(args.resume, "result.json")):
+        result = os.path.join(args.resume, "result.json")
+        if os.path.exists(result):
+            reading.read_json(result, {"dev": dict})        # an empty one is no result
             print(f"the run in {args.resume} is finished; its scores are in result.json")
             return 0
     methods = [args.option, *(name for name in ("smart", "con", "hlh")
