@@ -94,7 +94,7 @@ def lenient(stream):
 # Control characters (ESC and BEL among them), ends of lines, what turns the direction of
 # writing round, and halves of surrogate pairs, which no encoding can write.
 UNSAFE = [*range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F, 0x2028, 0x2029,
-          *range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000)]
+          *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF, *range(0xD800, 0xE000)]
 ESCAPES = {code: chr(code).encode("ascii", "backslashreplace").decode() if code > 0x7F
            else repr(chr(code))[1:-1] for code in UNSAFE}
 

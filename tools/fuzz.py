@@ -37,7 +37,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import torch
 
-from plumbing import command
+from plumbing import command, console
 from tools.damage import damaged
 from tools.kinds import kinds, make_world
 
@@ -111,7 +111,7 @@ def outcome(kind, place, argv, original=b"", raw=b"", verbose=False):
         return "memory", f"{grown / 1e6:.0f} MB"
     lines = errors.getvalue().split("\n")[:-1]
     for line in lines:
-        if not line.isprintable() or len(line) > LIMIT_MESSAGE:
+        if console.printable(line) != line or len(line) > LIMIT_MESSAGE:
             return "message", f"not printable or too long: {line[:200]!r}"
     if status == 0:
         wrong = kind.check and loaded[0] != 0 and kind.check(loaded[0], original, raw)
