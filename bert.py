@@ -97,7 +97,8 @@ class BertConfig:
                    "position_embedding_type": "absolute", **dataclasses.asdict(self)}
         # These describe the files that were read, not those that are written.
         for key in ("others", "dtype", "torch_dtype", "auto_map", "_name_or_path",
-                    "multitask", "transformers_version"):
+                    "multitask", "transformers_version", "id2label", "label2id",
+                    "num_labels", "problem_type", "finetuning_task"):
             entries.pop(key, None)
         with open(path, "w", encoding="utf-8", newline="\n") as file:
             json.dump({**entries, **more}, file, indent=2)

@@ -34,7 +34,7 @@ import bert
 import data
 import optim
 import smart
-from plumbing import checkpoint, safetensors
+from plumbing import checkpoint, progress, safetensors
 
 # --- 3.1 A task is a value ---
 
@@ -58,17 +58,29 @@ class Task:
     metric: Callable            # (predictions [N], labels [N]) -> float
     divergence: Callable        # (logits, logits) -> scalar: SMART's ℓ_s
     classes: tuple = ()         # what the labels 0, 1, … mean, if they are classes
+    ordered: bool = False       # are the classes steps of a scale?
 
     @property
     def pair(self) -> bool:
         return len(self.texts) == 2
 
     @property
+    def kind(self) -> str:
+        """By its labels: "graded", "binary" (0 and 1) or "classes" (0, 1, 2, …)."""
+        if not self.whole_labels:
+            return "graded"
+        return "binary" if self.highest - self.lowest == 1 else "classes"
+
+    @property
+    def heading(self) -> str:
+        """"SST", "Para", "STS"."""
+        return self.name.upper() if len(self.name) < 4 else self.name.capitalize()
+
+    @property
     def title(self) -> str:
         """For a column of scores: "SST acc.", "STS corr."."""
-        name = self.name.upper() if len(self.name) < 4 else self.name.capitalize()
         kind = {accuracy: "acc.", pearson: "corr."}.get(self.metric, self.metric.__name__)
-        return f"{name} {kind}"
+        return f"{self.heading} {kind}"
 
     def hidden_sizes(self, H: int) -> list:
         """Widths of the head's hidden layers.   [report 3.6]"""
@@ -142,7 +154,7 @@ def tasks(sst_loss="ce", sts_loss="mse") -> tuple:
         num_outputs=5, loss=cross_entropy, predict=argmax, probabilities=softmax,
         metric=accuracy, divergence=smart.symmetric_kl,
         classes=("negative", "somewhat negative", "neutral", "somewhat positive",
-                 "positive"))
+                 "positive"), ordered=True)
     para = Task(
         name="para", file="quora", texts=("sentence1", "sentence2"), label="is_duplicate",
         lowest=0, highest=1, whole_labels=True, prediction_column="Predicted_Is_Paraphrase",
@@ -261,8 +273,9 @@ class MultitaskBert(nn.Module):
         """Predictions for texts of your own.   [N] strings, or pairs of them -> numpy [N]
 
         name: of the task, such as "sst". with_probabilities: -> (predictions, probabilities
-        [N, C], or [N] where C = 1; None for a task without classes). Raises ValueError for
-        an unknown task, and for a pair where the task has one text or the reverse.
+        [N, C], or [N] where C = 1; None for a task without classes). Runs in batches, and
+        shows how far it is where that takes long. Raises ValueError for an unknown task,
+        and for a pair where the task has one text or the reverse.
         """
         if name not in self.tasks:
             raise ValueError(f"needed one of the tasks {', '.join(self.tasks)}, got "
@@ -278,8 +291,15 @@ class MultitaskBert(nn.Module):
         if not examples:
             return (np.zeros(0), None) if with_probabilities else np.zeros(0)
         dataset = data.Dataset("", [str(i) for i in range(len(examples))], examples, None)
-        predictions, probabilities = outputs(self, task, dataset, self.tokenizer,
-                                             device=next(self.parameters()).device)
+        bar = progress.Progress(len(examples), unit="texts")
+
+        def show(done):     # where it ends at once there is nothing to show
+            if done < len(examples) or bar.estimated:
+                bar.show(done, name)
+        predictions, probabilities = outputs(
+            self, task, dataset, self.tokenizer, device=next(self.parameters()).device,
+            show=show)
+        bar.clear()
         return (predictions, probabilities) if with_probabilities else predictions
 
     def save_pretrained(self, folder):
@@ -354,6 +374,12 @@ class MultitaskBert(nn.Module):
         return list(blocks.values())
 
 
+def load(path, device="cpu") -> MultitaskBert:
+    """A run's best model, by its folder or its best/: see from_pretrained()."""
+    best = os.path.join(path, "best")
+    return MultitaskBert.from_pretrained(best if os.path.isdir(best) else path, device)
+
+
 # --- 4.2 Scores ---
 
 def accuracy(predictions, labels) -> float:
@@ -403,21 +429,25 @@ def overall_score(scores: dict) -> float:
 
 
 def all_logits(model, task, dataset, tokenizer, device="cpu",
-               autocast=contextlib.nullcontext, batch_size=64) -> torch.Tensor:
+               autocast=contextlib.nullcontext, batch_size=64,
+               show=lambda done: None) -> torch.Tensor:
     """Logits of a whole set, [N, C] or [N], in the file's order.
 
-    autocast() is a context for the passes. Leaves the model's training mode as it was.
+    autocast() is a context for the passes; show(done) is told the number of examples after
+    each batch. Leaves the model's training mode as it was.
     """
     was_training = model.training
     model.eval()
     order = data.in_order_of_length(data.lengths(dataset, model.con), batch_size)
-    logits = []
+    logits, done = [], 0
     with torch.no_grad():
         for indices in order:
             batch = data.collate(dataset, indices, tokenizer, model.con,
                                  model.bert.config.max_position_embeddings).to(device)
             with autocast():
                 logits.append(model(task, batch).cpu())
+            done += len(indices)
+            show(done)
     model.train(was_training)
     # Undo the sorting: np.concatenate(order)[i] is the example whose logits are in row i.
     return torch.cat(logits)[np.argsort(np.concatenate(order))]

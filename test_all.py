@@ -2,36 +2,36 @@
 
     python test_all.py                  a ladder of parts: done, todo, FAIL; then the next
     python test_all.py attention 3.3    only parts whose name contains one of these words
-    python test_all.py --points         points by part of the course assignment
-    python test_all.py --json FILE      a result for each test, for autograders
+    python test_all.py --debug adamw    here, with all output, without limits: breakpoint()
+    python test_all.py --points         only the parts of the course assignment, with points
+    python test_all.py --json FILE      a result for each test, after each part
     python test_all.py --data DIR       the course's files too, where `transformers` and a
                                         package with MiniLM's weights are installed
     pytest                              the same tests
+
+The exit status is 0 if all these tests are done, otherwise 1; 2 for a wrong argument.
 
 The tests are in tests/, a file for each section of the report. A test's name is its claim:
 test_3_3_1_pcgrad__zero_gradient_changes_nothing belongs to part "3.3.1 pcgrad". Where a
 number is expected, the comment is the calculation by hand. Where a module computes a
 formula in a fast form, tests/oracles.py has the naive form, which must give the same.
 A file is imported when its first test runs, so that an error in one module fails only the
-tests that need this module.
+tests that need this module. The tests run in a process of their own (tools/isolated.py), in
+one for each part with --points or --json.
 """
 
 import argparse
 import collections
-import contextlib
 import dataclasses
-import importlib
-import io
 import json
 import os
 import pathlib
 import re
-import signal
 import sys
 import time
-import traceback
-import unittest
-import warnings
+
+from tools import isolated
+from tools.running import Isolated, Tail, Test, run_here, run_one  # noqa: F401
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 
@@ -43,24 +43,10 @@ FILES = [f"test_{name}.py" for name in (
     "run_refusals", "run_sources")]
 
 
-# --- One test ---
+# --- The ladder ---
 
-@dataclasses.dataclass
-class Test:
-    name: str               # test_3_3_1_pcgrad__zero_gradient_changes_nothing
-    file: str               # test_3_3_1_pcgrad.py
-
-    @property
-    def line(self):         # of the ladder: 3.3.1 pcgrad
-        words = self.name.removeprefix("test_").split("__")[0].split("_")
-        digits = [word for word in words if word.isdigit()]
-        return " ".join(filter(None, [".".join(digits), "_".join(words[len(digits):])]))
-
-    def function(self):
-        return getattr(importlib.import_module(f"tests.{self.file[:-3]}"), self.name)
-
-    def run(self):
-        self.function()()
+# After two such results in a row, the rest of a part is not tried.
+ENDLESS = ("no result after", "it ended the process", "it was ended by", "it prints more")
 
 
 def all_tests():
@@ -72,80 +58,6 @@ def all_tests():
         for name in re.findall(r"^def (test_\w+__\w+)\(", source, re.MULTILINE):
             yield Test(name, file)
 
-
-class TooLong(BaseException):
-    """Not an Exception, which an `except Exception:` in a student's loop would catch."""
-
-
-@contextlib.contextmanager
-def time_limit(seconds):
-    """Raise TooLong in the body after so many seconds, where the system has SIGALRM."""
-    if not hasattr(signal, "SIGALRM"):
-        yield
-        return
-
-    def ring(*_):
-        raise TooLong
-    before = signal.signal(signal.SIGALRM, ring)
-    outer = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again, if it was caught
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, *outer)
-        signal.signal(signal.SIGALRM, before)
-
-
-def is_ours(filename):
-    folder = os.path.relpath(os.path.dirname(os.path.abspath(filename)), ROOT)
-    return folder in (".", "plumbing", "tests", "tools")
-
-
-def place_of(error):
-    """The last line of ours that led to an error.   -> ("bert.py, line 9", the line)"""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__)
-              if is_ours(frame.filename)]
-    checks = {os.path.abspath(__file__), os.path.join(ROOT, "tests", "checks.py")}
-    last = ([f for f in frames if os.path.abspath(f.filename) not in checks] or frames)[-1]
-    file, number, line = last.filename, last.lineno, last.line
-    if isinstance(error, SyntaxError) and error.filename and is_ours(error.filename):
-        file, number = error.filename, error.lineno
-    file = os.path.relpath(file, ROOT).replace(os.sep, "/")
-    return f"{file}, line {number}", line
-
-
-def run_one(f, limit=60.0):
-    """-> ("done" | "todo" | "skip" | "FAIL", message, the open hole's part or "")"""
-    try:
-        with (contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(),
-              time_limit(limit)):
-            warnings.simplefilter("ignore")
-            f()
-    except unittest.SkipTest as reason:
-        return "skip", str(reason), ""
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        # torch raises NotImplementedError for reasons of its own, which are no holes.
-        if (isinstance(error, NotImplementedError) and is_ours(last.filename)
-                and "raise" in last.line):
-            file = os.path.basename(last.filename)
-            return "todo", f"{error}: {last.name}() in {file}", str(error)
-        place, line = place_of(error)
-        message = str(error) or f"not so: {line}"
-        if isinstance(error, TooLong):
-            message = f"no result after {limit:g} s; an endless loop?"
-        elif isinstance(error, SyntaxError):
-            message = f"{type(error).__name__}: {error.msg}"
-        elif not isinstance(error, AssertionError):
-            message = f"{type(error).__name__}: {message}"
-            if "NoneType" in message:
-                message += "; does one of your functions lack its return?"
-        return "FAIL", f"{message} ({place})", ""
-    return "done", "", ""
-
-
-# --- The ladder ---
 
 def course_parts():
     """The parts of the course assignment: tools/assignment.json, or [] without that file.
@@ -175,6 +87,8 @@ class Result:
     message: str
     points: float
     of: float
+    seconds: float = 0.0
+    output: str = ""        # the end of what a test printed that fails
 
 
 @dataclasses.dataclass
@@ -198,16 +112,24 @@ class Rung:
             return "todo"
         return worst
 
-    def run(self, limit):
+    def run(self, limit, run):
+        graded = self.part["tests"] if self.part else []
         for test in self.tests:
-            state, message, hole = run_one(test.run, limit)
+            start, last = time.monotonic(), self.results[-2:]
+            if len(last) == 2 and all(r.message.startswith(ENDLESS) for r in last):
+                state, message, hole, output = "FAIL", last[1].message, "", ""
+            else:
+                state, message, hole, output = run(test, limit)
             if hole and hole != self.label:
                 state, message = "waits", f"waits for {hole}"
             of = 0.0
-            if self.part and test.name in self.part["tests"]:
-                of = self.part["points"] / len(self.part["tests"])
-            self.results.append(Result(self.label, self.line, test.name, state, message,
-                                       of if state == "done" else 0.0, of))
+            if test.name in graded:     # in hundredths, so that they add up exactly
+                cents, rest = divmod(round(100 * self.part["points"]), len(graded))
+                of = (cents + (graded.index(test.name) < rest)) / 100
+            self.results.append(Result(
+                self.label, self.line, test.name, state, message,
+                of if state == "done" else 0.0, of, round(time.monotonic() - start, 3),
+                output if state == "FAIL" else ""))
 
     def __str__(self):
         states = [result.state for result in self.results]
@@ -224,19 +146,32 @@ class Rung:
                 claim = names[0].split("__", 1)[1].replace("_", " ")
                 more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
                 text += f"\n      {state}: {claim}{more}: {message}"
+                output = next(r.output for r in self.results if r.name == names[0])
+                text += "".join(f"\n        | {line}" for line in output.splitlines()[-5:])
         return text
 
 
-def climb(words=(), limit=60.0):
-    """Run all tests, or those of parts whose name contains a word.   Yields Rungs"""
+def climb(words=(), limit=60.0, run=run_here, graded=False):
+    """Run all tests, or those of parts whose name contains a word.   Yields Rungs
+
+    run: run_here(), or an Isolated's; graded: only parts of the assignment.
+    """
     parts, rungs = {line: part for part in course_parts() for line in part["lines"]}, {}
     for test in all_tests():
         rung = rungs.setdefault(test.line, Rung(test.line, parts.get(test.line)))
         rung.tests.append(test)
     for rung in rungs.values():
-        if not words or any(word in f"{rung.line}\n{rung.label}" for word in words):
-            rung.run(limit)
+        if (rung.part or not graded) and (not words or any(
+                word in f"{rung.line}\n{rung.label}" for word in words)):
+            rung.run(limit, run)
             yield rung
+
+
+def unknown(words):
+    """The words that no part's name contains."""
+    names = "\n".join([*(part["label"] for part in course_parts()),
+                       *(test.line for test in all_tests())])
+    return [word for word in words if word not in names]
 
 
 def points_of(results):
@@ -245,8 +180,15 @@ def points_of(results):
               for part in course_parts()}
     if sum(map(bool, groups.values())) > 1:
         groups["in all"] = [r for own in groups.values() for r in own]
-    return [f"{sum(r.points for r in own):6.4g} of {sum(r.of for r in own):4.4g}  {label}"
-            for label, own in groups.items() if own]
+    sums = {label: [round(sum(getattr(r, key) for r in own), 2) for key in ("points", "of")]
+            for label, own in groups.items() if own}
+    return [f"{got:6.4g} of {of:4.4g}  {label}" for label, (got, of) in sums.items()]
+
+
+def write_json(results, path):
+    text = json.dumps([vars(r) for r in results], indent=1, ensure_ascii=False) + "\n"
+    pathlib.Path(f"{path}.part").write_text(text, encoding="utf-8")
+    os.replace(f"{path}.part", path)
 
 
 def main(argv=None):
@@ -254,46 +196,59 @@ def main(argv=None):
                                 usage=argparse.SUPPRESS)
     p.add_argument("words", nargs="*", help="only parts whose name contains one of these")
     p.add_argument("--data", metavar="DIR", help="the course's nine CSV files")
-    p.add_argument("--points", action="store_true", help="points by part")
+    p.add_argument("--points", action="store_true", help="only graded parts, with points")
     p.add_argument("--json", metavar="FILE", help="write a result for each test")
     p.add_argument("--limit", type=float, default=60.0, help="seconds for a test (60)")
+    p.add_argument("--debug", action="store_true",
+                   help="in this process, with all output and tracebacks, without limits")
     args = p.parse_intermixed_args(argv)
     if args.data and not os.path.isdir(args.data):
         p.error("--data needs a folder with the course's nine CSV files")
-    if args.data:
-        os.environ["MINBERT_DATA"] = os.path.abspath(args.data)     # for tests/__init__.py
     if not 0 < args.limit < 1e6:
         p.error(f"--limit must be above 0 seconds, got {args.limit:g}")
     if args.points and not course_parts():
         p.error("--points needs the list of parts, tools/assignment.json")
+    if unknown(args.words):
+        p.error(f"no part's name contains {' or '.join(map(repr, unknown(args.words)))}")
+    start, results, following, runner = time.monotonic(), [], None, Isolated(args.data)
     try:        # before the tests have run, so that nobody waits for nothing
         if args.json:
-            pathlib.Path(args.json).touch()
+            write_json(results, args.json)
     except OSError as error:
         p.error(f"--json {args.json} cannot be written: {error.strerror}")
-    start, results, following = time.monotonic(), [], None
-    for rung in climb(args.words, args.limit):
-        print(rung, flush=True)
-        results += rung.results
-        todo = [r.message for r in rung.results if r.state == "todo"]
-        following = following or (todo[0] if todo else None)
+    if args.debug and args.data:
+        os.environ["MINBERT_DATA"] = os.path.abspath(args.data)
+    if args.json or args.points:
+        isolated.PRELOAD.append(isolated.SLOW)
+    try:
+        if not args.debug:
+            runner.find_broken()
+        for rung in climb(args.words, 0 if args.debug else args.limit,
+                          run_here if args.debug else runner.run, args.points):
+            print(rung, flush=True)
+            results += rung.results
+            todo = [r.message for r in rung.results if r.state == "todo"]
+            following = following or (todo[0] if todo else None)
+            if args.json:
+                write_json(results, args.json)
+            if args.json or args.points:
+                runner.close()          # the next part gets a process of its own
+    finally:
+        runner.close()
     if not results:
-        p.error(f"no part's name contains {' or '.join(map(repr, args.words))}")
+        p.error(f"no graded part's name contains {' or '.join(map(repr, args.words))}")
     if following:
         print(f"next: {following}")
-    if args.json:
-        table = [{**vars(r), "points": round(r.points, 4), "of": round(r.of, 4)}
-                 for r in results]
-        pathlib.Path(args.json).write_text(
-            json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if args.points:
         print("\n".join(points_of(results)))
     count = collections.Counter(result.state for result in results)
     print(f"{time.monotonic() - start:.1f} s; {count['todo'] + count['waits']} to do")
     print(f"{count['done']} passed, {count['FAIL']} failed"
           + (f", {count['skip']} skipped" if count["skip"] else ""))
-    return 1 if count["FAIL"] else 0
+    graded_skips = any(r.of and r.state == "skip" for r in results)
+    return 1 if count["FAIL"] or count["todo"] or count["waits"] or graded_skips else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with isolated.ended_in_order():
+        sys.exit(main())

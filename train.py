@@ -240,11 +240,13 @@ def prepare(args, device, autocast) -> tuple:
     # to G; otherwise autograd first fills a whole table with zeros, which GPUs do faster.
     model.bert.word_embeddings.sparse = device.type == "cpu"
     regions = multitask.regions(flat, args.vaccine_granularity)
+    settings = smart.Settings(args.smart_weight if args.smart else 0.0, args.smart_eps,
+                              args.smart_steps, args.bregman_weight if args.smart else 0.0)
     return Training(
-        model, sets, rows, regions, smart_settings(args), args.task_weights or {}, autocast,
-        flat, optimizer=optim.FusedAdamW(flat.param_groups(args.weight_decay), lr=args.lr),
+        model, sets, rows, regions, settings, args.task_weights or {}, autocast, flat,
+        optimizer=optim.FusedAdamW(flat.param_groups(args.weight_decay), lr=args.lr),
         treatment=make_treatment(args, regions),
-        teacher=smart.Teacher(model, flat) if smart_settings(args).bregman_weight else None,
+        teacher=smart.Teacher(model, flat) if settings.bregman_weight else None,
         # Each task's seed is its place among all tasks: leaving one out by --tasks does not
         # change the order of the others.
         streams={name: data.Stream(data.lengths(sets["train"][name], args.con),
@@ -270,11 +272,6 @@ def make_plan(args, train_sets) -> list:
         {name: len(train_sets[name]) // args.batch_size for name in args.tasks},
         in_sequence=args.option == "seq", epochs=args.epochs, accumulate=args.accumulate,
         aligned=args.align, para_first=args.para_first, max_steps=args.max_steps)
-
-
-def smart_settings(args) -> smart.Settings:
-    return smart.Settings(args.smart_weight if args.smart else 0.0, args.smart_eps,
-                          args.smart_steps, args.bregman_weight if args.smart else 0.0)
 
 
 # --- 3.2, 3.3, 4.4 The loop ---
@@ -392,7 +389,7 @@ def train(args, source) -> int:
     args.data, args.weights = sources.find(args.data, args.weights)
     device = machine.find_device(args.device)
     # What SMART adds to x must survive rounding, or R_s measures the rounding.
-    smallest_change = args.smart_eps if smart_settings(args).weight else 1.0
+    smallest_change = args.smart_eps if args.smart and args.smart_weight else 1.0
     autocast, precision = machine.choose_precision(args.amp, device, smallest_change)
     training, missing = prepare(args, device, autocast)
     plan = make_plan(args, training.sets["train"])
@@ -432,6 +429,8 @@ def train(args, source) -> int:
     except loop.Diverged as error:
         print(f"train.py: {error}; the log is in {run.path}", file=sys.stderr)
         return 1
+    except (RuntimeError, MemoryError) as error:
+        raise machine.advice(error, args.batch_size, args.accumulate) from None
     # Written last: a folder with a result.json is a finished run.
     folder.write_json(run / "result.json", {
         "dev": session.best["dev"], "epoch": session.best["epoch"],
@@ -453,15 +452,10 @@ def train(args, source) -> int:
 
 def main(argv=None) -> int:
     """-> exit status: 2 for a mistake in flags or files, which gets one line."""
-    def run():
+    with command.Mistakes() as mistakes:
         args, source = parse(argv)
-        if args.download:
-            return sources.download()
-        try:
-            return train(args, source)
-        except (RuntimeError, MemoryError) as error:
-            raise machine.advice(error, args.batch_size, args.accumulate) from None
-    return command.one_line(run)
+        return sources.download() if args.download else train(args, source)
+    return mistakes.status
 
 
 if __name__ == "__main__":

@@ -26,29 +26,46 @@ def show_warning(message, *_):
     return f"warning: {console.printable(str(message), LONGEST)}\n"
 
 
+class Mistakes:
+    """`with Mistakes() as mistakes:` a mistake in flags or files ends the body with one
+    line; mistakes.status is then 2, or 130 after Ctrl-C.
+    """
+
+    status = 0
+
+    def __enter__(self):
+        console.prepare()
+        warnings.formatwarning = show_warning
+        return self
+
+    def __exit__(self, kind, error, trace):
+        name = os.path.basename(sys.argv[0])
+        if isinstance(error, KeyboardInterrupt):        # before the first step
+            self.status, text = 130, "stopped by Ctrl-C"
+        elif isinstance(error, (ValueError, OSError)):
+            self.status, text = 2, f"error: {explained(error)}"
+        elif isinstance(error, (RuntimeError, MemoryError)) and machine.memory_asked(error):
+            self.status, text = 2, (f"error: out of memory, {machine.memory_asked(error)} "
+                                    f"were asked for; make the model, the batches or the "
+                                    f"file smaller")
+        else:
+            return False
+        print(f"{name}: {console.printable(text, LONGEST)}", file=sys.stderr)
+        return True
+
+
+def explained(error) -> str:
+    """An exception's message as one line; what the disk says names the file."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "the disk is full" + (f", cannot write {error.filename}" if error.filename
+                                     else "; make room, try again")
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    return " ".join(str(error).split())
+
+
 def one_line(command) -> int:
     """Run command() -> its exit status; a mistake in flags or files is one line and 2."""
-    console.prepare()
-    warnings.formatwarning = show_warning
-    name = os.path.basename(sys.argv[0])
-    try:
+    with Mistakes() as mistakes:
         return command()
-    except (ValueError, OSError) as error:
-        text = " ".join(str(error).split())
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            text = "the disk is full" + (f", cannot write {error.filename}"
-                                         if error.filename else "; make room, try again")
-        elif isinstance(error, OSError) and error.strerror and error.filename:
-            text = f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
-        print(f"{name}: error: {console.printable(text, LONGEST)}", file=sys.stderr)
-        return 2
-    except (RuntimeError, MemoryError) as error:
-        asked = machine.memory_asked(error)
-        if asked is None:
-            raise
-        print(f"{name}: error: out of memory, {asked} were asked for; make the model, the "
-              f"batches or the file smaller", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:           # before the first step
-        print(f"{name}: stopped by Ctrl-C", file=sys.stderr)
-        return 130
+    return mistakes.status

@@ -9,11 +9,11 @@ class Progress:
     """Shows steps done, what the caller says, steps a second and the time left.
 
     total: steps in all; done: steps that an earlier process has taken; every: seconds
-    between two lines of a log. stream: where to, by default stderr.
+    between two lines of a log. stream: where to, by default stderr. unit: what is counted.
     """
 
-    def __init__(self, total, done=0, every=30.0, stream=None):
-        self.total, self.first, self.every = total, done, every
+    def __init__(self, total, done=0, every=30.0, stream=None, unit="steps"):
+        self.total, self.first, self.every, self.unit = total, done, every, unit
         self.stream = stream or sys.stderr
         self.terminal = bool(self.stream) and self.stream.isatty()
         self.start = self.last = time.monotonic()
@@ -30,7 +30,7 @@ class Progress:
         if now - self.last < pause and done < self.total and not early:
             return
         self.last, self.estimated = now, True
-        line = f"{done}/{self.total}  {text}  {rate:.2f} steps/s  {clock(left)} left"
+        line = f"{done}/{self.total}  {text}  {rate:.2f} {self.unit}/s  {clock(left)} left"
         if self.terminal:
             filled = 20 * done // self.total
             line = f"[{'#' * filled}{'.' * (20 - filled)}] {line}"

@@ -48,7 +48,7 @@ def test_4_1_WordPiece__words_over_100_characters_are_unknown():
 
 
 def test_4_1_WordPiece__cache_by_raw_word_changes_nothing():
-    text = ("Plays\tplaying\u00a0it's\u2003$5.00 caf\u00e9 "
+    text = ("plays\tplaying\u00a0it's\u2003$5.00 caf\u00e9 "
             "\u4f60\u597da c\x0bd\u200b , a\u0301b")
     tokenizer = data.WordPiece(tiny_tokenizer().path)
     want = [i for token in data.basic_tokens(text) for i in tokenizer.pieces(token)]

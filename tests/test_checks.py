@@ -29,6 +29,12 @@ def test_checks_assert_close__says_what_came_and_which_mistake_gives_that():
     assert message.startswith("looks as if one was added") and "halved" not in message
     assert "the largest difference is 1, at [1]" in message
     assert "shapes [1] and [2]" in message_of(lambda: assert_close([1.0], [1.0, 2.0]))[1]
+    two = torch.zeros(2), torch.zeros(3)
+    assert "is a tuple returned?" in message_of(lambda: assert_close(two, [0, 0]))[1]
+    assert_close([torch.tensor(1.0), 2.0], [1, 2])
+    assert "a tuple was returned" in message_of(lambda: assert_close((1, 2, 3), [1, 2]))[1]
+    assert "got 1.00000001, expected 1" in message_of(
+        lambda: assert_close(1.00000001, 1.0, 1e-9))[1]
     assert "is there a return?" in message_of(lambda: assert_close(None, 1.0))[1]
     state, message = message_of(lambda: assert_equal([1], [2], mistakes={"b": [1]}))
     assert state == "FAIL" and "looks as if b" in message
@@ -71,7 +77,7 @@ def test_checks_main__points_and_json():
         results = json.load(file)
     for result in results:
         assert_equal(set(result), {"part", "line", "name", "state", "message", "points",
-                                   "of"})
+                                   "of", "seconds", "output"})
     assert_equal({result["part"] for result in results}, {"0 checks"})
     assert_close(sum(result["points"] for result in results), 5, 1e-3)
     assert "     5 of    5  0 checks" in output.getvalue()
@@ -83,3 +89,33 @@ def test_checks_main__points_and_json():
             except SystemExit as end:
                 assert_equal(end.code, 2)
         assert flags[0] in errors.getvalue().splitlines()[-1]
+
+
+def test_checks_main__open_parts_unknown_words_and_exits_are_no_success():
+    def answers(state):
+        return unittest.mock.patch.object(
+            test_all.Isolated, "run", lambda self, test, limit: (state, "x", "", "printed"))
+    for state, status in (("done", 0), ("FAIL", 1), ("todo", 1), ("skip", 0)):
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output), answers(state):
+            assert_equal(test_all.main(["checks_assert_close"]), status, state)
+        assert ("        | printed" in output.getvalue()) == (state == "FAIL")
+    for words in (["nosuch"], ["checks", "nosuch"]):
+        with contextlib.redirect_stderr(io.StringIO()) as errors:
+            try:
+                status = test_all.main(words)
+            except SystemExit as end:
+                status = end.code
+        assert_equal(status, 2)
+        assert "no part's name contains 'nosuch'" in errors.getvalue()
+
+
+def test_checks_run_one__the_end_of_what_was_printed_is_kept():
+    tail = test_all.Tail()
+
+    def talk():
+        for number in range(10000):
+            print(number)
+        raise ValueError
+    assert_equal(test_all.run_one(talk, tail=tail)[0], "FAIL")
+    assert tail.text.endswith("9998\n9999\n") and len(tail.text) <= 2000

@@ -8,6 +8,10 @@ import re
 
 import numpy as np
 
+import test_all
+import train
+from plumbing import sources
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -57,6 +61,17 @@ def test_docs__the_code_of_the_readme_gives_its_numbers():
                         "C": [[1, .5], [1, 1]]}.items():
         np.testing.assert_allclose(found[name], value, atol=1e-9, err_msg=name)
     np.testing.assert_allclose(found["vaccine"].target[0, 1], -.00707, atol=5e-6)
+
+
+def test_docs__the_quick_start_quotes_what_is_printed():
+    text = read("README.md")
+    settings = vars(train.parse("--option gvac --smart --con --hlh --data sample --weights "
+                                "sample".split())[0])
+    line = re.search("to be expected, .*(?=\\.\\.\\.)", text)[0]
+    assert sources.expected(settings).startswith(line)
+    for line, count in re.findall(r"^    done  (.+)  \(\d+ of (\d+)\)$", text,
+                                  re.MULTILINE):
+        assert int(count) == sum(test.line == line for test in test_all.all_tests()), line
 
 
 def test_docs__the_readmes_map_names_functions_that_exist():

@@ -43,12 +43,23 @@ def test_run_console__no_encoding_ends_a_program():
         assert_equal(run(encoding=encoding), (0, shown, "said", True), encoding)
 
 
+def test_run_console__once_is_enough():
+    found = subprocess.run(
+        [sys.executable, "-c", "from plumbing import console; console.prepare(); "
+         "print('θ')"], cwd=ROOT, stdout=subprocess.PIPE, check=False,
+        env={**os.environ, "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"})
+    assert_equal((found.returncode, found.stdout.strip()), (0, b"theta"),
+                 "an encoding without θ ends the program")
+
+
 def test_run_console__a_reader_that_leaves_early_ends_nothing():
     for flags in ((), ("-u",)):
         read, write = os.pipe()
         os.close(read)
         try:
-            assert_equal(run(2000, stdout=write, flags=flags)[::3], (0, True), f"{flags}")
+            status, _, errors, finished = run(2000, stdout=write, flags=flags)
+            assert_equal((status, finished), (0, True), f"{flags}")
+            assert "warning" not in errors, "a reader that has seen enough is no fault"
             assert_equal(run(2000, stderr=write, flags=flags)[::3], (0, True), f"{flags}")
         finally:
             os.close(write)

@@ -46,7 +46,7 @@ def test_tools_analyze__sentiment_by_hand():
     # Errors 0, 2, -1, 0, 3: 2 right, 1 off by 1, 1 by 2, 1 by 3; two too low, one too high.
     p = np.full((5, 5), .1)
     p[:, 0] = [.5, .6, .5, .9, .6]
-    parts = analyze.sentiment(dev_of("sst", [4, 3, 0, 2, 3], [4, 1, 1, 2, 0], p))
+    parts = analyze.classes(dev_of("sst", [4, 3, 0, 2, 3], [4, 1, 1, 2, 0], p))
     words = parts[1].text
     for part in ("2 (40.0%) are right", "1 (20.0%) off by 1", "1 (20.0%) by 2",
                  "1 (20.0%) by 3", "0 (0.0%) by 4", "2 (40.0%) are rated too low",
@@ -60,11 +60,11 @@ def test_tools_analyze__sentiment_by_hand():
 
 
 def test_tools_analyze__paraphrase_by_hand():
-    parts = analyze.paraphrase(dev_of("para", [0, 0, 1, 1, 0], [1, 0, 0, 1, 1],
-                                       np.array([.9, .1, .3, .8, .6])))
+    parts = analyze.binary(dev_of("para", [0, 0, 1, 1, 0], [1, 0, 0, 1, 1],
+                                   np.array([.9, .1, .3, .8, .6])))
     assert "2 (40.0%) are right" in parts[1].text
-    assert "2 (66.7%) of the 3 that are none" in parts[1].text, "false positives"
-    assert "1 (50.0%) of the 2 that are" in parts[1].text, "false negatives"
+    assert "2 (66.7%) of the 3 that are 0 no paraphrase" in parts[1].text, "false positives"
+    assert "1 (50.0%) of the 2 that are 1 paraphrase" in parts[1].text, "false negatives"
     worst, best = [table.rows for table in tables_of(parts)]
     assert [row[2] for row in worst] == ["0.900", "0.300", "0.600"]
     assert [row[2] for row in best] == ["0.100", "0.800"]
@@ -76,7 +76,7 @@ def test_tools_analyze__D17_an_error_is_truth_minus_prediction():
     dev = dev_of("sts", [2, 3, 4, 1], [1, 2, 3, 2])
     assert_close(analyze.moments(dev.error), [.5, .75 ** .5, -1.154701])
     assert_close(analyze.moments(np.ones(3)), [1, 0, 0])
-    words = analyze.similarity(dev)[1].text
+    words = analyze.graded(dev)[1].text
     assert "underpredicts" in words and "mean +0.500" in words and "3 (75.0%)" in words
 
 
@@ -86,10 +86,9 @@ def test_tools_analyze__the_reports_examples_are_found_by_their_text():
     found = {"sst": dev_of("sst", [4], [3], texts=[film]),
              "para": dev_of("para", [0], [0]),
              "sts": dev_of("sts", [.2], [1.5], texts=[lambs])}
-    rows = analyze.quoted(found)[2].rows
-    assert len(rows) == 9
-    here = [row[:5] for row in rows if row[2] != "not here"]
+    here = [row[:5] for row in analyze.quoted(found)[2].rows]
     assert here == [["sst", "4", "3", "4", "4"], ["sts", "0.2", "1.5", "0.2", "0.1995"]]
+    assert_equal(analyze.quoted({"para": found["para"]}), [], "no section without one")
 
 
 def test_tools_analyze__the_gradients_part_averages_what_was_logged():
@@ -112,6 +111,19 @@ def test_tools_analyze__the_gradients_part_averages_what_was_logged():
     untreated = os.path.join(write_file('{"step": 1, "loss_sst": 1}\n', "m"), "m")
     parts = gradients.gradients(gradients.read_steps(untreated, ["sst", "para", "sts"]))
     assert "pcgrad" in parts[1].text
+
+
+def test_tools_analyze__a_method_of_weights_shows_what_it_has():
+    # No "acted" and no cosines after treatment: it weighs gradients and changes none.
+    line = {"step": 1, "epoch": 1, "cos_a_b": -.5, **{
+        f"{kind}_{task}": 2.0 for kind in ("norm", "coefficient") for task in "ab"}}
+    path = os.path.join(write_file(json.dumps(line) + "\n", "m.jsonl"), "m.jsonl")
+    steps = gradients.read_steps(path, ["a", "b"])
+    parts = gradients.gradients(steps)
+    assert "only weighs them" in parts[1].text and "a and b 1 (100.0%)" in parts[1].text
+    table, = tables_of(parts)
+    assert_equal((table.header, table.rows), (
+        ["epoch", "cos a b", "coeff. a", "coeff. b"], [["1", "-0.500", "2.00", "2.00"]]))
 
 
 def step_line(cosine, layer_cosine, tasks=("a_b", "c")):
@@ -183,7 +195,7 @@ def test_tools_analyze__a_run_of_pre_training_is_refused():
 
 def test_tools_analyze__texts_cannot_command_the_terminal_or_the_page():
     sst = dev_of("sst", [4], [3], np.full((1, 5), .2), [("a \x1b[2J <b>\u202e film",)])
-    parts = analyze.sentiment(sst)
+    parts = analyze.classes(sst)
     text = "\n".join(part.as_text() for part in parts)
     assert "\\x1b[2J <b>\\u202e film" in text and "\x1b" not in text
     assert "&lt;b&gt;" in "".join(part.as_html({}) for part in parts)
@@ -196,8 +208,7 @@ def test_tools_analyze__words_come_without_matplotlib():
         status, output, errors = run_tool(analyze, analyzed(), "--out", out)
     assert status == 0, errors
     assert "pip install matplotlib" in output and "analysis.html" in output
-    for heading in ("SST", "Paraphrase", "STS", "The report's examples",
-                    "The task gradients"):
+    for heading in ("SST", "Para", "STS", "The task gradients"):
         assert f"\n{heading}\n---" in output
     assert os.listdir(out) == ["analysis.html"]
 

@@ -64,9 +64,10 @@ def test_tools_baseline__the_majority_class_is_that_of_train():
         "train": {"sst": [3, 3, 1], "para": [0, 0, 1], "sts": [1, 2, 3]},
         "dev": {"sst": [1, 1, 3, 1], "para": [1, 0, 1, 1], "sts": [1, 2, 3, 4]}})
     # On dev 1 of 4 and 1 of 4 are right, and r is 0: (.25 + .25 + .5) / 3.
-    assert_close(list(baseline.majority_scores(folder).values()), [.25, .25, 0, 1 / 3])
+    scores = baseline.majority_scores(folder, (SST, PARA, STS))
+    assert_close(list(scores.values()), [.25, .25, 0, 1 / 3])
     truth = {"sst": [3, 3], "para": [1, 0], "sts": [1, 2]}
-    scores = baseline.majority_scores(folder, truth)
+    scores = baseline.majority_scores(folder, (SST, PARA, STS), truth)
     assert_close([scores["sst"], scores["para"], scores["sts"]], [1, .5, 0])
 
 

@@ -1,8 +1,13 @@
 """tools/predict.py."""
 
+import io
+import itertools
 import os
 import shutil
+import sys
 import tempfile
+import time
+import unittest.mock
 
 import numpy as np
 
@@ -47,6 +52,9 @@ def test_tools_predict__what_is_typed_is_asked_for_all_that_fits():
     status, output, errors = run_tool(predict, analyzed(), "--task", "sst",
                                       stdin="cat\tdog\ngood\n", typed=True)
     assert status == 0 and output.startswith("sst\t") and "one sentence" in errors
+    assert "sst (a sentence): 0 negative, 1 somewhat negative" in errors
+    assert_equal(predict.meaning(heads.tasks()[2]),
+                 "  sts (a pair): similarity, from 0 to 5")
 
 
 def test_tools_predict__refusals_are_one_line():
@@ -57,7 +65,9 @@ def test_tools_predict__refusals_are_one_line():
     status, _, errors = run_tool(predict, tiny_world()[1])
     assert_one_line(status, errors, "heads", "best/")
     status, _, errors = run_tool(predict, tempfile.mkdtemp())
-    assert_one_line(status, errors, "train.py")
+    assert_one_line(status, errors, "best/", "config.json")
+    status, _, errors = run_tool(predict, analyzed(), "--task", "nli", stdin="good\n")
+    assert_one_line(status, errors, "--task nli", "sst, para, sts")
 
 
 def test_tools_predict__a_line_of_the_wrong_kind_is_named_and_the_others_answered():
@@ -94,3 +104,22 @@ def test_tools_predict__blanks_around_texts_do_not_count():
 def test_tools_predict__a_text_cannot_command_the_terminal():
     _, output, _ = run_tool(predict, analyzed(), stdin="good \x1b[2J\u202e film\n")
     assert output.endswith("good \\x1b[2J\\u202e film\n"), repr(output)
+
+
+def test_tools_predict__many_texts_go_in_batches_and_say_how_far_they_are():
+    model = heads.MultitaskBert.from_pretrained(os.path.join(analyzed(), "best"))
+    shown = []
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+    with (unittest.mock.patch.object(sys, "stderr", Terminal()) as said,
+          unittest.mock.patch.object(model, "forward", wraps=model.forward) as passes):
+        with unittest.mock.patch.object(time, "monotonic", itertools.count(0, 6).__next__):
+            many = model.predict("sst", ["good", "bad cat"] * 100)
+        shown = said.getvalue().split("\r")
+        quick = model.predict("sst", ["good", "bad cat"])
+    assert_equal(passes.call_count, 5, "64 + 64 + 64 + 8, and 2")
+    assert "64/200  sst" in shown[1] and "texts/s" in shown[1]
+    assert_equal(said.getvalue().count("\r"), 6, "nothing but a cleared line for two texts")
+    assert_equal(many[:2].tolist(), quick.tolist())

@@ -2,9 +2,9 @@
 
     python tools/analyze.py RUN [--data DIR] [--out DIR]
 
-    5      sentiment(): confusion matrix, how often off by 1, 2, 3, 4         (Figure 1)
-    5      paraphrase(): false positives and negatives, the probabilities     (Figure 2)
-    5      similarity(): errors, their mean, sd and skew                      (Figure 3)
+    5      classes(): confusion matrix, how often off by 1, 2, …        (Figure 1: SST)
+    5      binary(): false positives and negatives, the score           (Figure 2: para)
+    5      graded(): errors, their mean, sd and skew                    (Figure 3: STS)
     5      quoted(): the examples that the report quotes
     3.3    tools/gradients.py: the task gradients over training, and by layer
 
@@ -111,10 +111,6 @@ def read_dev(run_folder, data_folder, model):
 
     -> {task name: Dev}
     """
-    device = machine.find_device("auto")
-    autocast, _ = machine.choose_precision("auto", device)
-    model = model.to(device)
-    tokenizer = data.WordPiece(os.path.join(run_folder, "best", "vocab.txt"))
     found = {}
     for name, task in model.tasks.items():
         path = os.path.join(run_folder, "predictions", f"{name}-dev-output.csv")
@@ -122,8 +118,7 @@ def read_dev(run_folder, data_folder, model):
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")     # the run itself has named skipped rows
-            dataset = data.load(data_folder, task, "dev", tokenizer)
-            texts = data.load(data_folder, task, "dev", str).tokens
+            dataset = data.load(data_folder, task, "dev", str)
         predictions = data.read_predictions(path)
         ids = [example.strip().lower() for example in dataset.ids]
         if set(ids) != set(predictions):
@@ -131,14 +126,40 @@ def read_dev(run_folder, data_folder, model):
                              f"run's own data with --data")
         for example in ids:
             check_prediction(path, task, example, predictions[example])
-        _, probabilities = heads.outputs(model, task, dataset, tokenizer, device=device,
-                                         autocast=autocast)
-        found[name] = Dev(task, texts, dataset.labels.astype(np.float64),
+        _, probabilities = model.predict(name, dataset.tokens, with_probabilities=True)
+        found[name] = Dev(task, dataset.tokens, dataset.labels.astype(np.float64),
                           np.array([predictions[i] for i in ids]), probabilities)
     return found
 
 
-# --- 5 The three tasks ---
+# --- 5 A section for each kind of task ---
+
+# The report's figures, and what it says to them.
+FIGURES = {"sst": 1, "para": 2, "sts": 3}
+REMARKS = {
+    "sst": "often off in our prediction by 1, but much less likely to be off by 2 or 3",
+    "para": "more likely a false positive than a false negative",
+    "sts": "slightly positively centered, more likely to underpredict"}
+
+
+def remark(dev):
+    said = REMARKS.get(dev.task.name)
+    return f" (The report: {said}.)" if said else ""
+
+
+def figure(dev, draw):
+    """The task's figure, under its number in the report where it has one."""
+    number, caption = FIGURES.get(dev.task.name), f"rrors on {dev.task.heading}, dev"
+    if number:
+        return Figure(f"figure{number}", f"Figure {number}: e{caption}", draw)
+    return Figure(f"errors_{dev.task.name}", f"E{caption}", draw)
+
+
+def named(task, label):
+    """A label with its meaning, if that is known: "4 positive"."""
+    place = int(label - task.lowest)
+    return f"{label:.0f} {task.classes[place]}" if task.classes else f"{label:.0f}"
+
 
 def examples(dev, order, name, values):
     """A table of examples: truth, prediction, a value [N] with its name, text."""
@@ -150,55 +171,82 @@ def examples(dev, order, name, values):
     return Table(["truth", "predicted", name, "text"], [row(i) for i in order])
 
 
-def sentiment(dev):
-    """SST: the confusion matrix and sizes of errors.   [report 5, Figure 1]   -> parts"""
-    N, error = len(dev.truth), np.rint(dev.error).astype(int)
-    counts = np.zeros((5, 5), int)
-    np.add.at(counts, (dev.truth.astype(int), dev.predicted.astype(int)), 1)
-    off = np.bincount(np.abs(error), minlength=5)
-    # Among equally wrong ones the surest is the worst. The squared-error form of SST (D1)
-    # has no probabilities; there the order of the file decides.
+def worst_and_best(dev, sure, name, values):
+    """The examples at both ends: by size of the error, then the surest.   -> parts"""
+    size = np.abs(dev.error) if dev.task.ordered else 1.0 * (dev.error != 0)
+    worst = [i for i in np.lexsort((-sure, -size)) if size[i]][:EXAMPLES]
+    best = [i for i in np.argsort(-sure, kind="stable") if not size[i]][:EXAMPLES]
+    first = "the largest errors first, of these the surest" if dev.task.ordered else (
+        "the surest first")
+    return [Paragraph(f"Worst, {first}:"), examples(dev, worst, name, values),
+            Paragraph("Best:"), examples(dev, best, name, values)]
+
+
+def classes(dev):
+    """The confusion matrix, and sizes of errors or shares by class.   [report 5, Figure 1]
+
+    -> parts
+    """
+    task, N, error = dev.task, len(dev.truth), np.rint(dev.error).astype(int)
+    labels = np.arange(int(task.lowest), int(task.highest) + 1)
+    K, names = len(labels), [named(task, label) for label in labels]
+    counts = np.zeros((K, K), int)
+    np.add.at(counts, tuple((values - labels[0]).astype(int)
+                            for values in (dev.truth, dev.predicted)), 1)
+    off, number = np.bincount(np.abs(error), minlength=K), counts.sum(1)
+    # Squared-error SST (D1) has no probabilities; there the file's order decides.
     sure = (np.zeros(N) if dev.probabilities is None
             else dev.probabilities.max(-1).astype(np.float64))
+    right = np.diagonal(counts) / np.maximum(1, number)
 
     def draw(figure):
-        left, right = figure.subplots(1, 2)
+        left, second = figure.subplots(1, 2)
         left.imshow(counts, cmap="Greys", vmax=1.4 * counts.max())
         for (i, j), count in np.ndenumerate(counts):
             left.text(j, i, str(count), ha="center", va="center",
                       color="white" if count > .8 * counts.max() else "black")
+        ticks = {"xticks": range(K), "xticklabels": labels}
         left.set(xlabel="predicted class", ylabel="true class", title="confusion matrix",
-                 xticks=range(5), yticks=range(5))
-        sizes = np.array([(error == k).sum() for k in range(-4, 5)])
-        bars = right.bar(range(-4, 5), sizes, color=".6", edgecolor="black")
-        right.bar_label(bars)
-        right.set(xlabel="error: truth - prediction, in classes", ylabel="examples",
-                  xticks=range(-4, 5), title="errors")
-        right.margins(y=.12)
+                 yticks=range(K), yticklabels=labels, **ticks)
+        if task.ordered:
+            sizes = np.arange(1 - K, K)
+            bars = second.bar(sizes, [(error == size).sum() for size in sizes], color=".6",
+                              edgecolor="black")
+            second.set(xlabel="error: truth - prediction, in classes", ylabel="examples",
+                       xticks=sizes, title="errors")
+        else:
+            bars = second.bar(range(K), right.round(2), color=".6", edgecolor="black")
+            second.set(xlabel="true class", ylabel="share that is right", ylim=(0, 1),
+                       title="right by class", **ticks)
+        second.bar_label(bars)
+        second.margins(y=.12)
 
-    worst = np.lexsort((-sure, -np.abs(error)))[:EXAMPLES]
-    best = np.lexsort((-sure, np.abs(error)))[:EXAMPLES]
+    words = f"Of {N} examples {share(off[0], N)} are right"
+    if task.ordered:
+        words += f", {share(off[1], N)} off by 1" + "".join(
+            f", {share(off[size], N)} by {size}" for size in range(2, K)) + (
+            f". {share((error > 0).sum(), N)} are rated too low, "
+            f"{share((error < 0).sum(), N)} too high.")
+    else:
+        by_class = [f"{name} {share(counts[k, k], number[k])}"
+                    for k, name in enumerate(names)]
+        words += f"; by class: {', '.join(by_class)}."
     return [
-        Heading("SST"),
-        Paragraph(
-            f"Of {N} sentences {share(off[0], N)} are right, {share(off[1], N)} off by 1, "
-            f"{share(off[2], N)} by 2, {share(off[3], N)} by 3, {share(off[4], N)} by 4. "
-            f"{share((error > 0).sum(), N)} are rated too low, "
-            f"{share((error < 0).sum(), N)} too high. (The report: \"often off in our "
-            f"prediction by 1, but much less likely to be off by 2 or 3\".)"),
-        Table(["true class", *(f"predicted {k}" for k in range(5))],
-              [[str(k), *map(str, row)] for k, row in enumerate(counts)]),
-        Figure("figure1", "Figure 1: errors on SST, dev", draw),
-        Paragraph("Worst, the surest first (p: probability of the predicted class):"),
-        examples(dev, worst, "p", sure), Paragraph("Best:"),
-        examples(dev, best, "p", sure)]
+        Heading(task.heading), Paragraph(words + remark(dev)),
+        Table(["true class", *(f"predicted {label}" for label in labels)],
+              [[name, *map(str, row)] for name, row in zip(names, counts)]),
+        figure(dev, draw),
+        *worst_and_best(dev, sure, "p", sure)]
 
 
-def paraphrase(dev):
+def binary(dev):
     """False positives and negatives, and the score.   [report 5, Figure 2]   -> parts"""
-    p, true = dev.probabilities.astype(np.float64), dev.truth == 1
-    wrong = dev.predicted != dev.truth
+    true, wrong = dev.truth == dev.task.highest, dev.predicted != dev.truth
     positive, negative = (wrong & ~true).sum(), (wrong & true).sum()
+    no, yes = (named(dev.task, label) for label in (dev.task.lowest, dev.task.highest))
+    p = dev.probabilities
+    if p is not None:
+        p = (p[:, 1] if p.ndim == 2 else p).astype(np.float64)      # [N]: of the label 1
 
     def draw(figure):
         left, right = figure.subplots(1, 2)
@@ -206,34 +254,31 @@ def paraphrase(dev):
                         color=["white", ".5"], edgecolor="black", width=.6)
         bars[0].set_hatch("///")
         left.bar_label(bars)
-        left.set(ylabel="pairs", title="errors")
+        left.set(ylabel="examples", title="errors")
         left.margins(y=.12)
+        if p is None:
+            right.remove()
+            return
         _, _, bars = right.hist([p[~true], p[true]], bins=np.linspace(0, 1, 21),
-                                  color=["white", ".5"], edgecolor="black",
-                                  label=["no paraphrase", "paraphrase"])
+                                color=["white", ".5"], edgecolor="black", label=[no, yes])
         for bar in bars[0]:
             bar.set_hatch("///")
         right.axvline(.5, color="black", linestyle="--")
-        right.set(xlabel="predicted probability of a paraphrase", ylabel="pairs",
+        right.set(xlabel=f"predicted probability of {yes}", ylabel="examples",
                   title="score")
         right.margins(y=.4)             # room for the legend
         right.legend(title="truth", loc="upper center", ncols=2)
 
-    surest = np.argsort(-np.abs(p - .5), kind="stable")
-    return [
-        Heading("Paraphrase"),
-        Paragraph(
-            f"Of {len(p)} pairs {share((~wrong).sum(), len(p))} are right. False "
-            f"positives: {share(positive, (~true).sum())} of the {(~true).sum()} that are "
-            f"none; false negatives: {share(negative, true.sum())} of the {true.sum()} "
-            f"that are. Mean probability {p[~true].mean():.3f} and {p[true].mean():.3f}. "
-            f"(The report: \"more likely\" a \"false positive\" than a \"false "
-            f"negative\".)"),
-        Figure("figure2", "Figure 2: errors on paraphrase, dev", draw),
-        Paragraph("Worst, the surest first (p: predicted probability of a paraphrase):"),
-        examples(dev, [i for i in surest if wrong[i]][:EXAMPLES], "p", p),
-        Paragraph("Best:"),
-        examples(dev, [i for i in surest if not wrong[i]][:EXAMPLES], "p", p)]
+    words = (f"Of {len(true)} examples {share((~wrong).sum(), len(true))} are right. False "
+             f"positives: {share(positive, (~true).sum())} of the {(~true).sum()} that are "
+             f"{no}; false negatives: {share(negative, true.sum())} of the {true.sum()} "
+             f"that are {yes}.")
+    if p is not None and true.any() and not true.all():
+        words += (f" Mean probability of {yes}: {p[~true].mean():.3f} and "
+                  f"{p[true].mean():.3f}.")
+    shown = np.zeros(len(true)) if p is None else p
+    return [Heading(dev.task.heading), Paragraph(words + remark(dev)), figure(dev, draw),
+            *worst_and_best(dev, np.abs(shown - .5), "p", shown)]
 
 
 def moments(error):
@@ -242,8 +287,8 @@ def moments(error):
     return mean, sd, (((error - mean) / sd) ** 3).mean() if sd > 0 else 0.0
 
 
-def similarity(dev):
-    """STS: the histogram of errors, predicted against true.   [report 5, Figure 3]"""
+def graded(dev):
+    """The histogram of errors, predicted against true.   [report 5, Figure 3]   -> parts"""
     error, N = dev.error, len(dev.truth)
     mean, sd, skew = moments(error)
     order = np.argsort(np.abs(error), kind="stable")
@@ -258,30 +303,31 @@ def similarity(dev):
                       * np.exp(-((x - mean) / sd) ** 2 / 2), color="black",
                       label="normal, same mean and sd")
         left.axvline(mean, color="black", linestyle="--", label=f"mean {mean:+.2f}")
-        left.set(xlabel="error: truth - prediction", ylabel="pairs", title="errors")
+        left.set(xlabel="error: truth - prediction", ylabel="examples", title="errors")
         left.margins(y=.25)
         left.legend(fontsize="small")
         right.plot(dev.truth, dev.predicted, ".", color="black", markersize=4, alpha=.35,
                    markeredgewidth=0)
-        right.plot([0, 5], [0, 5], color="black", linestyle="--", label="no error")
-        right.set(xlabel="true similarity", ylabel="predicted similarity",
+        ends = [dev.task.lowest, dev.task.highest]
+        right.plot(ends, ends, color="black", linestyle="--", label="no error")
+        label = dev.task.label
+        right.set(xlabel=f"true {label}", ylabel=f"predicted {label}",
                   title="predicted and true")
         right.legend(fontsize="small")
 
     lean = "under" if mean > 0 else "over"
     return [
-        Heading("STS"),
+        Heading(dev.task.heading),
         Paragraph(
-            f"Errors of {N} pairs (truth minus prediction): mean {mean:+.3f}, sd {sd:.3f}, "
-            f"skew {skew:+.3f}; {share((error > 0).sum(), N)} are above 0. On the whole "
-            f"the model {lean}predicts. (The report: \"slightly positively centered\", "
-            f"\"more likely to underpredict\".)"),
-        Figure("figure3", "Figure 3: errors on STS, dev", draw),
+            f"Errors of {N} examples (truth minus prediction): mean {mean:+.3f}, sd "
+            f"{sd:.3f}, skew {skew:+.3f}; {share((error > 0).sum(), N)} are above 0. On "
+            f"the whole the model {lean}predicts." + remark(dev)),
+        figure(dev, draw),
         Paragraph("Worst:"), examples(dev, order[::-1][:EXAMPLES], "error", error),
         Paragraph("Best:"), examples(dev, order[:EXAMPLES], "error", error)]
 
 
-SECTIONS = {"sst": sentiment, "para": paraphrase, "sts": similarity}
+SECTIONS = {"classes": classes, "binary": binary, "graded": graded}     # by Task.kind
 
 
 def bare(text):
@@ -290,19 +336,22 @@ def bare(text):
 
 
 def quoted(found):
-    """What this run makes of the report's own examples.   [report 5]   -> parts"""
+    """What this run makes of the report's own examples.   [report 5]
+
+    -> parts, none where the dev sets have none of them
+    """
     rows = []
     for example in QUOTED:
         dev, wanted = found.get(example.task), [bare(text) for text in example.texts]
         places = [i for i, texts in enumerate(dev.texts if dev else [])
                   if list(map(bare, texts)) == wanted]
-        here = ["", "not here"]
         if places:
-            here = [f"{dev.truth[places[0]]:g}", f"{dev.predicted[places[0]]:.3g}"]
-        rows.append([example.task, *here, example.truth, example.predicted,
-                     "  |  ".join(example.texts)])
-    return [Heading("The report's examples"),
-            Paragraph("Those that this dev set has; case, spaces and punctuation are "
+            rows.append([example.task, f"{dev.truth[places[0]]:g}",
+                         f"{dev.predicted[places[0]]:.3g}", example.truth,
+                         example.predicted, "  |  ".join(example.texts)])
+    return [] if not rows else [
+            Heading("The report's examples"),
+            Paragraph("Those that the dev sets have; case, spaces and punctuation are "
                       "ignored:"),
             Table(["task", "truth", "predicted", "report: truth", "report: predicted",
                    "text"], rows)]
@@ -336,7 +385,8 @@ def analyze(path, data_folder=None, out=None):
         raise ValueError(f"{path} is not finished, so it has no predictions yet; continue "
                          f"it with python train.py --resume {path}")
     steps = read_steps(os.path.join(path, "metrics.jsonl"), values["tasks"])
-    model = heads.MultitaskBert.from_pretrained(os.path.join(path, "best"))
+    model = heads.MultitaskBert.from_pretrained(os.path.join(path, "best"),
+                                                machine.find_device("auto"))
     found = read_dev(path, data_folder or values["data"], model)
 
     scores = {dev.task: dev.task.metric(dev.predicted, dev.truth) for dev in found.values()}
@@ -344,8 +394,7 @@ def analyze(path, data_folder=None, out=None):
     parts = [
         Paragraph(command_of(settings["args"])),
         Paragraph(f"Dev: {', '.join(words)}, overall {heads.overall_score(scores):.3f}."),
-        *(part for name, parts_of in SECTIONS.items() if name in found
-          for part in parts_of(found[name])),
+        *(part for dev in found.values() for part in SECTIONS[dev.task.kind](dev)),
         *quoted(found), *gradients(steps)]
     page.show(printable(os.path.basename(os.path.abspath(path))), parts,
               out or os.path.join(path, "analysis"))

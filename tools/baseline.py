@@ -112,21 +112,30 @@ def with_overall(scores):
     return result
 
 
-def ngram_scores(folder):
-    """The bag of n-grams on the dev sets of a data folder.   -> {task name: score, …}"""
+def present(folder):
+    """The tasks with a train and a dev file in a data folder.   -> [Task]"""
+    found = [task for task in heads.tasks() if all(
+        os.path.exists(data.path_of(folder, task, split)) for split in ("train", "dev"))]
+    if not found:       # then its message is that of the first missing file
+        data.load(folder, heads.tasks()[0], "train", words)
+    return found
+
+
+def ngram_scores(folder, tasks):
+    """The bag of n-grams on the dev sets of some tasks.   -> {task name: score, …}"""
     return with_overall({task: ngram_score(task, *(data.load(folder, task, split, words)
                                                    for split in ("train", "dev")))
-                         for task in heads.tasks()})
+                         for task in tasks})
 
 
-def majority_scores(folder, labels=None):
+def majority_scores(folder, tasks, labels=None):
     """Scores of the train set's majority class.   -> {task name: score, "overall": score}
 
     On dev, or on labels {task name: [N]}. A constant similarity has no correlation with
     anything: its r is 0.
     """
     scores = {}
-    for task in heads.tasks():
+    for task in tasks:
         majority = Counter(data.load(folder, task, "train", str).labels.tolist())
         predicted = majority.most_common(1)[0][0]
         truth = (data.load(folder, task, "dev", str).labels if labels is None
@@ -143,8 +152,9 @@ def main(argv=None):
     def compare():
         args = parser.parse_args(argv)
         folder, _ = sources.find(args.data, sources.SAMPLE)
-        for name, scores in (("n-grams", ngram_scores(folder)),
-                             ("majority", majority_scores(folder))):
+        tasks = present(folder)
+        for name, scores in (("n-grams", ngram_scores(folder, tasks)),
+                             ("majority", majority_scores(folder, tasks))):
             print(f"{name:9}" + "  ".join(f"{task} {score:.3f}"
                                           for task, score in scores.items()))
         return 0

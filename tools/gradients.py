@@ -20,6 +20,7 @@ class Steps:
     """The lines of metrics.jsonl that hold task gradients, all of them checked."""
     tasks: list                 # names of the tasks that were trained
     lines: list                 # [S] dicts, as multitask.describe() made them
+    treated: bool               # each by itself? A method that only weighs them does not
     targets: bool               # with vaccine's targets?
     layers: list                # names of the blocks of θ, if they were logged
 
@@ -43,7 +44,7 @@ class Steps:
 def read_steps(path, tasks):
     """metrics.jsonl -> Steps.   Raises ValueError naming the line"""
     lines = list(enumerate(reading.read_json_lines(path), 1))
-    steps = Steps(tasks, [], False, [])
+    steps = Steps(tasks, [], False, False, [])
     if not steps.pairs:
         return steps
     cosines = [f"cos_{a}_{b}" for a, b in steps.pairs]
@@ -53,10 +54,14 @@ def read_steps(path, tasks):
         return steps
     _, first = lines[0]
     a, b = steps.ordered_pairs[0]
-    steps.targets, steps.layers = f"target_{a}_{b}" in first, list(first.get("layers", {}))
-    needed = ["step", "epoch", "acted", *cosines, *(f"treated_{name}" for name in cosines)]
+    steps.treated, steps.targets = "acted" in first, f"target_{a}_{b}" in first
+    steps.layers = list(first.get("layers", {}))
+    needed = ["step", "epoch", *cosines]
     needed += [f"{kind}_{task}" for kind in ("norm", "coefficient") for task in tasks]
-    needed += [f"{kind}_{a}_{b}" for kind in ["acted"] + ["target"] * steps.targets
+    if steps.treated:
+        needed += ["acted", *(f"treated_{name}" for name in cosines)]
+    needed += [f"{kind}_{a}_{b}"
+               for kind in ["acted"] * steps.treated + ["target"] * steps.targets
                for a, b in steps.ordered_pairs]
     for number, line in lines:
         reading.check_fields(path, line, dict.fromkeys(needed, reading.NUMBER), number)
@@ -75,6 +80,13 @@ LOOKS = [{"color": color, "linestyle": style, "marker": marker}
          for color, style, marker in (("black", "-", "o"), ("black", "--", "s"),
                                       ("black", ":", "^"), (".55", "-", "D"),
                                       (".55", "--", "v"), (".55", ":", "P"))]
+
+
+def looks():
+    """One after another; from the seventh on in colors, for more than three tasks."""
+    yield from LOOKS
+    for number in itertools.count(len(LOOKS)):
+        yield {**LOOKS[number % len(LOOKS)], "color": f"C{number % 10}"}
 
 
 def smooth(values, window):
@@ -96,40 +108,41 @@ def gradients(steps):
     """The task gradients over training, and by layer.   [report 3.3]   -> parts"""
     heading = Heading("The task gradients")
     if not steps.lines:
-        return [heading, Paragraph("This run has not kept them apart; --option pcgrad and "
-                                   "gvac do.")]
+        return [heading, Paragraph("This run has not kept them apart; a treatment does, "
+                                   "such as --option pcgrad.")]
     number, epochs = len(steps.lines), steps.column("epoch")
     window = max(1, number // 40)
     conflicts = [f"{a} and {b} {share((steps.column('cos', a, b) < 0).sum(), number)}"
                  for a, b in steps.pairs]
+    # What a page shows: cosines and coefficients always, the rest where it was logged.
+    shown = {"cos": steps.pairs, "treated_cos": steps.pairs if steps.treated else []}
     rows = []
     for epoch in sorted(set(epochs)):
         def mean(*names, of_epoch=epochs == epoch):
             return steps.column(*names)[of_epoch].mean()
-        rows.append([str(epoch), *(signed(mean("cos", a, b)) for a, b in steps.pairs),
-                     *(signed(mean("treated_cos", a, b)) for a, b in steps.pairs),
+        rows.append([str(epoch), *(signed(mean(kind, a, b)) for kind, pairs in shown.items()
+                                   for a, b in pairs),
                      *(f"{mean('coefficient', task):.2f}" for task in steps.tasks),
-                     f"{mean('acted'):.2f}"])
-    changes = [[a, b, f"{steps.column('acted', a, b).mean():.2f}"]
-               for a, b in steps.ordered_pairs]
-    header = ["gradient", "gets some of", "share of steps"]
-    if steps.targets:
-        header.append("φᵀ at the end")
-        for change, (a, b) in zip(changes, steps.ordered_pairs):
-            change.append(signed(steps.column("target", a, b)[-1]))
+                     *([f"{mean('acted'):.2f}"] if steps.treated else [])])
+    header = ["epoch", *(f"cos {a} {b}" for a, b in shown["cos"]),
+              *(f"after: {a} {b}" for a, b in shown["treated_cos"]),
+              *(f"coeff. {task}" for task in steps.tasks)]
     tasks = [(task,) for task in steps.tasks]
     panels = [Panel("cos", steps.pairs, "cosine before treatment"),
-              Panel("treated_cos", steps.pairs, "cosine after treatment"),
-              Panel("target", steps.ordered_pairs, "vaccine's target φᵀ", " ← "),
               Panel("norm", tasks, "gradient norm"),
-              Panel("coefficient", tasks, "coefficient in the update"),
-              Panel("acted", steps.ordered_pairs, "share of all steps so far that acted",
-                    " ← ")]
+              Panel("coefficient", tasks, "coefficient in the update")]
+    if steps.treated:
+        header.append("acted")
+        panels[1:1] = [Panel("treated_cos", steps.pairs, "cosine after treatment")]
+        panels.append(Panel("acted", steps.ordered_pairs,
+                            "share of all steps so far that acted", " ← "))
+    if steps.targets:
+        panels[2:2] = [Panel("target", steps.ordered_pairs, "vaccine's target φᵀ", " ← ")]
 
     def draw(figure):
-        shown = [panel for panel in panels if panel.kind != "target" or steps.targets]
-        for axes, panel in zip(figure.subplots(2, 3).flat, shown):
-            for names, look in zip(panel.names, LOOKS):
+        axes_of = list(figure.subplots(2, -(-len(panels) // 2)).flat)
+        for axes, panel in zip(axes_of, panels):
+            for names, look in zip(panel.names, looks()):
                 values = steps.column(panel.kind, *names)
                 if panel.kind == "acted":   # 0 or 1 a step: only long means say anything
                     values = values.cumsum() / np.arange(1, number + 1)
@@ -137,27 +150,44 @@ def gradients(steps):
                           label=panel.between.join(names), markersize=3, markevery=4,
                           **look)
             axes.set(xlabel="step", ylabel=panel.label)
-            axes.legend(fontsize=6, loc="best")
+            axes.legend(fontsize=6, loc="best", ncols=1 + len(panel.names) // 9)
             if panel.kind == "norm":
                 axes.set_yscale("log", base=2)
                 axes.yaxis.set_major_formatter("{x:g}")
             if panel.kind in ("cos", "treated_cos"):
                 axes.axhline(0, color=".7", linewidth=.8, zorder=0)
-        for axes in figure.axes[len(shown):]:
+        for axes in axes_of[len(panels):]:
             axes.remove()
+
+    words = "Means over the steps of an epoch, on the shared parameters: cosines "
+    if steps.treated:
+        words += ("before and after treatment, each task's coefficient in the update, and "
+                  "the share of ordered pairs that were changed.")
+    else:
+        words += ("of the task gradients, and each task's coefficient in the update. The "
+                  "method only weighs them, so no gradient is changed by itself.")
+    between = "; a ← b: of a when it meets b" if steps.treated else ""
     return [
         heading,
-        Paragraph("Means over the steps of an epoch, on the shared parameters: cosines "
-                  "before and after treatment, each task's coefficient in the update, and "
-                  "the share of ordered pairs that were changed. Steps in which two "
-                  "gradients conflict (cosine below 0): " + ", ".join(conflicts) + "."),
-        Table(["epoch", *(f"cos {a} {b}" for a, b in steps.pairs),
-               *(f"after: {a} {b}" for a, b in steps.pairs),
-               *(f"coeff. {task}" for task in steps.tasks), "acted"], rows),
-        Table(header, changes),
-        Figure("gradients", f"Task gradients over training, means over {window} steps; "
-               f"a ← b: of a when it meets b", draw, (11, 6)),
+        Paragraph(f"{words} Steps in which two gradients conflict (cosine below 0): "
+                  f"{', '.join(conflicts)}."),
+        Table(header, rows),
+        *([changes(steps)] if steps.treated else []),
+        Figure("gradients", f"Task gradients over training, means over {window} "
+               f"steps{between}", draw, (11, 6)),
         *by_layer(steps)]
+
+
+def changes(steps):
+    """How often each gradient got some of another's, and the vaccine's targets."""
+    rows = [[a, b, f"{steps.column('acted', a, b).mean():.2f}"]
+            for a, b in steps.ordered_pairs]
+    header = ["gradient", "gets some of", "share of steps"]
+    if steps.targets:
+        header.append("φᵀ at the end")
+        for row, (a, b) in zip(rows, steps.ordered_pairs):
+            row.append(signed(steps.column("target", a, b)[-1]))
+    return Table(header, rows)
 
 
 def by_layer(steps):
@@ -176,7 +206,7 @@ def by_layer(steps):
         left, right = figure.subplots(1, 2)
         short = [layer.replace("layer ", "").replace("embeddings", "emb.")
                  for layer in layers]
-        for pair, look in zip(steps.pairs, LOOKS):
+        for pair, look in zip(steps.pairs, looks()):
             left.plot(short, mean[pair], label=", ".join(pair), **look)
             right.plot(short, conflict[pair], label=", ".join(pair), **look)
         left.axhline(0, color=".7", linewidth=.8, zorder=0)

@@ -4,6 +4,12 @@
     python tools/make_assignment.py --out FOLDER --parts attention,PCGrad
     python tools/make_assignment.py --check         fill all holes again, in two orders
 
+What grades it, with hidden inputs (docs/assignment.md):
+
+    python tools/make_assignment.py --grader FOLDER [--seed NUMBER]
+    python tools/make_assignment.py --gradescope FILE.zip
+    python tools/make_assignment.py --classroom50 FOLDER
+
 tools/assignment.json lists the parts: section, name, points, functions ("bert.attention",
 "optim.AdamW.step"), lines of test_all.py's ladder that check them, and perhaps a note for
 the handout, a list of its lines, and instead: classes that would give the answer away, with
@@ -30,6 +36,7 @@ import json
 import os
 import random
 import re
+import secrets
 import shutil
 import sys
 import tempfile
@@ -43,6 +50,7 @@ sys.path.insert(0, ROOT)
 
 import test_all
 from tests import oracles
+from tools import platforms
 from tools.climber import climb
 from tools.source import (
     copy_tree,
@@ -57,7 +65,10 @@ from tools.source import (
 
 # Tools that are not for students, and their tests; bench.py holds the usual form of surgery
 # and vaccine.
-OURS = ("*make_assignment.py", "*mutant*", "climber.py", "source.py", "*bench.py")
+OURS = ("*make_assignment.py", "*mutant*", "climber.py", "source.py", "*bench.py",
+        "*grader.py", "cases", "platforms.py", "solutions", "handout.md",
+        "student_readme.md", "assignment.md", "test_docs.py")
+IGNORED = "__pycache__/\n.pytest_cache/\n.venv/\nresults.json\n/runs/\n/data/\n/weights/\n"
 
 
 # --- The list of parts ---
@@ -241,41 +252,27 @@ def is_done(part, results):
 
 # --- The handout ---
 
-INTRODUCTION = """\
-# Assignment: minBERT on three tasks at once
+SHOWN = ("--option rr --con", "--option pcgrad --con", "--option gvac --con",
+         "--option gvac --smart --con --hlh")
 
-The code in this folder fine-tunes one BERT for sentiment, paraphrase and similarity. It is
-complete but for {number} parts, which you write. `README.md` says where everything is.
 
-## How to work
+def scores_to_reach():
+    """What some flags give on the sample, from results/, in Markdown."""
+    lines = ["| flags of train.py | SST | paraphrase | STS | overall |",
+             "|---|---|---|---|---|"]
+    for row in json.loads(read(ROOT, "results", "table2-sample-sample.json"))["rows"]:
+        flags = row["commands"][0].removeprefix("python train.py ")
+        if flags in SHOWN:
+            seeds = list(row["seeds"].values())
+            cells = [f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+                     for values in ([seed[name] for seed in seeds]
+                                    for name in ("sst", "para", "sts", "overall"))]
+            lines.append(f"| `{flags}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
-    pip install -r requirements.txt
-    python test_all.py                  # the ladder: done, todo, FAIL; and what is next
-    python test_all.py {word:<16} # one part alone
-    python test_all.py --points         # and the points
-    python train.py                     # names what it still needs, in one line
 
-A hole is a function whose body is `raise NotImplementedError("{label}")`. Replace that
-line; leave the function's name, arguments and docstring as they are. The docstring says
-what comes in and what goes out, with shapes, and holds the equation; numbers to check by
-hand stand there too. Write helper functions if you like. Other files need no change.
-
-The parts can be written in any order. A test that needs two parts *waits* for the one that
-is still open, and says so; it is no failure. A `FAIL` says what came, what was expected,
-and often the likely mistake. A test that takes longer than a minute fails.
-
-Some tests compare with numbers from `tests/numbers.json`, which were computed by a slow and
-simple form of the same algorithm.
-
-## Points
-
-The points of a part are shared evenly by its tests.
-
-| part | points | where |
-|---|---|---|
-{table}
-| in all | {points:g} | |
-"""
+def files_of(part):
+    return [f"`{name.split('.')[0]}.py`" for name in part["functions"]]
 
 
 def excerpt(function, classes):
@@ -295,18 +292,20 @@ def excerpt(function, classes):
 
 def handout(parts):
     """ASSIGNMENT.md, from the docstrings and the names of the tests."""
-    table = "\n".join("| {label} | {points:g} | {} |".format(
-        ", ".join(f"`{function}`" for function in part["functions"]), **part)
-        for part in parts)
-    text = [INTRODUCTION.format(number=len(parts), label=parts[0]["label"], table=table,
-                                word=f'"{parts[0]["label"]}"',
-                                points=sum(part["points"] for part in parts))]
+    table = "\n".join("| {label} | {points:g} | {hours} | {where} |".format(
+        where=", ".join(f"`{function}`" for function in part["functions"]),
+        **{"hours": "", **part}) for part in parts)
+    files = dict.fromkeys(file for part in parts for file in files_of(part))
+    text = [read(ROOT, "tools", "handout.md").format(
+        number=len(parts), label=parts[0]["label"], table=table, files=", ".join(files),
+        word=f'"{parts[0]["label"]}"', scores=scores_to_reach(),
+        points=sum(part["points"] for part in parts),
+        hours=sum(part.get("hours", 0) for part in parts))]
     for part in parts:
         classes, code = set(), []
         for function in part["functions"]:
             code += excerpt(function, classes)
-        files = ", ".join(dict.fromkeys(f"`{function.split('.')[0]}.py`"
-                                        for function in part["functions"]))
+        files = ", ".join(dict.fromkeys(files_of(part)))
         names = ", ".join(f"`{function.split('.', 1)[1]}()`"
                           for function in part["functions"])
         claims = [name.removeprefix("test_").split("__") for name in part["tests"]]
@@ -336,6 +335,11 @@ def make(out, parts):
         copy_tree(folder, OURS)
         dig(folder, parts)
         write(student_oracles(), folder, "tests", "oracles.py")
+        checks = read(folder, "tests", "checks.py")
+        write(checks.replace("\nWORDS = True", "\nWORDS = False"), folder, "tests",
+              "checks.py")
+        write(read(ROOT, "tools", "student_readme.md"), folder, "README.md")
+        write(IGNORED, folder, ".gitignore")
         write(json.dumps(record()), folder, "tests", "numbers.json")
         write(student_plumbing(), folder, "plumbing", "__init__.py")
         # Points are for what the holes make fail. The rest of a part's tests pass already.
@@ -408,9 +412,17 @@ def main(argv=None):
                    default=os.path.join(ROOT, "tools", "assignment.json"))
     p.add_argument("--check", action="store_true",
                    help="fill the holes of a copy one by one, in two orders")
+    for kind, place in (("grader", "FOLDER"), ("gradescope", "FILE"),
+                        ("classroom50", "FOLDER")):
+        p.add_argument(f"--{kind}", metavar=place,
+                       help="what grades it, with hidden inputs")
+    p.add_argument("--seed", type=int, help="of the hidden inputs (a new one, kept there)")
     args = p.parse_args(argv)
-    if not args.out and not args.check:
-        p.error("needed --out FOLDER, or --check")
+    graders = {kind: value for kind, value in vars(args).items() if value and kind in (
+        "grader", "gradescope", "classroom50")}
+    if not args.out and not args.check and not graders:
+        p.error("needed --out FOLDER, --check, --grader FOLDER, --gradescope FILE or "
+                "--classroom50 FOLDER")
     try:
         parts = load_parts(args.list, args.parts and args.parts.split(","))
         if args.out:
@@ -418,6 +430,14 @@ def main(argv=None):
             print(f"{args.out}: {len(listed)} parts, "
                   f"{sum(len(part['tests']) for part in listed)} tests, "
                   f"{sum(part['points'] for part in listed):g} points; see ASSIGNMENT.md")
+        if graders:
+            with tempfile.TemporaryDirectory(prefix="minbert-copy-") as place:
+                folder = os.path.join(place, "copy")
+                make(folder, parts)
+                seed = secrets.randbits(63) if args.seed is None else args.seed
+                for kind, path in graders.items():
+                    getattr(platforms, f"make_{kind}")(path, folder, parts, seed)
+                    print(f"{path}: the grader; keep it, and its seed, to yourself")
         if args.check:
             with tempfile.TemporaryDirectory(prefix="minbert-copy-") as place:
                 folder = os.path.join(place, "copy")

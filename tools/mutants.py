@@ -77,7 +77,7 @@ def failures(folder, part, until=None):
     until: words that end the search when a failure has them.
     """
     return [f"{claim_of(r['name'])}: {r['message']}"
-            for r in climb(folder, [part], 20.0, until) if r["state"] == "FAIL"]
+            for r in climb(folder, [part], 60.0, until) if r["state"] == "FAIL"]
 
 
 def attempt(folder, part, function, old, new, until=None):

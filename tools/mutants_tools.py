@@ -2,9 +2,8 @@
 
 MUTANTS = {
     "tools_table": [
-        ("tools.table", "minutes[one.seed] = minutes.get(one.seed, 0.0) + took",
-         "minutes[one.seed] = took", "minutes of the last run alone",
-         "minutes are those of all runs")],
+        ("tools.table", "sum(minutes[seed])", "minutes[seed][-1]",
+         "minutes of the last run alone", "minutes are those of all runs")],
     "tools_predict": [
         ("tools.predict", "text.strip() for text in", "text for text in",
          "blanks around texts kept", "blanks around"),

@@ -1,14 +1,16 @@
-"""Ask a trained model: sentiment of a sentence, paraphrase and similarity of a pair.
+"""Ask a trained model about sentences and pairs of your own, for each of its tasks.
 
     python tools/predict.py RUN                                   type sentences
     python tools/predict.py RUN --file texts.txt [--task sts]     one text or pair a line
     echo "a fine film" | python tools/predict.py RUN
 
 RUN is a run's folder, or its best/ alone, wherever that was copied. The two sentences of a
-pair are separated by a TAB. Without --task a single sentence is asked for its sentiment, a
-pair for paraphrase and similarity. An answer is one line, with TABs between the task, the
+pair are separated by a TAB. Without --task a sentence is given to all tasks of sentences, a
+pair to all tasks of pairs. An answer is one line, with TABs between the task, the
 prediction, the probabilities if the task has classes, and the text. A line that cannot be
 answered gets one line on standard error; the others are answered.
+
+From Python: heads.MultitaskBert.from_pretrained("RUN/best").predict("sst", ["a fine film"])
 """
 
 import os
@@ -16,22 +18,9 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import data
 import heads
 from plumbing import command, machine
 from plumbing.console import printable
-
-
-def load(path):
-    """A run's folder or its best/   -> (data.WordPiece, heads.MultitaskBert)"""
-    best = os.path.join(path, "best")
-    folder = best if os.path.isdir(best) else path
-    if not os.path.exists(os.path.join(folder, "config.json")):
-        raise ValueError(f"{path} is neither a run's folder with a best/ in it nor a best/ "
-                         f"folder itself; give one that train.py wrote")
-    model = heads.MultitaskBert.from_pretrained(folder)
-    return data.WordPiece(os.path.join(folder, "vocab.txt"),
-                          model.bert.config.vocab_size), model
 
 
 def parse(line, tasks):
@@ -65,7 +54,17 @@ def formatted(task, prediction, probabilities):
     return [*parts, " ".join(f"{c}:{p:.3f}" for c, p in enumerate(probabilities))]
 
 
-def answer(model, tokenizer, tasks, texts, device):
+def meaning(task):
+    """What its predictions mean, for whoever types."""
+    if task.classes:
+        labels = range(int(task.lowest), int(task.highest) + 1)
+        said = ", ".join(f"{label} {name}" for label, name in zip(labels, task.classes))
+    else:
+        said = f"{task.label}, from {task.lowest:g} to {task.highest:g}"
+    return f"  {task.name} ({'a pair' if task.pair else 'a sentence'}): {said}"
+
+
+def answer(model, tasks, texts):
     """[texts of a line, …] -> [its answers, …], each a list of lines
 
     All lines of one kind go through the encoder together, in batches of like length.
@@ -73,11 +72,8 @@ def answer(model, tokenizer, tasks, texts, device):
     answers = [[] for _ in texts]
     for task in tasks:
         asked = [i for i, parts in enumerate(texts) if len(parts) == len(task.texts)]
-        if not asked:
-            continue
-        tokens = [tuple(map(tokenizer, texts[i])) for i in asked]
-        predicted, probabilities = heads.outputs(
-            model, task, data.Dataset("", asked, tokens, None), tokenizer, device=device)
+        predicted, probabilities = model.predict(
+            task.name, [texts[i] for i in asked], with_probabilities=True)
         for k, i in enumerate(asked):
             parts = formatted(task, predicted[k],
                               None if probabilities is None else probabilities[k])
@@ -89,7 +85,7 @@ def complain(place, error):
     print(f"{printable(place)}: {error}", file=sys.stderr)
 
 
-def answer_file(model, tokenizer, tasks, device, path):
+def answer_file(model, tasks, path):
     """All lines of a file together.   -> exit status: 2 if some could not be answered"""
     texts, status = [], 0
     with open(path, "rb") as file:
@@ -104,18 +100,17 @@ def answer_file(model, tokenizer, tasks, device, path):
             except ValueError as error:
                 complain(f"{path}, line {number}", error)
                 status = 2
-    for lines in answer(model, tokenizer, tasks, texts, device):
+    for lines in answer(model, tasks, texts):
         print("\n".join(lines))
     return status
 
 
-def answer_input(model, tokenizer, tasks, device):
+def answer_input(model, tasks):
     """Each line of standard input as it comes.   -> exit status"""
     typed, status = sys.stdin.isatty(), 0
     if typed:
-        print("Type a sentence, or two separated by a TAB; Ctrl-D ends.\nsst: sentiment, "
-              "from 0, the most negative, to 4, the most positive; para: 1 for a "
-              "paraphrase; sts: similarity, from 0 to 5", file=sys.stderr)
+        print("Type a sentence, or two separated by a TAB; Ctrl-D ends.",
+              *map(meaning, tasks), sep="\n", file=sys.stderr)
     for number, line in enumerate(sys.stdin, 1):
         if not line.strip():
             continue
@@ -125,27 +120,25 @@ def answer_input(model, tokenizer, tasks, device):
             complain(f"line {number}", error)
             status = 0 if typed else 2          # a typo does not end the session
             continue
-        lines, = answer(model, tokenizer, tasks, [texts], device)
+        lines, = answer(model, tasks, [texts])
         print("\n".join(lines), flush=True)
     return status
 
 
-def predict(path, task=None, file=None, device="auto"):
-    """-> exit status"""
-    device = machine.find_device(device)
-    tokenizer, model = load(path)
-    model = model.to(device)
-    tasks = [model.tasks[task]] if task else list(model.tasks.values())
-    if file:
-        return answer_file(model, tokenizer, tasks, device, file)
-    return answer_input(model, tokenizer, tasks, device)
+def predict(path, name=None, file=None, device="auto"):
+    """path: a run's folder, or its best/; name: of a task.   -> exit status"""
+    model = heads.load(path, machine.find_device(device))
+    if name and name not in model.tasks:
+        raise ValueError(f"--task {name}: this model has {', '.join(model.tasks)}")
+    tasks = [model.tasks[name]] if name else list(model.tasks.values())
+    return answer_file(model, tasks, file) if file else answer_input(model, tasks)
 
 
 def main(argv=None):
     p = command.Parser(description=__doc__.splitlines()[0])
     p.add_argument("run", metavar="RUN", help="a run's folder, or its best/")
-    p.add_argument("--task", choices=[task.name for task in heads.tasks()],
-                   help="only this one (all that fit)")
+    p.add_argument("--task", metavar="NAME", help=f"only this one of the model's tasks, "
+                   f"such as {heads.tasks()[0].name} (all that fit)")
     p.add_argument("--file", metavar="FILE", help="one text or pair a line (what you type)")
     p.add_argument("--device", default="auto", help="as in train.py")
 

@@ -19,7 +19,10 @@ import heads
 import train
 from plumbing import folder, reading, sources
 
-TASKS = {task.name: task for task in heads.tasks()}
+
+def known_tasks():
+    """{name: heads.Task}"""
+    return {task.name: task for task in heads.tasks()}
 
 
 # --- The rows ---
@@ -54,7 +57,7 @@ ROWS = [
     Row("SST head fine tuning only", ("--tasks sst",), 10, ".52 .43 .057 .0493 (D12)"),
     configured("Sequential Multitask learning", ".501 .741 .353 .64"),
     Row("Individual Pre-training and Finetuning",
-        ("--tasks sst", "--tasks para", "--tasks sts"), 5, ".521 .762 .384 .658"),
+        tuple(f"--tasks {name}" for name in known_tasks()), 5, ".521 .762 .384 .658"),
     configured("Gradient Surgery + CON", ".503 .812 .863 .749"),
     configured("Gradient Vaccine + RR", ".480 .757 .375 .642"),
     configured("Gradient Surgery + RR", ".453 .748 .364 .628", ".512 .841 .861 .761 (D13)"),
@@ -69,6 +72,11 @@ ROWS = [
     Row("Sequential + CON (ours)", ("--option seq --con",)),
     Row("Gradient Surgery + RR + CON (ours)", ("--option pcgrad --con",)),
     Row("Gradient Vaccine + RR + CON (ours)", ("--option gvac --con",)),
+    # Methods of the package torchjd with its defaults; c and alpha have none and are ours.
+    *(Row(f"{method.replace(',', ', ')} + RR + CON (torchjd)",
+          (f"--option torchjd:{method} --con",))
+      for method in ("UPGrad", "MGDA", "CAGrad,c=0.5", "AlignedMTL", "IMTLG",
+                     "FairGrad,alpha=1")),
 ]
 
 
@@ -105,16 +113,22 @@ class Result:
         result.rows = [RowResult(**reading.check_fields(path, row, kinds, only=True))
                        for row in result.rows]
         reading.check_list(path, result.machines, str)
-        columns = dict.fromkeys([*TASKS, "overall"], reading.NUMBER)
         for scores in result.baselines.values():
-            reading.check_fields(path, scores, columns)
+            check_scores(path, scores)
         for row in result.rows:
             reading.check_list(path, row.commands, str)
             if not row.seeds:
                 raise reading.mistake(path, f"seeds of {row.row}", row.seeds)
             for scores in row.seeds.values():
-                reading.check_fields(path, scores, {**columns, "minutes": reading.NUMBER})
+                check_scores(path, scores, "minutes")
         return result
+
+
+def check_scores(path, scores, *more):
+    """A score of one known task or more, their mean, and what else is needed."""
+    names = [name for name in known_tasks() if name in scores] or known_tasks()
+    reading.check_fields(path, scores, dict.fromkeys([*names, "overall", *more],
+                                                     reading.NUMBER))
 
 
 def short(value):
@@ -128,20 +142,34 @@ def spread(values):
     return mean if len(values) < 2 else f"{mean} ± {short(np.std(values, ddof=1))}"
 
 
+def columns_of(result):
+    """Names of the tasks that a table has: all that its rows have scores of."""
+    has = {name for row in result.rows for seed in row.seeds.values() for name in seed}
+    return [name for name in known_tasks() if name in has]
+
+
 def markdown(result):
     """The table of a Result, between its machine and its commands."""
-    columns = [*TASKS, "overall"]
+    names = columns_of(result)
+    columns = [*names, "overall"]
     split = "dev" if result.table == 2 else "test"
     printed = {row.name: row.table_2 if split == "dev" else row.table_3 for row in ROWS}
-    header = ["row", "SST acc.", "para acc.", "STS r", "overall", "seeds",
+    header = ["row", *(known_tasks()[name].title for name in names), "overall", "seeds",
               "minutes a seed", "the report: SST, para, STS, overall"]
+
+    def cells(scores):
+        """[{column: score}, …], of the seeds -> a cell for each column"""
+        scored = [name for name in names if all(name in one for one in scores)]
+        # A mean over fewer tasks than other rows have cannot stand beside theirs.
+        shown = [*scored, "overall"] if scored == names else scored
+        return [spread([one[name] for one in scores]) if name in shown else ""
+                for name in columns]
     table = []
     for name, found in result.baselines.items():
-        table.append([f"*{name}*", *(short(found[key]) for key in columns), "", "", ""])
+        table.append([f"*{name}*", *cells([found]), "", "", ""])
     for row in result.rows:
         seeds = list(row.seeds.values())
-        table.append([row.row, *(spread([seed[key] for seed in seeds]) for key in columns),
-                      str(len(seeds)),
+        table.append([row.row, *cells(seeds), str(len(seeds)),
                       f"{np.mean([seed['minutes'] for seed in seeds]):.1f}",
                       printed.get(row.row, "")])
     title = (f"Table {result.table}, scores on {split}; data `{result.data}`, weights "
@@ -149,7 +177,7 @@ def markdown(result):
     return "\n".join([
         title, *(f"Machine: {words}." for words in result.machines), "",
         f"| {' | '.join(header)} |", "|" + "---|" * len(header),
-        *(f"| {' | '.join(cells)} |" for cells in table), "",
+        *(f"| {' | '.join(line)} |" for line in table), "",
         "The commands, each with `--seed N`:", "",
         *(f"- {row.row}: {', '.join(f'`{line}`' for line in row.commands)}"
           for row in result.rows)])
@@ -223,18 +251,21 @@ def expected(result):
 
     Rows of several runs, or of a single seed, have no entry.
     """
-    entries = []
+    entries, names = [], columns_of(result)
     for row in result.rows:
         if len(row.commands) > 1 or len(row.seeds) < 2:
             continue
-        args, _ = train.parse([*row.commands[0].split()[2:], "--data", sources.SAMPLE,
-                               "--weights", sources.SAMPLE])
+        words = row.commands[0].split()[2:]
+        if "--tasks" not in words:
+            words += ["--tasks", ",".join(names)]
+        args, _ = train.parse([*words, "--data", sources.SAMPLE, "--weights",
+                               sources.SAMPLE])
         entries.append({
             "args": {name: value for name, value in vars(args).items()
                      if name not in CHANCE},
             "seeds": len(row.seeds),
             "dev": {column: interval([seed[column] for seed in row.seeds.values()])
-                    for column in [*TASKS, "overall"]}})
+                    for column in [*names, "overall"]}})
     return entries
 
 

@@ -10,7 +10,8 @@ import shutil
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MODULES = ("bert", "data", "heads", "multitask", "optim", "smart", "train", "test_all")
 COPIED = (*(f"{name}.py" for name in MODULES), "plumbing", "tests", "tools", "sample",
-          "results", "docs", "README.md", "LICENSE", "requirements.txt", "pyproject.toml")
+          "results", "docs", "README.md", "CITATION.cff", "LICENSE", "requirements.txt",
+          "pyproject.toml")
 
 
 def copy_tree(folder, leave_out=()):

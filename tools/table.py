@@ -34,7 +34,7 @@ import data
 import train
 from plumbing import command, flags, folder, loop, reading, sources, tsv
 from tools import baseline, results
-from tools.results import ROWS, TASKS
+from tools.results import ROWS, known_tasks
 
 # --- The runs ---
 
@@ -58,7 +58,7 @@ class Run:
     seed: int
     flags: list         # without --seed and --out
     folder: str
-    tasks: list         # whose scores count: in a row of three runs each has its own
+    tasks: list         # whose scores count; empty: all of its own and of the report
     max_steps: int | None
 
     def command(self, whole=False):
@@ -96,9 +96,10 @@ def plan(rows, seeds, common, inputs, runs_folder):
                 words = [*own, *common]
                 digest = hashlib.sha256(json.dumps(
                     [[*words, "--seed", str(seed)], inputs]).encode()).hexdigest()
-                name = "-".join(re.findall(r"[a-z]+", text.replace("option", "")))
+                name = "-".join(re.findall(r"[a-z]+", text.replace("option", "").lower()))
                 path = os.path.join(runs_folder, f"{name}-{seed}-{digest[:8]}")
-                tasks = args.tasks if len(row.commands) > 1 else list(TASKS)
+                # In a row of several runs each is scored on what it was trained on.
+                tasks = args.tasks if len(row.commands) > 1 else []
                 runs.append(Run(row, seed, words, path, tasks, args.max_steps))
     return runs
 
@@ -180,13 +181,14 @@ def read_test_labels(where):
         raise ValueError(f"Table 3 needs the labels of the test sets as {path} (columns "
                          f"{', '.join(needed)}, TAB separated); give its folder with "
                          f"--test-labels")
-    labels, lines = ({name: {} for name in TASKS} for _ in range(2))
+    tasks = known_tasks()
+    labels, lines = ({name: {} for name in tasks} for _ in range(2))
     for line, (name, example, label) in tsv.read(path, needed):
-        if name not in TASKS:
-            raise reading.mistake(path, f"a task of {', '.join(TASKS)}", name, line)
+        if name not in tasks:
+            raise reading.mistake(path, f"a task of {', '.join(tasks)}", name, line)
         example = data.note_id(lines[name], example, path, line)
-        labels[name][example] = data.parse_label(label, TASKS[name], path, line)
-    return labels
+        labels[name][example] = data.parse_label(label, tasks[name], path, line)
+    return {name: of_task for name, of_task in labels.items() if of_task}
 
 
 def test_score(path, task, labels):
@@ -203,11 +205,15 @@ def score(one, labels):
     """A finished run.   -> ({name of one of its tasks: score}, minutes)"""
     path = os.path.join(one.folder, "result.json")
     result = reading.read_json(path, {"dev": dict, "seconds": reading.NUMBER})
-    scores = reading.check_fields(path, result["dev"], dict.fromkeys(TASKS, reading.NUMBER))
-    for name in one.tasks if labels else []:
-        path = os.path.join(one.folder, "predictions", f"{name}-test-output.csv")
-        scores[name] = test_score(path, TASKS[name], labels[name])
-    return {name: scores[name] for name in one.tasks}, result["seconds"] / 60
+    tasks = known_tasks()
+    names = one.tasks or [name for name in tasks if name in result["dev"]]
+    scores = reading.check_fields(path, result["dev"], dict.fromkeys(names, reading.NUMBER))
+    if labels is not None:
+        names = [name for name in names if name in labels]
+        files = os.path.join(one.folder, "predictions")
+        scores = {name: test_score(os.path.join(files, f"{name}-test-output.csv"),
+                                   tasks[name], labels[name]) for name in names}
+    return {name: scores[name] for name in names}, result["seconds"] / 60
 
 
 def rounded(scores):
@@ -216,18 +222,19 @@ def rounded(scores):
 
 def row_result(row, runs, labels):
     """The finished runs of one row.   -> RowResult, without seeds that lack a run"""
-    commands, scores, minutes = [], {}, {}
+    commands, scores, minutes, tasks = [], {}, {}, known_tasks()
     for one in runs:
         found, took = score(one, labels)
         scores.setdefault(one.seed, {}).update(found)
-        minutes[one.seed] = minutes.get(one.seed, 0.0) + took
+        minutes.setdefault(one.seed, []).append(took)
         if one.command() not in commands:
             commands.append(one.command())
     seeds = {}
     for seed, found in scores.items():
-        if set(found) == set(TASKS):
-            columns = baseline.with_overall({TASKS[name]: found[name] for name in TASKS})
-            columns["minutes"] = minutes[seed]
+        if found and len(minutes[seed]) == len(row.commands):
+            columns = baseline.with_overall({tasks[name]: found[name] for name in tasks
+                                             if name in found})
+            columns["minutes"] = sum(minutes[seed])
             seeds[str(seed)] = rounded(columns)
     return results.RowResult(row.name, commands, seeds)
 
@@ -249,14 +256,19 @@ def collect(table, runs, labels, data_folder, weights):
     runs = [one for one in runs if one.finished()]
     rows = [row_result(row, [one for one in runs if one.row == row], labels)
             for row in dict.fromkeys(one.row for one in runs)]
+    result = results.Result(table, os.path.basename(data_folder), weights,
+                            list(dict.fromkeys(map(machine_of, runs))),
+                            [row for row in rows if row.seeds], {})
+    tasks = [known_tasks()[name] for name in results.columns_of(result)]
+    if not tasks:
+        return result
     truth = labels and {name: list(of_task.values()) for name, of_task in labels.items()}
-    baselines = {"majority class, constant similarity": rounded(
-        baseline.majority_scores(data_folder, truth))}
+    result.baselines["majority class, constant similarity"] = rounded(
+        baseline.majority_scores(data_folder, tasks, truth))
     if labels is None:
-        baselines["bag of n-grams"] = rounded(baseline.ngram_scores(data_folder))
-    return results.Result(table, os.path.basename(data_folder), weights,
-                          list(dict.fromkeys(map(machine_of, runs))),
-                          [row for row in rows if row.seeds], baselines)
+        result.baselines["bag of n-grams"] = rounded(
+            baseline.ngram_scores(data_folder, tasks))
+    return result
 
 
 # --- The command line ---

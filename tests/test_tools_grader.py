@@ -1,0 +1,330 @@
+"""tools/grader.py: what submissions earn, and what they cannot do."""
+
+import ast
+import functools
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+import unittest.mock
+import zipfile
+
+from tests import ROOT, solutions
+from tests.checks import assert_equal
+from tools import grader, isolated, make_assignment, platforms
+from tools.source import original, read, write
+
+EVERY = {"attention": 8, "layer": 8, "embedding": 6, "AdamW": 9, "heads and losses": 10,
+         "Algorithms 1 and 2": 9, "PCGrad": 12, "Gradient Vaccine": 13, "CON encoding": 4,
+         "smoothness": 13, "Bregman and teacher": 4, "scores": 4}
+
+
+MODULES = ("bert", "optim", "heads", "multitask", "data", "smart")
+
+
+@functools.cache
+def world():
+    """-> (the grader's folder, a hand-out)"""
+    isolated.PRELOAD.append(isolated.SLOW)
+    place = tempfile.mkdtemp(prefix="minbert-grading-")
+    hand_out, folder = os.path.join(place, "hand-out"), os.path.join(place, "grader")
+    parts = make_assignment.make(hand_out, make_assignment.load_parts(
+        os.path.join(ROOT, "tools", "assignment.json")))
+    platforms.make_grader(folder, hand_out, parts, seed=20)
+    return pathlib.Path(folder), hand_out
+
+
+@functools.cache
+def right(name):
+    part = part_of(name)
+    return grader.answers(part, 20)
+
+
+def part_of(name):
+    return next(part for part in grader.load()[0] if part["name"] == name)
+
+
+def submission(edits=(), style=None, modules=MODULES):
+    """A new folder with a hand-out's modules, perhaps solved in a style, and edited.
+
+    edits: (function, its new body), or (file, text put before its first import).
+    """
+    folder = tempfile.mkdtemp(prefix="minbert-submission-")
+    for name in modules:
+        shutil.copy(os.path.join(world()[1], f"{name}.py"), folder)
+    if style:
+        solutions.put_in(folder, style, modules)
+    for place, text in edits:
+        if place.endswith(".py"):
+            source = read(folder, place)
+            write(source.replace("\nimport ", f"\n{text}\nimport ", 1), folder, place)
+        else:
+            file, source, _, node = original(place, folder)
+            rows = source.splitlines()
+            indent = " " * (node.col_offset + 4)
+            body = [indent + row for row in text.splitlines()]
+            first = node.body[0].end_lineno         # of the docstring
+            if ast.get_docstring(node) is None:
+                first = node.body[0].lineno - 1
+            write("\n".join([*rows[:first], *body, *rows[node.end_lineno:]]) + "\n",
+                  folder, file)
+    return pathlib.Path(folder)
+
+
+def graded(folder, names, limit=3.0):
+    """-> {part: (points, message)} and seconds"""
+    start, found = time.monotonic(), {}
+    with unittest.mock.patch.object(grader, "ROOT", world()[0]):
+        for name in names:
+            cases = grader.grade(part_of(name), 20, folder, limit, right(name))
+            message = next((case.message for case in cases if case.message), "")
+            found[name] = grader.points(cases)[0], message
+    return found, time.monotonic() - start
+
+
+PRINTED_RESULT = '''import json, os
+for number in range(3, 30):
+    try:
+        os.write(number, json.dumps(["0" * 16, {"value": 1.0}]).encode())
+    except OSError:
+        pass
+raise SystemExit(0)'''
+FORGED = '''import atexit, json, os, sys
+def forge():
+    for name in ("results.json", "../results.json", "cases.json"):
+        with open(name, "w") as file:
+            json.dump([{"points": 100}], file)
+atexit.register(forge)
+for name in list(sys.modules):
+    module = sys.modules[name]
+    for key in ("judge", "run_one", "assert_close", "plain", "pairs"):
+        if hasattr(module, key):
+            setattr(module, key, lambda *a, **k: ("done", ""))'''
+HANG = '''while True:
+    try:
+        sum(range(100000))
+    except BaseException:
+        pass'''
+ALIVE = '''import threading, time, os, subprocess, sys
+threading.Thread(target=lambda: time.sleep(600)).start()
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+open("left-behind", "w").write("x")
+'''
+QUIET = '''import signal, os
+for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
+'''
+HARD_CODED = '''gram = check_gram(gram)
+return {2: np.array([[1, .5], [1, 1]]), 3: np.array(
+    [[1, 0, .2], [1, 1, .5], [1, 1.5, 1]])}.get(len(gram), np.eye(len(gram)))'''
+
+# name: (edits, style, {part: points}, words of the message)
+SUBMISSIONS = {
+    "open": ((), None, {"attention": 0, "PCGrad": 0, "scores": 0}, "still open"),
+    "not handed in": ((), None, {"PCGrad": 0}, "multitask.py was not handed in"),
+    "syntax error": ((("multitask.py", "def x(:"),), "loops", {
+        "PCGrad": 0, "CON encoding": 4}, "SyntaxError: invalid syntax (multitask.py, line"),
+    "unknown package": ((("smart.py", "import pandas_of_mine"),), "loops", {
+        "smoothness": 0, "scores": 4}, "No module named 'pandas_of_mine' (smart.py, line"),
+    "endless import": ((("data.py", HANG),), "loops", {"CON encoding": 0, "PCGrad": 12},
+                       "no result after"),
+    "exit at import": ((("smart.py", "raise SystemExit(0)"),), "loops", {
+        "Bregman and teacher": 0}, "SystemExit: 0 (smart.py, line"),
+    "os._exit at import": ((("smart.py", "import os; os._exit(0)"),), "loops", {
+        "Bregman and teacher": 0}, "it ended the process, with status 0"),
+    "os._exit in a function": ((("multitask.pcgrad", "import os; os._exit(0)"),), "loops", {
+        "PCGrad": 0, "Gradient Vaccine": 13}, "it ended the process, with status 0"),
+    "endless loop": ((("multitask.pcgrad", HANG),), "loops", {"PCGrad": 0},
+                     "no result after 2 s"),
+    "no signals": ((("multitask.pcgrad", QUIET + HANG),), "loops", {"PCGrad": 0},
+                   "no result after 2 s"),
+    "kills itself": ((("data.join_pair", "import os; os.kill(os.getpid(), 9)"),),
+                     "arrays", {"CON encoding": 1.34}, "it was ended by SIGKILL"),
+    "kills its group": ((("data.join_pair", "import os; os.killpg(0, 9)"),),
+                        "arrays", {"CON encoding": 1.34}, "it was ended by SIGKILL"),
+    "prints without end": ((("heads.accuracy", "while True:\n    print('x' * 10000)"),),
+                           "loops", {"scores": 3}, "it prints more than 20 MB"),
+    "fills the memory": ((("heads.accuracy", "x = np.ones(10 ** 10)\nreturn .5"),), "loops",
+                         {"scores": 3}, "MemoryError"),
+    "fills the disk": ((("heads.accuracy",
+                         "with open('x', 'wb') as f:\n    f.seek(10 ** 10)\n"
+                         "    f.write(b'x')"),), "loops", {"scores": 3}, "File too large"),
+    "threads and files": ((("heads.accuracy", ALIVE + "return float(np.mean(np.array("
+                            "predictions) == np.array(labels)))"),), "loops",
+                          {"scores": 4}, ""),
+    "too deep": ((("heads.accuracy", "return accuracy(predictions, labels)"),), "loops",
+                 {"scores": 3}, "RecursionError"),
+    "writes its grade": ((("multitask.py", FORGED),), None, {"PCGrad": 0}, "still open"),
+    "writes into pipes": ((("multitask.pcgrad", PRINTED_RESULT),), None, {"PCGrad": 0},
+                          "it wrote into the grader's own pipe"),
+    "kills its parent": ((("heads.accuracy", "import os; os.kill(os.getppid(), 9)"),),
+                         "loops", {"scores": 3, "CON encoding": 4}, ""),
+    "always equal": ((("multitask.pcgrad", "class Any(float):\n"
+                       "    __eq__ = lambda *_: True\n    __hash__ = None\n"
+                       "return Any(0)"),), None, {"PCGrad": 0}, "another form"),
+    "NaN": ((("multitask.pcgrad", "return np.full(np.shape(gram), np.nan)"),), None,
+            {"PCGrad": 0}, "NaN"),
+    "hard-coded": ((("multitask.pcgrad", HARD_CODED),), None, {"PCGrad": 0}, ""),
+    "torch's attention": ((("bert.attention", "return F.scaled_dot_product_attention("
+                            "query, key, value)"),), None, {"attention": 0},
+                          "scaled_dot_product_attention is what you are to write"),
+    "torch's, hidden": ((("bert.attention", "return getattr(F, 'scaled_dot_' + "
+                          "'product_attention')(query, key, value)"),), None,
+                        {"attention": 0}, "is what you are to write"),
+    "torch's AdamW": ((("optim.AdamW.step", "from torch.optim import AdamW\n"
+                        "AdamW(self.param_groups).step()"),), None, {"AdamW": 0},
+                      "is what you are to write"),
+    "nothing returned": ((("multitask.round_robin", "pass"),), "loops", {
+        "Algorithms 1 and 2": 7.2}, ""),
+    "a tuple returned": ((("data.join_pair", "return"),), "loops", {"CON encoding": 1.34},
+                         "TypeError"),
+}
+
+
+def check(first, last):
+    """Grade the submissions from one to another, print their table, and compare."""
+    names = list(SUBMISSIONS)
+    wrong = []
+    for name in names[names.index(first):names.index(last) + 1]:
+        edits, style, expected, words = SUBMISSIONS[name]
+        modules = [m for m in MODULES if name != "not handed in" or m != "multitask"]
+        with unittest.mock.patch.object(grader, "ROOT", world()[0]):
+            folder = submission(edits, style, modules)
+            found, seconds = graded(folder, expected, 2.0)
+        got = {part: points for part, (points, _) in found.items()}
+        messages = " / ".join(dict.fromkeys(message for _, message in found.values()
+                                            if message))
+        print(f"{name} | {got} | {messages} | {seconds:.1f}")
+        if got != expected or words not in messages:
+            wrong.append(f"{name}: got {got} and {messages!r}, expected {expected} and "
+                         f"{words!r}")
+    assert not wrong, wrong[0]
+
+
+def test_tools_grader__what_cannot_be_imported_costs_its_file():
+    check("open", "os._exit at import")
+
+
+def test_tools_grader__what_ends_or_hangs_costs_its_cases():
+    check("os._exit in a function", "kills its group")
+
+
+def test_tools_grader__what_takes_too_much_costs_its_case():
+    check("prints without end", "too deep")
+
+
+def test_tools_grader__what_forges_earns_nothing():
+    check("writes its grade", "NaN")
+
+
+def test_tools_grader__what_is_no_solution_earns_nothing():
+    check("hard-coded", "a tuple returned")
+
+
+def all_points(style):
+    with unittest.mock.patch.object(grader, "ROOT", world()[0]):
+        found, _ = graded(submission((), style), EVERY, 30.0)
+    assert_equal({part: points for part, (points, _) in found.items()}, EVERY, style)
+
+
+def test_tools_grader__a_right_solution_with_loops_gets_all_points():
+    all_points("loops")
+
+
+def test_tools_grader__a_right_solution_with_arrays_gets_all_points():
+    all_points("arrays")
+
+
+@functools.cache
+def zipped():
+    path = os.path.join(tempfile.mkdtemp(), "autograder.zip")
+    platforms.make_gradescope(path, world()[1], make_assignment.load_parts(
+        os.path.join(ROOT, "tools", "assignment.json")), 3)
+    return path
+
+
+def run_zip(student):
+    """The zip's run_autograder in a folder like the platform's.   -> results.json"""
+    skip_without_bash()
+    place = os.path.join(tempfile.mkdtemp(), "autograder")
+    with zipfile.ZipFile(zipped()) as archive:
+        archive.extractall(os.path.join(place, "source"))
+        assert {"setup.sh", "run_autograder"} <= set(archive.namelist())
+    shutil.copytree(student, os.path.join(place, "submission"))
+    shutil.copy(os.path.join(place, "source", "run_autograder"), place)
+    environment = {**os.environ, "PATH": os.path.dirname(sys.executable) + os.pathsep
+                   + os.environ["PATH"]}
+    done = subprocess.run(["bash", "run_autograder"], cwd=place, env=environment,
+                          capture_output=True, text=True, check=False, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(read(place, "results", "results.json"))
+    assert_equal(len(result["tests"]), 12)
+    for entry in result["tests"]:
+        assert {"name", "score", "max_score", "output", "visibility"} <= set(entry)
+        assert 0 <= entry["score"] <= entry["max_score"] and entry["output"]
+    assert_equal(sum(entry["max_score"] for entry in result["tests"]), 100)
+    return sum(entry["score"] for entry in result["tests"]), result.get("output", "")
+
+
+def skip_without_bash():
+    if os.name == "nt" or not shutil.which("bash"):
+        raise unittest.SkipTest("bash is not installed")
+
+
+def test_tools_grader__gradescopes_zip_gives_an_untouched_copy_0_of_100():
+    points, output = run_zip(submission())
+    assert_equal(points, 0)
+    assert "Nothing could be graded yet: still open (bert.py, line" in output
+
+
+def test_tools_grader__gradescopes_zip_gives_our_source_100_of_100():
+    full = tempfile.mkdtemp()
+    for name in MODULES:
+        shutil.copy(os.path.join(ROOT, f"{name}.py"), full)
+    assert_equal(run_zip(full), (100, ""))
+
+
+def test_tools_grader__gradescopes_zip_says_why_nothing_could_be_graded():
+    points, output = run_zip(tempfile.mkdtemp())
+    assert points == 0 and "bert.py was not handed in; optim.py was" in output
+
+
+def test_tools_grader__classroom50_gets_its_result_json():
+    folder = os.path.join(tempfile.mkdtemp(), "grader")
+    parts = make_assignment.load_parts(os.path.join(ROOT, "tools", "assignment.json"),
+                                       ["CON encoding"])
+    platforms.make_classroom50(folder, world()[1], parts, 4)
+    student = submission((), "loops")
+    os.symlink(os.path.join(folder, "README.md"), student / "result.json")
+    environment = {**os.environ, "CLASSROOM": "c", "ASSIGNMENT": "a", "SUBMISSION_TAG":
+                   "submit/1", "COMMIT_URL": "commit", "RELEASE_URL": "release"}
+    done = subprocess.run([sys.executable, os.path.join(folder, "autograder.py")],
+                          cwd=student, env=environment, check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(read(student, "result.json"))
+    assert_equal(result["schema"], "classroom50/result/v1")
+    assert_equal((result["score"], result["max-score"]), (400, 400))
+    assert_equal({type(test["score"]) for test in result["tests"]}, {int})
+    assert_equal(result["review"], "commit")
+    assert read(folder, "README.md").startswith("# Grader"), "a link was followed"
+
+
+def test_tools_grader__links_and_wrong_arguments_are_refused():
+    with unittest.mock.patch.object(grader, "ROOT", world()[0]):
+        folder = submission((), None, ("data",))
+        os.remove(folder / "data.py")
+        os.symlink(world()[0] / "solution" / "data.py", folder / "data.py")
+        found, _ = graded(folder, ["CON encoding"])
+        assert_equal(found["CON encoding"], (0, "data.py was not handed in"))
+        for words, path in (([], "nowhere"), (["nosuch"], str(folder))):
+            with unittest.mock.patch.object(sys, "stderr"):
+                try:
+                    status = grader.main([path, *words])
+                except SystemExit as end:
+                    status = end.code
+            assert_equal(status, 2)

@@ -1,0 +1,230 @@
+"""A process of its own for code that may do anything: end, hang, print, fill the memory.
+
+Used by test_all.py --json and by grader.py. The child is asked one thing at a time, as JSON
+over a pipe, and each answer has a limit in seconds. It is a fork of a server that has
+imported torch and nothing else, which takes some milliseconds; where there is no fork
+(Windows) it is a new process, which takes seconds.
+
+What the code can do: use up its own time, memory and output. With nobody=True, which needs
+root, the child becomes the user nobody, who can neither write outside its own folder, nor
+read what only root can, nor send a signal to the grader. Otherwise it has your rights, and
+only a container holds it.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import multiprocessing
+import multiprocessing.util
+import os
+import pathlib
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+
+try:
+    import resource
+except ImportError:             # Windows
+    resource = None
+
+NOBODY = 65534
+MEMORY = 2 << 30                # bytes beyond what the child has when it begins
+FILES = 200 << 20               # bytes of a file that it writes
+CPU = 600                       # seconds of computing
+OUTPUT = 20 << 20               # bytes that it may print
+PRELOAD = ["torch", "numpy", "torch.optim.adamw"]       # by the server
+# torch imports this when the first optimizer is made, which takes seconds: where processes
+# are many, or limits short, the server does it once.
+SLOW = "torch._dynamo"
+
+
+class Ended(Exception):
+    """The child gave no answer; the message says why. at_start: not even to begin."""
+    at_start = False
+
+
+def context():
+    """Where forkserver exists, a server that has imported what takes long."""
+    # Its folder must outlast one that the tests make and remove.
+    before, tempfile.tempdir = tempfile.tempdir, None
+    multiprocessing.util.get_temp_dir()
+    tempfile.tempdir = before
+    kind = "forkserver"
+    if kind not in multiprocessing.get_all_start_methods() or not hasattr(os, "fork"):
+        return multiprocessing.get_context("spawn")
+    server = multiprocessing.get_context(kind)
+    server.set_forkserver_preload(PRELOAD)
+    return server
+
+
+class Child:
+    """A process that answers requests: `service`, "module:function", made there.
+
+    service(*arguments) returns a function request -> answer, both plain JSON. folder: where
+    it works; a new one, removed at the end, if there is none. start: seconds in which the
+    service must have begun. Raises Ended if it has not.
+    """
+
+    def __init__(self, service, *arguments, folder=None, nobody=False, memory=MEMORY,
+                 files=FILES, cpu=CPU, output=OUTPUT, start=120):
+        self.scratch = tempfile.mkdtemp(prefix="minbert-child-")
+        if nobody:
+            for path in (self.scratch, folder):
+                os.chown(path, NOBODY, NOBODY)
+        ctx = context()
+        self.pipe, theirs = ctx.Pipe()
+        self.prints, their_prints = ctx.Pipe(duplex=False)
+        self.process = ctx.Process(target=serve, args=(
+            theirs, their_prints, folder or self.scratch, self.scratch, nobody, memory,
+            files, cpu, service, arguments))
+        self.process.start()
+        theirs.close()
+        their_prints.close()
+        self.output, self.allowed, self.tail, self.fate = 0, output, b"", ""
+        threading.Thread(target=self.listen, daemon=True).start()
+        try:
+            self.ask(None, start)       # the service is there; the server is too
+        except Ended as end:
+            end.at_start = True
+            raise
+
+    def listen(self):
+        """Keep the last lines of what is printed; too much of it ends the child."""
+        with contextlib.suppress(OSError, EOFError, ValueError):
+            while True:
+                piece = self.prints.recv_bytes() if os.name == "nt" else os.read(
+                    self.prints.fileno(), 1 << 16)
+                if not piece:
+                    return
+                self.output += len(piece)
+                self.tail = (self.tail + piece)[-4000:]
+                if self.output > self.allowed:
+                    self.fate = f"it prints more than {self.allowed >> 20} MB"
+                    self.kill()
+
+    def printed(self):
+        """The last lines of what was printed."""
+        return self.tail.decode("utf-8", "replace")
+
+    def ask(self, request, limit):
+        """-> the answer.   Raises Ended if none comes within so many seconds"""
+        # An answer repeats the request's number, so none can be written in advance.
+        number = secrets.token_hex(8)
+        try:
+            self.pipe.send_bytes(json.dumps([number, request]).encode())
+            if not self.pipe.poll(limit):
+                self.fate = self.fate or f"no result after {limit:g} s; an endless loop?"
+                raise EOFError
+            # Not recv(): it would unpickle, and a pickle can run code here.
+            got, answer = json.loads(self.pipe.recv_bytes(64 << 20))
+            if got != number:
+                raise ValueError
+            return answer
+        except (EOFError, OSError, ValueError, TypeError) as error:
+            self.process.join(1)
+            code = self.process.exitcode
+            if code is None or isinstance(error, (ValueError, TypeError)):
+                self.fate = self.fate or "it wrote into the grader's own pipe"
+            elif code is not None and code < 0:
+                self.fate = self.fate or f"it was ended by {signal.Signals(-code).name}"
+            self.fate = self.fate or f"it ended the process, with status {code}"
+            self.close()
+            last = self.printed().splitlines()[-1:]
+            if code == 1 and last:
+                self.fate += f": {last[0][-200:]}"
+            raise Ended(self.fate) from None
+
+    def kill(self):
+        with contextlib.suppress(OSError, AttributeError):
+            os.killpg(self.process.pid, signal.SIGKILL)     # what it started, too
+        with contextlib.suppress(OSError, AttributeError):
+            self.process.kill()
+
+    def close(self):
+        self.kill()
+        self.process.join()
+        self.pipe.close()
+        self.prints.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+@contextlib.contextmanager
+def ended_in_order():
+    """SIGTERM raises SystemExit here, so that no child is left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def can_be_nobody():
+    """May a child become the user nobody, and can that user still read the packages?"""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return False
+    places = [pathlib.Path(file).resolve().parent
+              for file in (importlib.util.find_spec("torch").origin, os.__file__)]
+    return all(path.stat().st_mode & 0o005 == 0o005
+               for place in places for path in (place, *place.parents))
+
+
+def serve(pipe, prints, folder, scratch, nobody, memory, files, cpu, service, arguments):
+    """The child: first its limits, then the code that they are for."""
+    if hasattr(os, "setsid"):
+        os.setsid()
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, 0)
+        os.dup2(prints.fileno(), 1)
+        os.dup2(prints.fileno(), 2)
+        # The server's own pipes are open here too; nobody may write into them.
+        for number in range(3, 256):
+            if number not in (nothing, pipe.fileno()):
+                with contextlib.suppress(OSError):
+                    os.fstat(number)
+                    os.dup2(nothing, number)
+        sys.stdin, sys.stdout, sys.stderr = (
+            os.fdopen(number, mode, encoding="utf-8", errors="replace", buffering=1)
+            for number, mode in ((0, "r"), (1, "w"), (2, "w")))
+    else:
+        sys.stdin = open(os.devnull)
+        sys.stdout = sys.stderr = open(os.devnull, "w")
+    if nobody:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+    if resource:
+        with open("/proc/self/statm") if os.path.exists("/proc/self/statm") else (
+                contextlib.nullcontext()) as file:
+            now = int(file.read().split()[0]) * resource.getpagesize() if file else 0
+        # The limit on CPU time is for a child whose parent was killed.
+        for kind, most in ((resource.RLIMIT_AS, now + memory if now else None),
+                           (resource.RLIMIT_FSIZE, files), (resource.RLIMIT_CORE, 0),
+                           (resource.RLIMIT_CPU, cpu)):
+            if most is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    resource.setrlimit(kind, (most, most))
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        os.environ[name] = scratch
+    tempfile.tempdir = None
+    sys.dont_write_bytecode = True
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    module, function = service.split(":")
+    answer = getattr(importlib.import_module(module), function)(*arguments)
+    while True:
+        number, request = json.loads(pipe.recv_bytes())
+        result = None if request is None else answer(request)
+        pipe.send_bytes(json.dumps([number, result]).encode())
