@@ -136,17 +136,24 @@ class Folder:
                              f"run")
         self.saving = self.state["saving"]
 
-    def restore(self, restore):
-        """Let restore(state) take what the checkpoint holds.   Raises ValueError"""
+    def restore(self, training):
+        """Give training.restore() the checkpoint; training.state() must then be the same.
+
+        Raises ValueError if it does not fit: its digest only says that somebody wrote it so.
+        """
         try:
-            restore(self.state)
+            training.restore(self.state)
+            state = training.state()
+            saved = {name: self.state[name] for name in state}
+            wrong = "" if content_digest(state) == content_digest(saved) else "other shapes"
         except (KeyError, IndexError, TypeError, AttributeError, RuntimeError,
                 ValueError) as error:
+            wrong = f"{type(error).__name__}: {str(error)[:80]}"
+        if wrong:
             self.metrics.close()
             raise ValueError(f"the checkpoint in {self.path} (last.pt) is whole, but does "
-                             f"not fit this run ({type(error).__name__}: "
-                             f"{str(error)[:80]}); resume it with the version that wrote "
-                             f"it") from None
+                             f"not fit this run ({wrong}); resume it with the version that "
+                             f"wrote it")
 
     def cut_metrics(self):
         """Cut metrics.jsonl back to the lines that the checkpoint counts."""

@@ -376,7 +376,7 @@ def pretrain(args, source):
         folder.compare(settings, args.resume, files, here)
         run = folder.Folder.reopen(args.resume, settings)
         if run.state:
-            run.restore(training.restore)
+            run.restore(training)
     else:
         run = folder.Folder.create(args.out, folder.new_settings(args, source, files, here))
     # A part of the plan ends with a checkpoint, so there is none within it.
