@@ -403,7 +403,7 @@ def train(args, source) -> int:
     else:
         run = folder.Folder.create(args.out, folder.new_settings(args, source, files, here))
     if run.state:
-        run.restore(training.restore)
+        run.restore(training)
     total = sum(map(len, plan))
     session = loop.Loop(run, training.state, total, args.checkpoint_every)
     note = sources.SAMPLE_NOTE if args.data == sources.SAMPLE else ""
