@@ -139,7 +139,7 @@ class Folder:
     def restore(self, training):
         """Give training.restore() the checkpoint; training.state() must then be the same.
 
-        Raises ValueError if it does not fit: its digest only says that somebody wrote it so.
+        Raises ValueError if it does not fit: a digest that is right says nothing of that.
         """
         try:
             training.restore(self.state)

@@ -21,8 +21,9 @@ import torch
 import bert
 import data
 import heads
+import multitask
 import train
-from plumbing import folder, safetensors, sources
+from plumbing import flags, folder, safetensors, sources
 from tests import world
 from tools import analyze, baseline, predict, pretrain, results, table
 from tools.damage import digest_fits, flags_of
@@ -167,7 +168,7 @@ def kinds_of_data(place, tokenizer):
         Kind("test-labels", place("data"), "test-labels.csv",
              lambda path, argv: table.read_test_labels(path)),
         Kind("baseline", place("data"), "quora-train.csv",
-             lambda path, argv: baseline.majority_scores(path)),
+             lambda path, argv: baseline.majority_scores(path, TASKS.values())),
         Kind("pretrain --text CSV", place("data"), "sts-train.csv", lambda path, argv:
              pretrain.read_texts(os.path.join(path, "sts-train.csv"), tokenizer)),
         Kind("pretrain --text", texts, "texts.txt", lambda path, argv:
@@ -327,8 +328,9 @@ def kinds_of_results(place):
 
 def kinds_of_flags(place):
     small = ["--data", place("data"), "--weights", place("bin")]
+    parser = flags.parser(list(TASKS), ["seq", "rr", *multitask.TREATMENTS])
     commands = [
-        (train, train.parser(), [*small, "--out", "FOLDER", "--batch-size", "4"]),
+        (train, parser, [*small, "--out", "FOLDER", "--batch-size", "4"]),
         (pretrain, pretrain.parser(), [
             "--text", place("text/texts.txt"), "--vocab", place("bin/vocab.txt"), "--out",
             "FOLDER", "--hidden", "8", "--layers", "1", "--batch-size", "4"]),
@@ -336,9 +338,9 @@ def kinds_of_flags(place):
     # --record and --render write into this tree.
     never = ("--help", "--download", "--record", "--render")
     return [Kind(f"flags of {module.__name__}", place("empty"), "",
-                 reader(module, arguments), flags=flags_of(parser, never), writes=True,
+                 reader(module, arguments), flags=flags_of(its, never), writes=True,
                  slow=True)
-            for module, parser, arguments in commands]
+            for module, its, arguments in commands]
 
 
 def kinds(root):

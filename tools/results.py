@@ -126,6 +126,7 @@ class Result:
 
 def check_scores(path, scores, *more):
     """A score of one known task or more, their mean, and what else is needed."""
+    reading.check_fields(path, scores, {})
     names = [name for name in known_tasks() if name in scores] or known_tasks()
     reading.check_fields(path, scores, dict.fromkeys([*names, "overall", *more],
                                                      reading.NUMBER))
