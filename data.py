@@ -226,7 +226,8 @@ def parse_number(text: str) -> float:
 
     float() alone would also read "1_0" as 10 and "٣" as 3.
     """
-    return float(text) if NUMBER.fullmatch(text.strip()) else float("nan")
+    text = text.strip()         # also of U+001C, which float() does not take for a blank
+    return float(text) if NUMBER.fullmatch(text) else float("nan")
 
 
 def parse_label(text: str, task, path: str, line: int) -> float:
