@@ -278,8 +278,9 @@ def kinds_of_resumes(place):
                 return "accepted, though the run did not write it"
         for file, check in (("last.pt", same_state), ("args.json", same_settings),
                             ("metrics.jsonl", same_log)):
+            # A run of pre-training looks for its texts before it compares digests.
             found.append(Kind(f"{name}/{file}", place(name), file, resume, check,
-                              writes=True, slow=True))
+                              ("csv", "vocab"), writes=True, slow=True))
     found.append(Kind("young/args.json", place("young"), "args.json",
                       reader(train, ["--resume", "FOLDER"]),
                       names=("--", "csv", "weights", "young"), writes=True, slow=True))

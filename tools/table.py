@@ -42,7 +42,7 @@ def choose(text):
     """"1,4-6" -> those of ROWS.   Raises ValueError"""
     numbers = set()
     for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part.strip())
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
         if not 1 <= first <= last <= len(ROWS):
             raise ValueError(f"--rows {text}: needed numbers from 1 to {len(ROWS)}, such "
@@ -178,9 +178,9 @@ def read_test_labels(where):
     """test-labels.csv: task, id, label, TAB separated.   -> {task name: {id: label}}"""
     path, needed = os.path.join(where, "test-labels.csv"), ["task", "id", "label"]
     if not os.path.exists(path):
-        raise ValueError(f"Table 3 needs the labels of the test sets as {path} (columns "
-                         f"{', '.join(needed)}, TAB separated); give its folder with "
-                         f"--test-labels")
+        raise ValueError(f"--test-labels must be a folder with test-labels.csv, the labels "
+                         f"of the test sets (columns {', '.join(needed)}, TAB separated); "
+                         f"there is no {path}")
     tasks = known_tasks()
     labels, lines = ({name: {} for name in tasks} for _ in range(2))
     for line, (name, example, label) in tsv.read(path, needed):
