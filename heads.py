@@ -322,7 +322,7 @@ class MultitaskBert(nn.Module):
             raise FileNotFoundError(f"needed the best/ folder of a run; there is no {path}")
         settings = checkpoint.read_json(path).get("multitask")
         if settings is None:
-            raise ValueError(f"{folder} holds an encoder without heads; give the best/ "
+            raise ValueError(f"{path} describes an encoder without heads; give the best/ "
                              f"folder of a run")
         known = {"con": (False, True), "hlh": (False, True), "pool": ("cls", "mean"),
                  "sst_loss": ("ce", "mse"), "sts_loss": ("ce", "mse")}
@@ -347,11 +347,11 @@ class MultitaskBert(nn.Module):
         wanted = {f"heads.{name}": p for name, p in model.heads.state_dict().items()}
         tensors = safetensors.load(path, wanted)
         for name, p in wanted.items():
-            found = list(tensors[name].shape) if name in tensors else "none"
-            if found != list(p.shape):
+            if name not in tensors:
                 raise ValueError(f"{path}: by config.json {name} must be {list(p.shape)}, "
-                                 f"got {found}")
-            p.copy_(tensors[name])
+                                 f"got none")
+            checkpoint.check(path, name, tensors[name], p.shape)
+            p.copy_(checkpoint.finite(path, name, tensors[name]))
         return model.to(device).eval()
 
     def blocks(self) -> list[optim.Block]:

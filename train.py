@@ -28,6 +28,8 @@ try:
     import torch
 except ImportError as missing:
     sys.exit(f"{missing.name} is not installed; needed: pip install -r requirements.txt")
+except KeyboardInterrupt:
+    sys.exit(130)
 
 import bert
 import data
@@ -35,7 +37,7 @@ import heads
 import multitask
 import optim
 import smart
-from plumbing import command, flags, folder, loop, machine, plugins, sources
+from plumbing import command, flags, folder, loop, machine, plugins, reading, sources
 from plumbing.progress import clock
 
 # --- 4.3 Table 1 ---
@@ -83,6 +85,11 @@ TABLE_1 = [
 SAMPLE_ROW = Row("the sample", epochs=8, lr=2e-3, warmup=0.1, pool="mean")
 
 
+def parser():
+    return flags.parser([task.name for task in heads.tasks()],
+                        ["seq", "rr", *multitask.TREATMENTS])
+
+
 def parse(argv=None):
     """argv -> (args, {name: "given" | "Table 1, …" | "the sample's" | "default"}).
 
@@ -91,8 +98,7 @@ def parse(argv=None):
     A bad flag ends the program with status 2; raises ValueError if no data or weights are
     found.
     """
-    names = [task.name for task in heads.tasks()]
-    p = flags.parser(names, ["seq", "rr", *multitask.TREATMENTS])
+    p = parser()
     args = p.parse_args(argv)
     source = flags.given(p, argv)
     row, origin = Row("default"), "default"
@@ -352,9 +358,10 @@ def predict(path, training, best):
     os.makedirs(path, exist_ok=True)
     for split in ("dev", "test"):
         for name, (predictions, _) in training.evaluate(model, split).items():
-            data.write_predictions(os.path.join(path, f"{name}-{split}-output.csv"),
-                                   model.tasks[name], training.sets[split][name].ids,
-                                   predictions)
+            file = os.path.join(path, f"{name}-{split}-output.csv")
+            with folder.naming(file):
+                data.write_predictions(file, model.tasks[name],
+                                       training.sets[split][name].ids, predictions)
 
 
 # --- 4.4 One run ---
@@ -366,9 +373,11 @@ def train(args, source) -> int:
     """
     settings = None
     if args.resume:
-        values, settings = folder.resumed(vars(args), source, args.resume)
+        values, settings = folder.resumed(vars(args), source, args.resume, parser())
         args = argparse.Namespace(**{**values, "resume": args.resume})
-        if os.path.exists(os.path.join(args.resume, "result.json")):
+        result = os.path.join(args.resume, "result.json")
+        if os.path.exists(result):
+            reading.read_json(result, {"dev": dict})        # an empty one is no result
             print(f"the run in {args.resume} is finished; its scores are in result.json")
             return 0
     methods = [args.option, *(name for name in ("smart", "con", "hlh")
@@ -394,7 +403,7 @@ def train(args, source) -> int:
     else:
         run = folder.Folder.create(args.out, folder.new_settings(args, source, files, here))
     if run.state:
-        training.restore(run.state)
+        run.restore(training)
     total = sum(map(len, plan))
     session = loop.Loop(run, training.state, total, args.checkpoint_every)
     note = sources.SAMPLE_NOTE if args.data == sources.SAMPLE else ""

@@ -223,7 +223,7 @@ def test_4_1_ids__stand_in_one_line():
 
 
 def test_4_1_labels__plain_decimal_numbers_alone():
-    texts = ["3 ", " 2.75", "+1", "5.", ".5", "1e0", "5e-05", "0.0"]
+    texts = ["3 ", " 2.75", "+1", "5.", ".5", "1e0", "5e-05", "0.0\x1c"]
     got, _ = load(rows(*(f"0\tx{i}\ta\tb\t{text}" for i, text in enumerate(texts))))
     assert_close(got.labels, [3, 2.75, 1, 5, .5, 1, 5e-5, 0])
     for text in ("٣", "1_0", "nan", "inf", "2,5", "0x1", "1e999", "-1", "5.01", "three"):
