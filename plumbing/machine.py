@@ -43,7 +43,7 @@ def memory_asked(error) -> str | None:
 
 
 def choose_precision(amp, device, smallest_change=1.0):
-    """--amp -> (a context for forward passes, a line that says why).
+    """--amp -> (a function that makes the context of a forward pass, why it was chosen).
 
     smallest_change: size of the smallest change to x that must survive rounding.
     """
