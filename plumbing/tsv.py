@@ -17,8 +17,10 @@ import warnings
 
 OTHER_SEPARATORS = {",": "commas", ";": "semicolons", "|": "bars"}
 TO_TABS = ("import csv,sys;p=sys.argv[1];csv.field_size_limit(2**31-1);"
-           "r=[*csv.reader(open(p,encoding='{encoding}',newline=''),delimiter='{separator}')];"
-           "csv.writer(open(p,'w',encoding='utf-8',newline=''),delimiter='\\t').writerows(r)")
+           "f=open(p,encoding='{encoding}',newline='');"
+           "r=[*csv.reader(f,delimiter='{separator}')];"
+           "f=open(p,'w',encoding='utf-8',newline='');"
+           "csv.writer(f,delimiter='\\t').writerows(r)")
 TO_UTF8 = ("import sys;p=sys.argv[1];t=open(p,encoding='{encoding}',newline='').read();"
            "open(p,'w',encoding='utf-8',newline='').write(t)")
 

@@ -40,7 +40,8 @@ class bert:
         def forward(self, x, attention_mask=None):
             q, k, v = [self.split_heads(f(x)) for f in (self.query, self.key, self.value)]
             p = self.attention_dropout if self.training else 0.0
-            heads = attention(q, k, v, attention_mask=attention_mask, dropout=p)  # noqa: F821
+            heads = attention(  # noqa: F821
+                q, k, v, attention_mask=attention_mask, dropout=p)
             heads = torch.cat([heads[:, a] for a in range(self.num_heads)], -1)
             x = self.attention_norm(self.dropout(self.attention_dense(heads)) + x)
             h = self.intermediate(x)
