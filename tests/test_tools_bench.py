@@ -1,5 +1,7 @@
 """tools/bench.py."""
 
+import dataclasses
+import functools
 import os
 import pathlib
 import tempfile
@@ -15,7 +17,7 @@ import smart
 from tests import ROOT
 from tests.checks import assert_close, assert_equal
 from tests.world import SMALL, gram_of, run_tool, tiny_world
-from tools import bench, timing
+from tools import bench, memory, timing
 
 
 def test_tools_bench__both_sides_of_surgery_and_vaccine_compute_the_same():
@@ -101,3 +103,38 @@ def test_tools_bench__our_side_takes_the_step_of_train():
 def test_tools_bench__words_that_name_no_measurement_are_refused():
     _, _, errors = run_tool(bench, "nonsense")
     assert "nonsense" in errors and "adamw" in errors
+
+
+def test_tools_bench__activations_of_any_shape_follow_from_four_counts():
+    # Counted on one and two layers with one and two rows; looked at with four and five.
+    folder, weights = tiny_world()
+    setup = bench.Setup(folder, weights, "cpu")
+    config = dataclasses.replace(setup.shapes["weights"], num_hidden_layers=4)
+    for case in memory.CASES.values():
+        for precision in (timing.FLOAT32, timing.BFLOAT16):
+            make = functools.partial(bench.ours_of, setup, case, precision)
+            ours = make(config)
+            counted = memory.saved_bytes(ours, memory.batch_of(5, 12, setup.device))
+            assert counted > 1000
+            assert_close(memory.activations(make, config, rows=5, length=12) / counted, 1,
+                         .01, f"{case.flags}, {precision.name}")
+            numbers = memory.numbers(config, case, setup.tokenizer)
+            assert_equal(numbers["θ"], ours.flat.theta.nbytes)
+            assert_equal(numbers["G"], ours.flat.G.nbytes)
+            assert_equal("θ̃" in numbers, ours.training.teacher is not None)
+
+
+def test_tools_bench__memory_says_which_gpu_has_room():
+    def line(computed, measured=None):
+        return timing.Memory("S", "rr", "float32", computed, {"θ": computed}, measured)
+    assert_equal([line(size).fits for size in (4.5, 4.6, 6.4, 13, 20, 21)],
+                 [6, 8, 16, 16, 24, None])       # 1.1 times as much, and 1 GB
+    result = timing.Result("M", 3, {"memory": [line(4.0, 4.2), line(30.0)],
+                                    "a": [timing.Line("a", "x", .5, 2.0, 5.0, 1.0)]}, {})
+    table = result.markdown()
+    assert "| S | rr | float32 | 4.00 | θ 4.00 | 4.20 (1.05) | 6 GB |" in table
+    assert "| 30.00 | θ 30.00 |  | none of these |" in table
+    assert "| a | x | 2 | 5 | 0.40 |" in table
+    path = os.path.join(tempfile.mkdtemp(), "bench")
+    result.write(path)
+    assert_equal(timing.Result.read(path + ".json"), result)

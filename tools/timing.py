@@ -55,9 +55,42 @@ class Skipped:
         return [self.what, *[""] * 7, f"skipped: {self.skipped}"]
 
 
+@dataclasses.dataclass
+class Memory:
+    """GB that an update needs, computed, and measured where the machine has room."""
+    shape: str
+    flags: str
+    precision: str              # of the forward passes
+    computed: float
+    parts: dict                 # {name: GB}
+    measured: float | None
+
+    FITS = (6, 8, 16, 24)       # GB of common GPUs
+    RESERVED = 1.0              # GB that libraries and gaps take there
+
+    @property
+    def fits(self):
+        """The smallest of FITS that has room; None if none has."""
+        return next((size for size in self.FITS
+                     if self.computed * 1.1 + self.RESERVED <= size), None)
+
+    def cells(self):
+        measured = "" if self.measured is None else (
+            f"{self.measured:.2f} ({self.measured / self.computed:.2f})")
+        return [self.shape, self.flags, self.precision, f"{self.computed:.2f}",
+                " + ".join(f"{name} {size:.2f}" for name, size in self.parts.items()),
+                measured, f"{self.fits} GB" if self.fits else "none of these"]
+
+
 def digits(value):
     """Three digits: 0.0852, 2.71, 427"""
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def table(header, lines):
+    """-> the lines of a Markdown table, and an empty one"""
+    return [f"| {' | '.join(header)} |", "|---" * len(header) + "|",
+            *(f"| {' | '.join(line.cells())} |" for line in lines), ""]
 
 
 @dataclasses.dataclass
@@ -72,20 +105,28 @@ class Result:
     def read(cls, path):
         with open(path, encoding="utf-8") as file:
             result = cls(**json.load(file))
-        result.lines = {name: [Skipped(**line) if "skipped" in line else Line(**line)
-                               for line in lines] for name, lines in result.lines.items()}
+        def made(line):
+            kind = next((kind for word, kind in (("skipped", Skipped), ("parts", Memory))
+                         if word in line), Line)
+            return kind(**line)
+        result.lines = {name: [made(line) for line in lines]
+                        for name, lines in result.lines.items()}
         return result
 
     def markdown(self):
-        """The table, for a file and for the documentation."""
-        header = ["what", "against", "ours", "theirs", "ratio", "target", "roofline",
-                  "ours / roofline", ""]
-        about = (f"{self.machine}. Seconds unless said otherwise; medians of "
-                 f"{self.repeats}; a missed target in bold.")
-        lines = [about, "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-        lines += [f"| {' | '.join(line.cells())} |"
-                  for measured in self.lines.values() for line in measured]
-        return "\n".join(lines) + "\n"
+        """The tables, for a file and for the documentation."""
+        every = [line for measured in self.lines.values() for line in measured]
+        memory = [line for line in every if isinstance(line, Memory)]
+        lines = [f"{self.machine}. Seconds unless said otherwise; medians of "
+                 f"{self.repeats}; a missed target in bold.", ""]
+        if len(memory) < len(every):
+            lines += table(["what", "against", "ours", "theirs", "ratio", "target",
+                            "roofline", "ours / roofline", ""],
+                           [line for line in every if not isinstance(line, Memory)])
+        if memory:
+            lines += table(["model", "flags", "forward passes in", "GB, computed", "of it",
+                            "measured (by computed)", "fits a GPU of"], memory)
+        return "\n".join(lines).rstrip() + "\n"
 
     def write(self, path):
         """PATH.json and PATH.md"""
@@ -177,6 +218,18 @@ def process_memory(device, entry):
         return torch.cuda.max_memory_allocated()
     with open("/proc/self/status") as file:
         return next(1024 * int(line.split()[1]) for line in file if entry in line)
+
+
+def free_memory(device):
+    """Bytes that this process could still get, or nearly."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as file:
+            return next(1024 * int(line.split()[1]) for line in file
+                        if line.startswith("MemAvailable"))
+    except OSError:
+        return 0
 
 
 class Machine:
