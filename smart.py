@@ -166,18 +166,19 @@ def bregman(logits, teacher_logits, divergence):
 
 # --- 3.5 Both steps together ---
 
-def objective(model, task, batch, settings, teacher=None):
+def objective(model, task, batch, settings, teacher=None, randn_like=torch.randn_like):
     """𝓕(θ) = 𝓛(θ) + λ_s R_s(θ) + μ D_Breg(θ, θ̃).   [report 3.5]
 
     model: embed(batch) -> x, and logits(task, x, batch); task: loss and divergence;
     settings: a Settings. A term whose weight is 0, or that has no teacher, costs nothing.
+    randn_like draws the noise.
     Returns (𝓕, the terms without their weights: {"loss", "smooth", "bregman"}).
     """
     use_teacher = teacher is not None and settings.bregman_weight > 0
     device, parts = batch.input_ids.device, {}
     embed_state = random_state(device)
     x = model.embed(batch)                                          # [R, T, H]
-    noise = settings.eps * torch.randn_like(x) if settings.weight else None
+    noise = settings.eps * randn_like(x) if settings.weight else None
     encode_state = random_state(device)
     if settings.weight:
         logits, parts["smooth"] = smoothness(

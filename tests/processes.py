@@ -1,0 +1,129 @@
+"""Runs of train.py by several processes, without torchrun's seconds for each import.
+
+A server imports train.py once. For each run it forks N children, which get the environment
+that torchrun would give them. It is a process of its own, since a process that has made a
+backward pass cannot fork others that make one.
+"""
+
+import atexit
+import contextlib
+import functools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def run(world, *flags, at=None, limit=50):
+    """`train.py FLAGS` on the tiny world by `world` processes, dev in batches of 5.
+
+    at: {"rank": r, "call": "multitask.treat", "number": n, "signal": s}: rank r sends
+    itself a signal when it calls that function for the n-th time; all ranks do without
+    "rank". Returns the ranks' exit statuses, minus the signal's number for one that a
+    signal has ended, and what they print: (statuses, stdout, stderr).
+    """
+    request = {"world": world, "flags": list(map(str, flags)), "at": at, "limit": limit}
+    child = server()
+    child.stdin.write(json.dumps(request) + "\n")
+    child.stdin.flush()
+    answer = json.loads(child.stdout.readline())
+    return answer["statuses"], answer["stdout"], answer["stderr"]
+
+
+@functools.cache
+def server():
+    child = subprocess.Popen([sys.executable, "-c", "from tests import processes; "
+                              "processes.serve()"], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    atexit.register(child.terminate)
+    return child
+
+
+def serve():
+    import torch._dynamo  # noqa: F401   the first optimizer imports it, which takes seconds
+
+    import heads
+    import train  # noqa: F401
+    torch.set_num_threads(1)
+    heads.all_logits = functools.partial(heads.all_logits, batch_size=5)
+    for line in sys.stdin:
+        print(json.dumps(answer(**json.loads(line))), flush=True)
+
+
+def answer(world, flags, at, limit):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        children = []
+        for rank in range(world):
+            child = os.fork()
+            if child == 0:
+                os.dup2(out.fileno(), 1)
+                os.dup2(errors.fileno(), 2)
+                os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_PORT=str(
+                    port), MASTER_ADDR="localhost", LOCAL_RANK=str(rank))
+                work(rank, flags, at)
+            children.append(child)
+        statuses = {}
+        end = time.monotonic() + limit
+        while len(statuses) < world:
+            for rank, child in enumerate(children):
+                if rank not in statuses:
+                    ended, status = os.waitpid(child, os.WNOHANG)
+                    if ended:
+                        statuses[rank] = os.waitstatus_to_exitcode(status)
+            time.sleep(0.01)
+            if time.monotonic() > end:
+                for rank, child in enumerate(children):
+                    if rank not in statuses:
+                        os.kill(child, signal.SIGKILL)
+                        os.waitpid(child, 0)
+                        statuses[rank] = "hangs"
+        texts = []
+        for file in (out, errors):
+            file.seek(0)
+            texts.append(file.read().decode())
+    return {"statuses": [statuses[rank] for rank in range(world)], "stdout": texts[0],
+            "stderr": texts[1]}
+
+
+def work(rank, flags, at):
+    """A child's whole life."""
+    import train
+    status = 1
+    try:
+        if at and at.get("rank", rank) == rank:
+            signal_at(**at)
+        sys.argv = ["train.py", *flags]
+        status = train.main(flags)
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        import traceback
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status or 0)
+
+
+def signal_at(call, number, signal, rank=None):
+    """Make the number-th call of "module.function" begin with a signal."""
+    import importlib
+    name, function = call.rsplit(".", 1)
+    module = importlib.import_module(name)
+    original, count = getattr(module, function), iter(range(1, 10 ** 6))
+
+    def called(*args, **more):
+        if next(count) == number:
+            os.kill(os.getpid(), signal)
+        return original(*args, **more)
+    setattr(module, function, called)
