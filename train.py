@@ -167,8 +167,8 @@ class Training:
         """A task's loss with its SMART terms.   [report 3.5]   -> (scalar, {name: scalar})
 
         The scalar is multiplied by the task's weight, what is logged is not. with_ratio
-        logs smart.gradient_ratio() too; randn_like draws SMART's noise. Matrix products may run in bfloat16; θ, G and AdamW
-        never do.
+        logs smart.gradient_ratio() too; randn_like draws SMART's noise. Matrix products may
+        run in bfloat16; θ, G and AdamW never do.
         """
         with self.autocast():
             total, parts = smart.objective(self.model, self.model.tasks[name], batch,

@@ -23,6 +23,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,15 +37,16 @@ from plumbing.files import content_digest
 class Here:
     """This process among all."""
     rank: int = 0
-    world: int = 1                          # N
-    store: dist.Store | None = None         # small notes, readable when nothing else works
-    stderr: io.TextIOBase | None = None     # the real one; sys.stderr may be a Held
-    path: str = ""                          # of the run's folder, once it is open
-    between: Callable = lambda: None        # called between two items of share()
-    lost: bool = False                      # has another process ended?
+    world: int = 1              # N
+    store: Any = None           # a torch Store: small notes, when nothing else works
+    stderr: Any = None          # the real one; sys.stderr may be a Held
+    path: str = ""              # of the run's folder, once it is open
+    between: Callable = lambda: None    # called between two items of share()
+    lost: bool = False          # has another process ended?
 
 
 here = Here()
+PATIENCE = 10.0     # seconds that rank 0 has to say what is wrong, before another rank does
 
 
 def first() -> bool:
@@ -141,7 +143,7 @@ def about(batch_size: int, G, regions) -> str:
         return ""
     size = G[:, trained(regions)].numel() * G.element_size()
     return (f"  {here.world} processes, which share the {batch_size} examples of a batch; "
-            f"{size / 1e6:,.1f} MB are added up over them in each update\n")
+            f"{size / 1e6:,.2f} MB are added up over them in each update\n")
 
 
 # --- Evaluation ---
@@ -292,7 +294,8 @@ def device_name(name: str) -> str:
     if here.world == 1:
         return name
     if name in ("auto", "cuda") and torch.cuda.is_available():
-        local, number = int(os.environ.get("LOCAL_RANK", here.rank)), torch.cuda.device_count()
+        local = int(os.environ.get("LOCAL_RANK", here.rank))
+        number = torch.cuda.device_count()
         if local >= number:
             raise ValueError(f"needed a GPU for each process, this machine has {number}; "
                              f"use torchrun --nproc-per-node {number}, or --device cpu")
@@ -369,7 +372,7 @@ def together():
         here.lost = True
         # Now, not at the end of the program: torchrun is about to end this process too.
         status, why = 1, console.printable(str(error).split("\n")[0], 120)
-        if not may_speak(1):
+        if not may_speak(PATIENCE / 10):
             with contextlib.suppress(RuntimeError):
                 status = int(here.store.get("status")) if here.store.check(["status"]) else 1
         else:
@@ -395,7 +398,7 @@ def tell(status: int):
     """Before this rank ends by itself: let its message through, or keep it back."""
     with contextlib.suppress(RuntimeError):
         here.store.set("status", str(status))
-    speaks, held = may_speak(10), sys.stderr
+    speaks, held = may_speak(PATIENCE), sys.stderr
     sys.stderr = here.stderr if speaks else Held()
     if speaks and isinstance(held, Held):
         sys.stderr.write(held.text[held.text.rstrip().rfind("\n") + 1:])

@@ -11,7 +11,6 @@ import functools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,9 +23,10 @@ def run(world, *flags, at=None, limit=50):
     """`train.py FLAGS` on the tiny world by `world` processes, dev in batches of 5.
 
     at: {"rank": r, "call": "multitask.treat", "number": n, "signal": s}: rank r sends
-    itself a signal when it calls that function for the n-th time; all ranks do without
-    "rank". Returns the ranks' exit statuses, minus the signal's number for one that a
-    signal has ended, and what they print: (statuses, stdout, stderr).
+    itself a signal when it calls that function for the n-th time, or raises a ValueError if
+    there is none; all ranks do without "rank". {rank} in a flag is the rank's number.
+    Returns (statuses, stdout, stderr), all ranks' output in one text. The exit status of a
+    rank that a signal has ended is minus the signal's number.
     """
     request = {"world": world, "flags": list(map(str, flags)), "at": at, "limit": limit}
     child = server()
@@ -50,16 +50,22 @@ def serve():
 
     import heads
     import train  # noqa: F401
+    from plumbing import ranks
+    with contextlib.suppress(ImportError):
+        import torchjd.aggregation  # noqa: F401
     torch.set_num_threads(1)
+    ranks.PATIENCE = 3.0
     heads.all_logits = functools.partial(heads.all_logits, batch_size=5)
     for line in sys.stdin:
+        # As in torchrun, the store outlives the ranks.
+        store = torch.distributed.TCPStore("localhost", 0, is_master=True,
+                                           wait_for_workers=False)
+        os.environ.update(MASTER_PORT=str(store.port), MASTER_ADDR="localhost",
+                          TORCHELASTIC_USE_AGENT_STORE="True")
         print(json.dumps(answer(**json.loads(line))), flush=True)
 
 
 def answer(world, flags, at, limit):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         children = []
         for rank in range(world):
@@ -67,8 +73,8 @@ def answer(world, flags, at, limit):
             if child == 0:
                 os.dup2(out.fileno(), 1)
                 os.dup2(errors.fileno(), 2)
-                os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_PORT=str(
-                    port), MASTER_ADDR="localhost", LOCAL_RANK=str(rank))
+                os.environ.update(RANK=str(rank), WORLD_SIZE=str(world),
+                                  LOCAL_RANK=str(rank))
                 work(rank, flags, at)
             children.append(child)
         statuses = {}
@@ -97,10 +103,10 @@ def answer(world, flags, at, limit):
 def work(rank, flags, at):
     """A child's whole life."""
     import train
-    status = 1
+    status, flags = 1, [flag.replace("{rank}", str(rank)) for flag in flags]
     try:
         if at and at.get("rank", rank) == rank:
-            signal_at(**at)
+            fail_at(**at)
         sys.argv = ["train.py", *flags]
         status = train.main(flags)
     except SystemExit as end:
@@ -115,8 +121,8 @@ def work(rank, flags, at):
         os._exit(status or 0)
 
 
-def signal_at(call, number, signal, rank=None):
-    """Make the number-th call of "module.function" begin with a signal."""
+def fail_at(call, number, signal=None, rank=None):
+    """Make the number-th call of "module.function" begin with a signal, or a mistake."""
     import importlib
     name, function = call.rsplit(".", 1)
     module = importlib.import_module(name)
@@ -124,6 +130,8 @@ def signal_at(call, number, signal, rank=None):
 
     def called(*args, **more):
         if next(count) == number:
+            if signal is None:
+                raise ValueError(f"rank {rank} has no such file")
             os.kill(os.getpid(), signal)
         return original(*args, **more)
     setattr(module, function, called)
