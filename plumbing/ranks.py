@@ -104,8 +104,8 @@ def summed(losses: dict, G, rows, regions) -> dict:
     """Add up over all ranks: the losses, and in place these rows of G, where it is trained.
 
     losses: {name: number}, the same names on all ranks; G [K, P]; rows: their numbers,
-    which follow one another; regions: multitask.regions(). Trap: before the Gram matrix is formed. The treatments are not
-    linear: treated parts do not add up to the treated whole.
+    which follow one another; regions: multitask.regions(). Trap: before the Gram matrix is
+    formed. The treatments are not linear: treated parts don't add up to the treated whole.
     """
     if here.world == 1:
         return losses
@@ -374,7 +374,8 @@ def together():
         status, why = 1, console.printable(str(error).split("\n")[0], 120)
         if not may_speak(PATIENCE / 10):
             with contextlib.suppress(RuntimeError):
-                status = int(here.store.get("status")) if here.store.check(["status"]) else 1
+                if here.store.check(["status"]):
+                    status = int(here.store.get("status"))
         else:
             more = f"; to continue: {command()} --resume {here.path}" if here.path else ""
             here.stderr.write(f"train.py: another process of this run has ended, so all do "
