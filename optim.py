@@ -2,7 +2,7 @@
 
     3.1    AdamW: the optimizer, in the course's form; FusedAdamW: the same, faster
     3.3    Block, FlatParameters: θ, the task gradients G, their inner products
-    4.3    learning_rate_factor(): linear warm-up and decay
+    4.3    learning_rate_factor(): linear warm-up and decay;  LossScale: for float16
 
 Symbols: P parameters in all, K task gradients held side by side.
     θ   theta [P]     all parameters of the model
@@ -264,7 +264,54 @@ class FlatParameters:
             leaf.parameter.grad = self.G[0, leaf.span] if leaf.block in used else None
 
 
-# --- 4.3 Learning rate ---
+# --- 4.3 float16 and learning rate ---
+
+class LossScale:
+    """The factor s of every loss, which keeps gradients in float16's range.   [Micikevicius
+    et al. 2018, sec. 3.2]
+
+        s ← s / 2    after a step whose gradient was not finite, which is skipped
+        s ← 2 s      after PATIENCE finite steps in a row
+
+    float16 turns gradients below 6e-8 into 0. value is s, always a power of 2, so that
+    scaling rounds nothing; without float16 it is 1, and stays.
+    Why not torch's GradScaler: it reads and writes all gradients once more, and only looks
+    at what the optimizer gets, when the vaccine's targets have already moved. The Gram
+    matrix shows what is not finite, and treat() divides its K × K numbers by s², and the
+    coefficients of the update by s: scaling costs no pass over P numbers.
+    """
+
+    # LARGEST: twenty skipped steps, which count as divergence, lead from there to s = 1.
+    START, LARGEST, PATIENCE = 2.0 ** 16, 2.0 ** 20, 2000
+
+    def __init__(self, float16):
+        self.float16, self.value, self.finite_steps = float16, 1.0, 0
+        if float16:
+            self.value = self.START
+
+    def update(self, skipped):
+        """After each step; skipped: was its gradient not finite?"""
+        if not self.float16:
+            return
+        self.finite_steps = 0 if skipped else self.finite_steps + 1
+        if skipped:
+            self.value /= 2
+        elif self.finite_steps == self.PATIENCE:
+            self.value, self.finite_steps = min(2 * self.value, self.LARGEST), 0
+
+    def log(self) -> dict:
+        return {"loss_scale": self.value} if self.float16 else {}
+
+    def state(self) -> dict | None:
+        return ({"value": self.value, "finite_steps": self.finite_steps} if self.float16
+                else None)
+
+    def restore(self, state):
+        """What state() returned; a run that goes on in another precision starts anew."""
+        if self.float16 and state is not None:
+            self.value, self.finite_steps = state["value"], state["finite_steps"]
+
+
 
 def learning_rate_factor(step: int, total: int, warmup: float) -> float:
     """What the learning rate is multiplied by in update `step` (0, 1, …) of `total`.

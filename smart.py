@@ -166,11 +166,12 @@ def bregman(logits, teacher_logits, divergence):
 
 # --- 3.5 Both steps together ---
 
-def objective(model, task, batch, settings, teacher=None):
+def objective(model, task, batch, settings, teacher=None, scale=1.0):
     """𝓕(θ) = 𝓛(θ) + λ_s R_s(θ) + μ D_Breg(θ, θ̃).   [report 3.5]
 
     model: embed(batch) -> x, and logits(task, x, batch); task: loss and divergence;
-    settings: a Settings. A term whose weight is 0, or that has no teacher, costs nothing.
+    settings: a Settings; scale: see below. A term whose weight is 0, or that has no
+    teacher, costs nothing.
     Returns (𝓕, the terms without their weights: {"loss", "smooth", "bregman"}).
     """
     use_teacher = teacher is not None and settings.bregman_weight > 0
@@ -180,9 +181,13 @@ def objective(model, task, batch, settings, teacher=None):
     noise = settings.eps * torch.randn_like(x) if settings.weight else None
     encode_state = random_state(device)
     if settings.weight:
-        logits, parts["smooth"] = smoothness(
-            lambda x: model.logits(task, x, batch), x, task.divergence, settings.eps,
-            settings.steps, batch.attention_mask, noise)
+        # ∂ℓ_s/∂δ is tiny, and float16 would turn it into 0: hence scale · ℓ_s. Its length
+        # does not matter, as smoothness() divides it by ‖g‖_∞.
+        logits, scaled = smoothness(
+            lambda x: model.logits(task, x, batch), x,
+            lambda a, b: scale * task.divergence(a, b), settings.eps, settings.steps,
+            batch.attention_mask, noise)
+        parts["smooth"] = scaled / scale
     else:
         logits = model.logits(task, x, batch)
     total = parts["loss"] = task.loss(logits, batch.labels)

@@ -42,29 +42,48 @@ def memory_asked(error) -> str | None:
     return found.group(1) if found else "more bytes than there are"
 
 
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+NAMES = {"bf16": "bfloat16", "fp16": "float16"}
+# Smaller changes of x are lost: 1 + 1e-5 is 1 in bfloat16, which has 8 bits, as in float16,
+# which has 11. Measured: docs/devices.md.
+SMALLEST_CHANGE = {"bf16": 1e-2, "fp16": 1e-3}
+
+
+def is_float16(autocast, device) -> bool:
+    """Do forward passes in the context that autocast() makes compute in float16?"""
+    with autocast():
+        return (torch.is_autocast_enabled(device.type)
+                and torch.get_autocast_dtype(device.type) == torch.float16)
+
+
 def choose_precision(amp, device, smallest_change=1.0):
     """--amp -> (a function that makes the context of a forward pass, why it was chosen).
 
-    smallest_change: size of the smallest change to x that must survive rounding.
+    smallest_change: size of the smallest change to x that must survive rounding. With
+    float16 losses must be scaled: see is_float16().
     """
-    def bfloat16():
-        return torch.autocast(device.type, torch.bfloat16)
+    def autocast(dtype):
+        return lambda: torch.autocast(device.type, dtype)
 
-    if amp == "bf16":
-        return bfloat16, "bfloat16 autocast (given)"
+    if amp in HALVES:
+        return autocast(HALVES[amp]), f"{NAMES[amp]} autocast (given)"
     if amp == "off":
         return contextlib.nullcontext, "float32 (given)"
-    if smallest_change < 1e-2:       # 1 + 1e-5 is 1 in bfloat16, which has 8 bits
-        return contextlib.nullcontext, f"float32 (--smart-eps {smallest_change:g} needs it)"
     if device.type == "cuda":
         # Trap: without this a T4, the free GPU, says yes: it emulates, in float32's time.
         has = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
+    elif device.type == "cpu":
         has = any(getattr(torch.cpu, f"_is_{unit}_supported", lambda: False)()
                   for unit in ("avx512_bf16", "amx_tile"))
-    if has:
-        return bfloat16, f"bfloat16 autocast (this {device.type} has it)"
-    return contextlib.nullcontext, f"float32 (this {device.type} has no bfloat16)"
+    else:
+        return contextlib.nullcontext, f"float32 (16 bits on {device.type} are untried)"
+    why = f"this {device.type} has {'it' if has else 'no bfloat16'}"
+    if not has and device.type == "cpu":        # where float16 is slower than float32
+        return contextlib.nullcontext, f"float32 ({why})"
+    amp = "bf16" if has else "fp16"
+    if smallest_change < SMALLEST_CHANGE[amp]:
+        return contextlib.nullcontext, f"float32 (--smart-eps {smallest_change:g} needs it)"
+    return autocast(HALVES[amp]), f"{NAMES[amp]} autocast ({why})"
 
 
 def description(device, precision):
