@@ -97,21 +97,25 @@ class FusedAdamW(AdamW):
 
     One pass over θ, g, m and v instead of six: a quarter of the time and no temporary
     copies. torch's kernel divides by √v / √(1 - β₂ᵗ) + eps. If it gets eps / √(1 - β₂ᵗ)
-    instead of eps, that equals AdamW's equation up to rounding.
+    instead of eps, that equals AdamW's equation up to rounding. On a device for which torch
+    has no such kernel, it is AdamW itself.
     """
 
     def update(self, p, g, m, v, t, group):
         beta1, beta2 = group["betas"]
-        eps = group["eps"]
+        eps, count = group["eps"], t
         if group["correct_bias"]:
             eps /= math.sqrt(1 - beta2 ** t)
         else:
-            t = math.inf        # β^∞ = 0: the kernel has nothing to correct
-        # The kernel's caller counts the step before it takes it, hence t - 1.
-        step = torch.tensor(t - 1.0, dtype=torch.float32, device=p.device)
-        adamw(  # weight_decay is 0 here: torch would decay before the step
-            [p], [g], [m], [v], [], [step], fused=True, amsgrad=False, beta1=beta1,
-            beta2=beta2, lr=group["lr"], weight_decay=0.0, eps=eps, maximize=False)
+            count = math.inf    # β^∞ = 0: the kernel has nothing to correct
+        # The kernel's caller counts the step before it takes it, hence - 1.
+        step = torch.tensor(count - 1.0, dtype=torch.float32, device=p.device)
+        try:
+            adamw(  # weight_decay is 0 here: torch would decay before the step
+                [p], [g], [m], [v], [], [step], fused=True, amsgrad=False, beta1=beta1,
+                beta2=beta2, lr=group["lr"], weight_decay=0.0, eps=eps, maximize=False)
+        except NotImplementedError:
+            super().update(p, g, m, v, t, group)
 
 
 # --- 3.3 θ and the task gradients as vectors ---
@@ -218,16 +222,19 @@ class FlatParameters:
         first, last = min(rows), max(rows) + 1
         chosen = np.ix_([row - first for row in rows], [row - first for row in rows])
         k = last - first
-        sums = torch.zeros(len(spans), k, k, dtype=torch.float64, device=self.G.device)
-        for r, span in enumerate(spans):
+        parts = []
+        for span in spans:
             n = (span.stop - span.start) // self.CHUNK
             middle = span.start + n * self.CHUNK
             whole = self.G[first:last, span.start:middle].view(k, n, self.CHUNK)
             whole = whole.transpose(0, 1)                           # [n, k, CHUNK]
             rest = self.G[first:last, middle:span.stop]             # [k, < CHUNK]
             # One batched product, whose n chunks all cores share.
-            sums[r] = torch.bmm(whole, whole.mT).double().sum(0) + (rest @ rest.T).double()
-        grams = np.stack([gram[chosen] for gram in sums.cpu().numpy()])
+            parts += [torch.bmm(whole, whole.mT), (rest @ rest.T)[None]]
+        # On the host: Apple's GPUs have no float64.
+        sums = torch.cat(parts).cpu().double().split([len(part) for part in parts])
+        grams = np.stack([(whole.sum(0) + rest[0]).numpy()[chosen]
+                          for whole, rest in zip(sums[::2], sums[1::2])])
         # float32 squares overflow beyond 1e19 and vanish below 1e-23.
         for r, span in enumerate(spans):
             for row, square in zip(rows, np.diagonal(grams[r])):

@@ -78,16 +78,17 @@ class Settings:
 
 def random_state(device):
     """The state of the generator that draws dropout on this device."""
-    return (torch.cuda.get_rng_state(device) if device.type == "cuda" else
-            torch.get_rng_state())
+    if device.type == "cpu":
+        return torch.get_rng_state()
+    return torch.get_device_module(device).get_rng_state(device)    # torch.cuda, torch.mps
 
 
 def set_random_state(state, device):
     """Set the generator back to what random_state(device) returned."""
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
+    if device.type == "cpu":
         torch.set_rng_state(state)
+    else:
+        torch.get_device_module(device).set_rng_state(state, device)
 
 
 def smoothness(f, x, divergence, eps, steps=1, attention_mask=None, noise=None):

@@ -190,8 +190,8 @@ class Training:
                 "streams": {name: list(stream.position)
                             for name, stream in self.streams.items()},
                 "rng": json.dumps(self.rng.bit_generator.state),
-                "random": machine.random_states(), "skipped": self.skipped,
-                "scale": self.scale.state()}
+                "random": machine.random_states(self.flat.theta.device),
+                "skipped": self.skipped, "scale": self.scale.state()}
 
     def restore(self, state: dict):
         """Make this Training the one that state() described."""
@@ -204,7 +204,7 @@ class Training:
         for name, position in state["streams"].items():
             self.streams[name].position = position
         self.rng.bit_generator.state = json.loads(state["rng"])
-        machine.set_random_states(state["random"])
+        machine.set_random_states(state["random"], self.flat.theta.device)
         self.skipped = state["skipped"]
         self.scale.restore(state["scale"])
 
@@ -419,6 +419,7 @@ def train(args, source) -> int:
     for name in VALUES:
         origin = "" if args.resume else f" ({source[name]})"
         print(f"  --{name.replace('_', '-')} {getattr(args, name)}{origin}")
+    print(f"  {machine.why_device(args.device, device)}")
     if missing:
         print(f"  left out, as there is no such file: {', '.join(missing)}")
     print(f"  {total} updates, {training.flat.theta.numel():,} parameters, {precision}"

@@ -185,7 +185,7 @@ def parser(tasks, options):
     g.add_argument("--seed", type=number(int, 0, 2 ** 32 - 1), default=0,
                    help="of the heads, dropout, orders and noise (0)")
     g.add_argument("--device", type=text, default="auto",
-                   help="cpu, cuda, cuda:1, … (auto: cuda if there is one)")
+                   help="cpu, cuda, cuda:1, …, mps (auto: cuda, else mps, else cpu)")
     g.add_argument("--amp", choices=["auto", "off", *machine.HALVES], default="auto",
                    help="forward passes in bfloat16, or in float16 with scaled losses "
                    "(auto: bf16 where the machine has it, fp16 on a GPU without it)")

@@ -10,15 +10,47 @@ import torch
 
 
 def find_device(name):
-    """"auto" | "cpu" | "cuda" | "cuda:1" -> torch.device. Raises ValueError if absent."""
+    """"auto" | "cpu" | "cuda" | "cuda:1" | "mps" -> torch.device
+
+    auto is the first of devices(). Raises ValueError if this machine has no such device.
+    """
+    here = devices()
     try:
-        device = torch.device(name if name != "auto" else
-                              "cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(here[0] if name == "auto" else name)
         torch.zeros(1, device=device).item()        # "meta" has no numbers
     except Exception:       # torch has an exception of another kind for each unknown device
-        raise ValueError(f"--device must be auto, or a device of this machine, such as cpu "
-                         f"or, with a GPU, cuda; got {name!r}") from None
+        gpu = "; a GPU is called cuda, or mps on a Mac" if name.startswith("gpu") else ""
+        raise ValueError(f"--device must be auto or a device of this machine, which has "
+                         f"{', '.join(here)}; got {name!r}{gpu}") from None
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     return device
+
+
+def devices() -> list:
+    """What --device can name on this machine, the fastest first."""
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())
+            ] if torch.cuda.is_available() else []
+    return gpus + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+
+
+def why_device(asked, device) -> str:
+    """One line: the device, why it was chosen, and what else is there."""
+    if device.type == "cuda":
+        about = torch.cuda.get_device_properties(device)
+        line, count = f"{device}: {about.name}, {about.total_memory / 2 ** 30:.0f} GiB", (
+            torch.cuda.device_count())
+        # torchrun gives each process its rank.
+        if count > 1 and "LOCAL_RANK" not in os.environ:
+            line += (f", the only one used of {count} GPUs; for all of them: "
+                     f"torchrun --nproc-per-node {count} train.py …")
+        return line
+    if asked != "auto":
+        return f"{device}: given"
+    if device.type == "mps":
+        return "mps: Apple's GPU"
+    built = torch.backends.cuda.is_built() or torch.backends.mps.is_built()
+    return "cpu: no GPU found" + ("" if built else ", and this torch is built without them")
 
 
 def advice(error, batch_size, accumulate):
@@ -94,15 +126,16 @@ def description(device, precision):
             "cpu": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count()}
 
 
-def random_states():
-    """All generators that torch draws from.   -> a dict for a checkpoint"""
+def random_states(device):
+    """All generators that a run on this device draws from.   -> a dict for a checkpoint"""
     states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state(device)
     return states
 
 
-def set_random_states(states):
+def set_random_states(states, device):
+    """What random_states() returned; a generator that it lacks stays as it is."""
     torch.set_rng_state(states["cpu"])
-    if "cuda" in states:
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if device.type in states and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(states[device.type], device)

@@ -14,10 +14,11 @@ MUTANTS = {
          "if os.path.exists(partial):\n                    os.remove(partial)", "pass",
          "half a file left", "must not stay")],
     "run_machine": [
-        ("plumbing.machine.set_random_states", 'if "cuda" in states:', "if False:",
-         "GPU: generators not restored", "GPU's generators are not restored"),
-        ("plumbing.machine.random_states", "if torch.cuda.is_available():", "if False:",
-         "GPU: generators not saved", "GPU's generators are not saved"),
+        ("plumbing.machine.set_random_states",
+         'if device.type in states and device.type != "cpu":', "if False:",
+         "GPU: generator not restored", "GPU's generator is not restored"),
+        ("plumbing.machine.random_states", 'if device.type != "cpu":', "if False:",
+         "GPU: generator not saved", "GPU's generator is not saved"),
         ("plumbing.machine.set_random_states", 'torch.set_rng_state(states["cpu"])',
          "pass", "CPU's generator not restored", "CPU's generator is not restored")],
     "run_precision": [

@@ -208,7 +208,8 @@ class Pretraining:
     @torch.no_grad()
     def held_out_losses(self):
         """Mean losses on held-out texts, always with the same masks.   -> {name: nats}"""
-        states, losses = machine.random_states(), {}
+        device = self.flat.theta.device
+        states, losses = machine.random_states(device), {}
         self.model.eval()
         try:
             torch.manual_seed(0)
@@ -220,7 +221,7 @@ class Pretraining:
                     for name, value in found.items():
                         losses.setdefault(name, []).append(value.item())
         finally:        # training must not notice, also if it is stopped here
-            machine.set_random_states(states)
+            machine.set_random_states(states, device)
             self.model.train()
         return {name: float(np.mean(values)) for name, values in losses.items()}
 
@@ -230,13 +231,14 @@ class Pretraining:
 
     def state(self):
         return {"theta": self.flat.theta, "optimizer": self.optimizer.state_dict(),
-                "random": machine.random_states(), "scale": self.scale.state(),
+                "random": machine.random_states(self.flat.theta.device),
+                "scale": self.scale.state(),
                 "streams": {kind: list(s.position) for kind, s in self.streams.items()}}
 
     def restore(self, state):
         self.flat.theta.copy_(state["theta"])
         self.optimizer.load_state_dict(state["optimizer"])
-        machine.set_random_states(state["random"])
+        machine.set_random_states(state["random"], self.flat.theta.device)
         self.scale.restore(state["scale"])
         for kind, position in state["streams"].items():
             self.streams[kind].position = position
