@@ -154,6 +154,7 @@ class Training:
     teacher: smart.Teacher | None       # θ̃
     streams: dict                       # {task: data.Stream}: their positions
     rng: np.random.Generator            # draws the orders of surgery and vaccine
+    scale: optim.LossScale              # s, the factor of all losses in float16
     skipped: int = 0                    # steps whose gradient was not finite
 
     def next_batch(self, name) -> data.Batch:
@@ -166,19 +167,20 @@ class Training:
     def loss(self, name, batch, with_ratio=False, randn_like=torch.randn_like):
         """A task's loss with its SMART terms.   [report 3.5]   -> (scalar, {name: scalar})
 
-        The scalar is multiplied by the task's weight, what is logged is not. with_ratio
-        logs smart.gradient_ratio() too; randn_like draws SMART's noise. Matrix products may
-        run in bfloat16; θ, G and AdamW never do.
+        The scalar is multiplied by the task's weight and by s, what is logged is not.
+        with_ratio logs smart.gradient_ratio() too; randn_like draws SMART's noise. Matrix
+        products may run in 16 bits; θ, G and AdamW never do.
         """
         with self.autocast():
             total, parts = smart.objective(self.model, self.model.tasks[name], batch,
-                                           self.smart_settings, self.teacher, randn_like)
-        total = self.loss_weights.get(name, 1.0) * total
+                                           self.smart_settings, self.teacher,
+                                           self.scale.value, randn_like)
+        total = self.scale.value * self.loss_weights.get(name, 1.0) * total
         log = {key: value.detach() for key, value in parts.items()}
         if with_ratio and self.smart_settings.weight:
             log["smooth_grad_ratio"] = smart.gradient_ratio(
-                self.smart_settings.weight * parts["smooth"], parts["loss"],
-                self.flat.parameters.values())
+                self.scale.value * self.smart_settings.weight * parts["smooth"],
+                self.scale.value * parts["loss"], self.flat.parameters.values())
         return total, log
 
     def evaluate(self, model, split) -> dict:
@@ -198,7 +200,8 @@ class Training:
                 "streams": {name: list(stream.position)
                             for name, stream in self.streams.items()},
                 "rng": json.dumps(self.rng.bit_generator.state),
-                "random": machine.random_states(), "skipped": self.skipped}
+                "random": machine.random_states(self.flat.theta.device),
+                "skipped": self.skipped, "scale": self.scale.state()}
 
     def restore(self, state: dict):
         """Make this Training the one that state() described."""
@@ -211,8 +214,9 @@ class Training:
         for name, position in state["streams"].items():
             self.streams[name].position = position
         self.rng.bit_generator.state = json.loads(state["rng"])
-        machine.set_random_states(state["random"])
+        machine.set_random_states(state["random"], self.flat.theta.device)
         self.skipped = state["skipped"]
+        self.scale.restore(state["scale"])
 
 
 def prepare(args, device, autocast) -> tuple:
@@ -263,7 +267,8 @@ def prepare(args, device, autocast) -> tuple:
                                    args.batch_size, (args.seed, k))
                  for k, name in enumerate(model.tasks) if name in args.tasks},
         # A generator of its own: drawing orders must shift no other random numbers.
-        rng=np.random.default_rng([args.seed, 3])), missing
+        rng=np.random.default_rng([args.seed, 3]),
+        scale=optim.LossScale(machine.is_float16(autocast, device))), missing
 
 
 def make_treatment(args, regions):
@@ -320,7 +325,8 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
             # 3.3.1, 3.3.2: task gradients to one update, by surgery, vaccine or plain sum
             treated = multitask.treat(
                 flat, training.regions, rows, ranks.from_first(training.treatment), clip,
-                training.rng, losses=np.array([losses[f"loss_{name}"] for name in names]))
+                training.rng, losses=np.array([losses[f"loss_{name}"] for name in names]),
+                scale=training.scale.value)
             # Trap: a skipped step still counts, or the schedule would run late.
             if treated is None:
                 training.skipped += 1
@@ -332,10 +338,12 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
                 if training.teacher is not None:
                     training.teacher.follow(flat.theta, smart.momentum_beta(step, total))
             session.log({"step": step + 1, "epoch": epoch + 1, "lr": rate, **losses,
+                         **training.scale.log(),
                          **multitask.describe(
                              treated, training.regions if log_layers else None)},
                         f"epoch {epoch + 1}  loss " + "  ".join(
                             f"{name} {losses[f'loss_{name}']:.3f}" for name in names))
+            training.scale.update(skipped=treated is None)
             if treated is None:
                 loop.check_divergence(flat.theta, skipped_in_a_row, step, losses)
         keep_best(training, session, epoch)
@@ -431,6 +439,7 @@ def train(args, source) -> int:
     for name in VALUES:
         origin = "" if args.resume else f" ({source[name]})"
         print(f"  --{name.replace('_', '-')} {getattr(args, name)}{origin}")
+    print(f"  {machine.why_device(args.device, device)}")
     if missing:
         print(f"  left out, as there is no such file: {', '.join(missing)}")
     print(f"  {total} updates, {training.flat.theta.numel():,} parameters, {precision}"
