@@ -37,17 +37,7 @@ import heads
 import multitask
 import optim
 import smart
-from plumbing import (
-    command,
-    flags,
-    folder,
-    loop,
-    machine,
-    plugins,
-    ranks,
-    reading,
-    sources,
-)
+from plumbing import command, flags, folder, loop, machine, plugins, ranks, reading, sources
 from plumbing.progress import clock
 
 # --- 4.3 Table 1 ---
