@@ -17,11 +17,11 @@ Leaves out: parts of θ on each rank; adding up while the backward pass still ru
 
 import contextlib
 import dataclasses
-import datetime
 import functools
 import io
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -387,9 +387,9 @@ def together():
 def may_speak(patience: float) -> bool:
     """Has no other rank said why the run ends?   The others give rank 0 so many seconds"""
     try:
-        if not first():
-            with contextlib.suppress(dist.DistStoreError):
-                here.store.wait(["told"], datetime.timedelta(seconds=patience))
+        end = time.monotonic() + patience
+        while not (first() or here.store.check(["told"]) or time.monotonic() > end):
+            time.sleep(0.05)
         return here.store.add("told", 1) == 1
     except RuntimeError:        # the store has ended with the process that held it
         return here.rank <= 1
