@@ -286,8 +286,11 @@ class Batch:
     labels: torch.Tensor | None             # [B] float32; None: a test set
 
     def to(self, device):
+        # Only there: elsewhere the host's memory may be gone before the copy is made.
+        on_gpu = torch.device(device).type == "cuda"
+
         def moved(tensor):
-            return None if tensor is None else tensor.to(device, non_blocking=True)
+            return None if tensor is None else tensor.to(device, non_blocking=on_gpu)
         return Batch(moved(self.input_ids), moved(self.token_type_ids),
                      moved(self.attention_mask), moved(self.labels))
 

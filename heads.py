@@ -34,7 +34,7 @@ import bert
 import data
 import optim
 import smart
-from plumbing import checkpoint, progress, safetensors
+from plumbing import checkpoint, progress, ranks, safetensors
 
 # --- 3.1 A task is a value ---
 
@@ -441,7 +441,7 @@ def all_logits(model, task, dataset, tokenizer, device="cpu",
     order = data.in_order_of_length(data.lengths(dataset, model.con), batch_size)
     logits, done = [], 0
     with torch.no_grad():
-        for indices in order:
+        for indices in ranks.share(order):
             batch = data.collate(dataset, indices, tokenizer, model.con,
                                  model.bert.config.max_position_embeddings).to(device)
             with autocast():
@@ -450,7 +450,7 @@ def all_logits(model, task, dataset, tokenizer, device="cpu",
             show(done)
     model.train(was_training)
     # Undo the sorting: np.concatenate(order)[i] is the example whose logits are in row i.
-    return torch.cat(logits)[np.argsort(np.concatenate(order))]
+    return torch.cat(ranks.gather(logits))[np.argsort(np.concatenate(order))]
 
 
 def evaluate(model, task, dataset, tokenizer, **where):

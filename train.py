@@ -37,7 +37,7 @@ import heads
 import multitask
 import optim
 import smart
-from plumbing import command, flags, folder, loop, machine, plugins, reading, sources
+from plumbing import command, flags, folder, loop, machine, plugins, ranks, reading, sources
 from plumbing.progress import clock
 
 # --- 4.3 Table 1 ---
@@ -144,6 +144,7 @@ class Training:
     teacher: smart.Teacher | None       # θ̃
     streams: dict                       # {task: data.Stream}: their positions
     rng: np.random.Generator            # draws the orders of surgery and vaccine
+    scale: optim.LossScale              # s, the factor of all losses in float16
     skipped: int = 0                    # steps whose gradient was not finite
 
     def next_batch(self, name) -> data.Batch:
@@ -153,22 +154,23 @@ class Training:
                             self.model.bert.config.max_position_embeddings
                             ).to(self.flat.theta.device)
 
-    def loss(self, name, batch, with_ratio=False):
+    def loss(self, name, batch, with_ratio=False, randn_like=torch.randn_like):
         """A task's loss with its SMART terms.   [report 3.5]   -> (scalar, {name: scalar})
 
-        The scalar is multiplied by the task's weight, what is logged is not. with_ratio
-        logs smart.gradient_ratio() too. Matrix products may run in bfloat16; θ, G and AdamW
-        never do.
+        The scalar is multiplied by the task's weight and by s, what is logged is not.
+        with_ratio logs smart.gradient_ratio() too; randn_like draws SMART's noise. Matrix
+        products may run in 16 bits; θ, G and AdamW never do.
         """
         with self.autocast():
             total, parts = smart.objective(self.model, self.model.tasks[name], batch,
-                                           self.smart_settings, self.teacher)
-        total = self.loss_weights.get(name, 1.0) * total
+                                           self.smart_settings, self.teacher,
+                                           self.scale.value, randn_like)
+        total = self.scale.value * self.loss_weights.get(name, 1.0) * total
         log = {key: value.detach() for key, value in parts.items()}
         if with_ratio and self.smart_settings.weight:
             log["smooth_grad_ratio"] = smart.gradient_ratio(
-                self.smart_settings.weight * parts["smooth"], parts["loss"],
-                self.flat.parameters.values())
+                self.scale.value * self.smart_settings.weight * parts["smooth"],
+                self.scale.value * parts["loss"], self.flat.parameters.values())
         return total, log
 
     def evaluate(self, model, split) -> dict:
@@ -188,7 +190,8 @@ class Training:
                 "streams": {name: list(stream.position)
                             for name, stream in self.streams.items()},
                 "rng": json.dumps(self.rng.bit_generator.state),
-                "random": machine.random_states(), "skipped": self.skipped}
+                "random": machine.random_states(self.flat.theta.device),
+                "skipped": self.skipped, "scale": self.scale.state()}
 
     def restore(self, state: dict):
         """Make this Training the one that state() described."""
@@ -201,8 +204,9 @@ class Training:
         for name, position in state["streams"].items():
             self.streams[name].position = position
         self.rng.bit_generator.state = json.loads(state["rng"])
-        machine.set_random_states(state["random"])
+        machine.set_random_states(state["random"], self.flat.theta.device)
         self.skipped = state["skipped"]
+        self.scale.restore(state["scale"])
 
 
 def prepare(args, device, autocast) -> tuple:
@@ -253,7 +257,8 @@ def prepare(args, device, autocast) -> tuple:
                                    args.batch_size, (args.seed, k))
                  for k, name in enumerate(model.tasks) if name in args.tasks},
         # A generator of its own: drawing orders must shift no other random numbers.
-        rng=np.random.default_rng([args.seed, 3])), missing
+        rng=np.random.default_rng([args.seed, 3]),
+        scale=optim.LossScale(machine.is_float16(autocast, device))), missing
 
 
 def make_treatment(args, regions):
@@ -303,12 +308,15 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
             # 3.5: each task's loss with its SMART terms; its gradient goes to its row of G.
             # The ratio takes two more backward passes: 1% of the time at every 50th step.
             rows = {name: training.rows[name] for name in names}
-            losses = multitask.backward(flat, batches, training.loss, rows,
+            losses = multitask.backward(flat, batches, ranks.on_slice(training.loss), rows,
                                         with_ratio=step % 50 == 0)
+            # Under torchrun each process has seen its rows of the batches.
+            losses = ranks.summed(losses, flat.G, rows.values(), training.regions)
             # 3.3.1, 3.3.2: task gradients to one update, by surgery, vaccine or plain sum
             treated = multitask.treat(
-                flat, training.regions, rows, training.treatment, clip, training.rng,
-                losses=np.array([losses[f"loss_{name}"] for name in names]))
+                flat, training.regions, rows, ranks.from_first(training.treatment), clip,
+                training.rng, losses=np.array([losses[f"loss_{name}"] for name in names]),
+                scale=training.scale.value)
             # Trap: a skipped step still counts, or the schedule would run late.
             if treated is None:
                 training.skipped += 1
@@ -320,10 +328,12 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
                 if training.teacher is not None:
                     training.teacher.follow(flat.theta, smart.momentum_beta(step, total))
             session.log({"step": step + 1, "epoch": epoch + 1, "lr": rate, **losses,
+                         **training.scale.log(),
                          **multitask.describe(
                              treated, training.regions if log_layers else None)},
                         f"epoch {epoch + 1}  loss " + "  ".join(
                             f"{name} {losses[f'loss_{name}']:.3f}" for name in names))
+            training.scale.update(skipped=treated is None)
             if treated is None:
                 loop.check_divergence(flat.theta, skipped_in_a_row, step, losses)
         keep_best(training, session, epoch)
@@ -358,6 +368,8 @@ def predict(path, training, best):
     os.makedirs(path, exist_ok=True)
     for split in ("dev", "test"):
         for name, (predictions, _) in training.evaluate(model, split).items():
+            if not ranks.first():
+                continue
             file = os.path.join(path, f"{name}-{split}-output.csv")
             with folder.naming(file):
                 data.write_predictions(file, model.tasks[name],
@@ -383,11 +395,11 @@ def train(args, source) -> int:
     methods = [args.option, *(name for name in ("smart", "con", "hlh")
                               if getattr(args, name))]
     if args.out is None:
-        args.out = folder.new_path(methods)
+        args.out = ranks.said_by_first(folder.new_path(methods))
     elif not args.resume:
         folder.check_free(args.out)         # before the seconds that loading takes
     args.data, args.weights = sources.find(args.data, args.weights)
-    device = machine.find_device(args.device)
+    device = machine.find_device(ranks.device_name(args.device))
     # What SMART adds to x must survive rounding, or R_s measures the rounding.
     smallest_change = args.smart_eps if args.smart and args.smart_weight else 1.0
     autocast, precision = machine.choose_precision(args.amp, device, smallest_change)
@@ -399,11 +411,17 @@ def train(args, source) -> int:
     here = machine.description(device, precision)
     if args.resume:
         folder.compare(settings, args.resume, files, here)
-        run = folder.Folder.reopen(args.resume, settings)
+        run = ranks.opened(folder.Folder.reopen, args.resume, settings)
     else:
-        run = folder.Folder.create(args.out, folder.new_settings(args, source, files, here))
+        run = ranks.opened(folder.Folder.create, args.out,
+                           folder.new_settings(args, source, files, here))
     if run.state:
         run.restore(training)
+    config = training.model.bert.config
+    note_on_ranks = ranks.about(
+        args.batch_size, training.flat.G, training.regions) + ranks.start_generators(
+        run.state, training.flat.theta, args.seed,
+        bool(config.hidden_dropout_prob or config.attention_probs_dropout_prob))
     total = sum(map(len, plan))
     session = loop.Loop(run, training.state, total, args.checkpoint_every)
     note = sources.SAMPLE_NOTE if args.data == sources.SAMPLE else ""
@@ -411,10 +429,12 @@ def train(args, source) -> int:
     for name in VALUES:
         origin = "" if args.resume else f" ({source[name]})"
         print(f"  --{name.replace('_', '-')} {getattr(args, name)}{origin}")
+    print(f"  {machine.why_device(args.device, device)}")
     if missing:
         print(f"  left out, as there is no such file: {', '.join(missing)}")
     print(f"  {total} updates, {training.flat.theta.numel():,} parameters, {precision}"
-          + (f"; going on after update {session.step}" if args.resume else ""), flush=True)
+          + (f"; going on after update {session.step}" if args.resume else ""))
+    print(note_on_ranks, end="", flush=True)
     try:
         with session:
             fit(training, session, plan, lr=args.lr, warmup=args.warmup, clip=args.clip,
@@ -424,13 +444,15 @@ def train(args, source) -> int:
                 predict(run / "predictions", training, run / "best")
     except loop.Interrupted:
         print(f"stopped after update {session.step} of {total}; to continue: "
-              f"python train.py --resume {run.path}")
+              f"{ranks.command()} --resume {run.path}")
         return 128 + session.stop.asked
     except loop.Diverged as error:
         print(f"train.py: {error}; the log is in {run.path}", file=sys.stderr)
         return 1
     except (RuntimeError, MemoryError) as error:
         raise machine.advice(error, args.batch_size, args.accumulate) from None
+    if not ranks.first():
+        return 0
     # Written last: a folder with a result.json is a finished run.
     folder.write_json(run / "result.json", {
         "dev": session.best["dev"], "epoch": session.best["epoch"],
@@ -452,7 +474,7 @@ def train(args, source) -> int:
 
 def main(argv=None) -> int:
     """-> exit status: 2 for a mistake in flags or files, which gets one line."""
-    with command.Mistakes() as mistakes:
+    with command.Mistakes() as mistakes, ranks.joined():
         args, source = parse(argv)
         return sources.download() if args.download else train(args, source)
     return mistakes.status

@@ -5,7 +5,7 @@ flags that contradict each other, and flags that would change nothing.
 import argparse
 import math
 
-from plumbing import command
+from plumbing import command, machine
 
 
 def text(value):
@@ -185,9 +185,10 @@ def parser(tasks, options):
     g.add_argument("--seed", type=number(int, 0, 2 ** 32 - 1), default=0,
                    help="of the heads, dropout, orders and noise (0)")
     g.add_argument("--device", type=text, default="auto",
-                   help="cpu, cuda, cuda:1, … (auto: cuda if there is one)")
-    g.add_argument("--amp", choices=["auto", "off", "bf16"], default="auto",
-                   help="bfloat16 in the forward passes (auto: where the machine has it)")
+                   help="cpu, cuda, cuda:1, …, mps (auto: cuda, else mps, else cpu)")
+    g.add_argument("--amp", choices=["auto", "off", *machine.HALVES], default="auto",
+                   help="forward passes in bfloat16, or in float16 with scaled losses "
+                   "(auto: bf16 where the machine has it, fp16 on a GPU without it)")
     return p
 
 
@@ -215,9 +216,10 @@ def check(parser, args, source):
             (args.para_first and "para" not in args.tasks,
              f"--para-first {args.para_first}", f"--tasks {tasks}",
              "add para to the tasks"),
-            (args.amp == "bf16" and args.smart and args.smart_weight
-             and args.smart_eps < 1e-2, "--amp bf16", f"--smart-eps {args.smart_eps:g}",
-             "so small a change is lost in bfloat16; use --amp auto")):
+            (args.amp in machine.HALVES and args.smart and args.smart_weight
+             and args.smart_eps < machine.SMALLEST_CHANGE[args.amp], f"--amp {args.amp}",
+             f"--smart-eps {args.smart_eps:g}",
+             "so small a change is lost in 16 bits; use --amp auto")):
         if wrong:
             parser.error(f"{one} and {other} contradict each other: {why}")
     if min(args.epochs, args.max_steps or args.epochs) > 10 ** 5:

@@ -19,6 +19,7 @@ import time
 
 import torch
 
+from plumbing import ranks
 from plumbing.progress import Progress
 
 
@@ -65,6 +66,15 @@ class Stop:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
+    def agreed(self):
+        """asked, in whichever process of the run; all get the same answer."""
+        self.asked = ranks.largest(self.asked)
+        return self.asked
+
+    def raise_if_agreed(self):
+        if self.agreed():
+            raise Interrupted
+
     def hear(self, number, frame):
         self.asked = number
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -73,9 +83,10 @@ class Stop:
 
     @contextlib.contextmanager
     def abandon(self):
-        self.abandoning = True
+        # Several processes must stop at the same place, so each asks the others there.
+        self.abandoning, ranks.here.between = ranks.here.world == 1, self.raise_if_agreed
         try:
-            if self.asked:          # the request came just before
+            if self.asked and self.abandoning:          # the request came just before
                 raise Interrupted
             yield
         finally:
@@ -127,10 +138,9 @@ class Loop:
         for step in range(self.step, first + len(items)):
             yield step, items[step - first]
             self.step = step + 1
-            if self.stop.asked or self.step % self.checkpoint_every == 0:
+            if self.stop.agreed() or self.step % self.checkpoint_every == 0:
                 self.checkpoint()
-            if self.stop.asked:
-                raise Interrupted
+                self.stop.raise_if_agreed()
 
     def log(self, line: dict, shown=None):
         """A line of metrics.jsonl; shown: what the progress line says of this step."""
@@ -146,8 +156,9 @@ class Loop:
         # θ with AdamW's m and v, and θ̃ with SMART: 3 to 4 numbers a parameter, 1.3 to 1.8
         # GB for bert-base. Hence not after every step.
         self.progress.clear()
-        self.folder.checkpoint({**self.state(), "step": self.step, "best": self.best,
-                                "epochs": self.finished_epochs, "seconds": self.seconds})
+        self.folder.checkpoint(ranks.with_generators({
+            **self.state(), "step": self.step, "best": self.best,
+            "epochs": self.finished_epochs, "seconds": self.seconds}))
 
     @contextlib.contextmanager
     def interruptible(self):

@@ -259,17 +259,21 @@ def test_4_4_precision__a_small_eps_of_SMART_needs_float32():
 def test_4_4_checkpoint__restores_everything():
     flags = ("--option", "gvac", "--smart", "--dropout", ".1")
     a, plan = training_of(*flags)
+    a.scale = optim.LossScale(True)
+    a.scale.value, a.scale.finite_steps = 8.0, 5
     rows = a.rows
     for _ in range(2):
         batches = [{name: a.next_batch(name) for name in rows}]
         multitask.backward(a.flat, batches, a.loss, rows)
-        multitask.treat(a.flat, multitask.regions(a.flat), rows, a.treatment, 1.0, a.rng)
+        multitask.treat(a.flat, multitask.regions(a.flat), rows, a.treatment, 1.0, a.rng,
+                        scale=a.scale.value)
         a.optimizer.step()
         a.teacher.follow(a.flat.theta, .5)
     a.skipped = 3
     state = a.state()
     before = {name: content_digest(value) for name, value in state.items()}
     b, _ = training_of(*flags, "--seed", "5")
+    b.scale = optim.LossScale(True)
     for name, value in b.state().items():
         assert name == "random" or content_digest(value) != before[name], (
             f"{name} is the same from the start: this test would see nothing")
@@ -280,5 +284,5 @@ def test_4_4_checkpoint__restores_everything():
     b.flat.check_views()
     assert_equal(sorted(before), sorted(
         ["theta", "optimizer", "treatment", "teacher", "streams", "rng", "random",
-         "skipped"]))
+         "skipped", "scale"]))
     assert np.isfinite(b.treatment.target).all()

@@ -330,22 +330,26 @@ def test_run_loop__divergence_is_told_apart_from_one_bad_step():
 
 # --- The generators ---
 
-def test_run_machine__a_GPUs_generators_are_saved_and_restored():
-    restored = []
-    with unittest.mock.patch.multiple(
-            torch.cuda, is_available=lambda: True, get_rng_state_all=lambda: "all of them",
-            set_rng_state_all=restored.append):
-        states = machine.random_states()
-        assert_equal(states.get("cuda"), "all of them",
-                     "the GPU's generators are not saved")
-        machine.set_random_states(states)
-    assert_equal(restored, ["all of them"], "the GPU's generators are not restored")
+def test_run_machine__a_GPUs_generator_is_saved_and_restored():
+    for module, name in ((torch.cuda, "cuda:1"), (torch.mps, "mps")):
+        restored, device = [], torch.device(name)
+        with unittest.mock.patch.multiple(
+                module, get_rng_state=lambda device: f"that of {device}",
+                set_rng_state=lambda *state: restored.append(state)):
+            states = machine.random_states(device)
+            assert_equal(states.get(device.type), f"that of {name}",
+                         "the GPU's generator is not saved")
+            machine.set_random_states(states, device)
+            # what a run on another machine has left lacks it
+            machine.set_random_states({"cpu": states["cpu"]}, device)
+        assert_equal(restored, [(f"that of {name}", device)],
+                     "the GPU's generator is not restored")
 
 
 def test_run_machine__the_CPUs_generator_is_saved_and_restored():
-    states = machine.random_states()
+    states = machine.random_states(torch.device("cpu"))
     first = torch.rand(3)
-    machine.set_random_states(states)
+    machine.set_random_states(states, torch.device("cpu"))
     assert_close(torch.rand(3), first, 0, "the CPU's generator is not restored")
 
 

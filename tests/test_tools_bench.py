@@ -87,6 +87,33 @@ def test_tools_bench__a_roofline_is_operations_over_speed_plus_bytes_over_bandwi
     assert_close(machine.roofline(config, 500, timing.FLOAT32, 100), .5 + 2)
 
 
+def test_tools_bench__a_ring_of_processes_adds_up():
+    # Of three, each sends two of its thirds twice: 4/3 of 9 bytes.
+    assert_close(timing.sent(9, 3), 12)
+    assert timing.all_reduce(2, 1000, 1) > 0
+
+
+def test_tools_bench__the_arithmetic_of_the_page_on_scaling():
+    text = pathlib.Path(ROOT, "docs", "scaling.md").read_text(encoding="utf-8")
+    table = text.partition("<!-- arithmetic -->")[2].partition("<!-- end -->")[0]
+    base, P, checked = bert.BertConfig(), 109.5e6, 0
+    computing = 6 * timing.matrix_parameters(base) * 3 * 16 * 64 / 100e12
+    assert f"{1e3 * computing:.1f} ms a step" in text
+    for row in table.strip().splitlines()[3:]:
+        N, speed, *cells = (cell.strip() for cell in row.strip("|").split("|"))
+        expected = []
+        for K in (1, 3):
+            size = timing.sent(4 * K * P, int(N))
+            expected += [f"{size / 1e9:.2f}", f"{1e3 * size / float(speed) / 1e9:.1f}"]
+        sending = size / float(speed) / 1e9
+        expected.append(f"{computing / (computing + sending):.0%}")
+        assert_equal(cells, expected)
+        for times in (3, 4):        # SMART; four accumulated batches
+            assert f"{times * computing / (times * computing + sending):.0%}" in text
+        checked += 1
+    assert_equal(checked, 2)
+
+
 def test_tools_bench__our_side_takes_the_step_of_train():
     folder, weights = tiny_world()
     with unittest.mock.patch.object(bench, "BATCH_SIZE", 4):

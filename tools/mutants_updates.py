@@ -79,7 +79,7 @@ MUTANTS = {
         ("optim.FlatParameters.__init__", "self.theta[place].view(p.shape)",
          "self.theta[place].view(p.shape).clone()", "copies instead of views",
          "view of theta"),
-        ("optim.FlatParameters.gram", " + (rest @ rest.T).double()", "", "rest left out",
+        ("optim.FlatParameters.gram", "(whole.sum(0) + rest[0])", "whole.sum(0)", "rest left out",
          "gram in chunks"),
         ("optim.FlatParameters.attach", "self.G[row]", "self.G[0]", "always row 0",
          "fills the row"),
@@ -95,7 +95,7 @@ MUTANTS = {
         ("optim.FlatParameters.check_views", "!= view.data_ptr()",
          "!= self.parameters[name].data_ptr()", "moved parameters not noticed",
          "view of theta"),
-        ("optim.FlatParameters.gram", "torch.bmm(whole, whole.mT).double().sum(0) + ", "",
+        ("optim.FlatParameters.gram", "(whole.sum(0) + rest[0])", "rest[0]",
          "whole chunks left out", "gram in chunks")],
     "3.3 Stream": [
         ("data.Stream.batches_of", "order.permutation(N)[", "order.integers(0, N, N)[",

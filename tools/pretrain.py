@@ -181,6 +181,7 @@ class Pretraining:
     flat: optim.FlatParameters
     optimizer: optim.AdamW
     streams: dict                       # {kind: data.Stream}
+    scale: optim.LossScale
 
     def batch_of(self, texts):
         """-> (data.Batch, labels [B, T]) with masks, on the device"""
@@ -197,16 +198,18 @@ class Pretraining:
         return batch.to(device), labels.to(device)
 
     def loss(self, kind, indices):
-        """-> (the sum of the losses, {name: scalar})"""
+        """-> (the sum of the losses, times float16's scale; {name: scalar})"""
         batch, labels = self.batch_of([self.sets[kind].tokens[i] for i in indices])
         with self.autocast():
             losses = self.model(batch, labels)
-        return sum(losses.values()), {name: x.detach() for name, x in losses.items()}
+        log = {name: x.detach() for name, x in losses.items()}
+        return self.scale.value * sum(losses.values()), log
 
     @torch.no_grad()
     def held_out_losses(self):
         """Mean losses on held-out texts, always with the same masks.   -> {name: nats}"""
-        states, losses = machine.random_states(), {}
+        device = self.flat.theta.device
+        states, losses = machine.random_states(device), {}
         self.model.eval()
         try:
             torch.manual_seed(0)
@@ -218,7 +221,7 @@ class Pretraining:
                     for name, value in found.items():
                         losses.setdefault(name, []).append(value.item())
         finally:        # training must not notice, also if it is stopped here
-            machine.set_random_states(states)
+            machine.set_random_states(states, device)
             self.model.train()
         return {name: float(np.mean(values)) for name, values in losses.items()}
 
@@ -228,13 +231,15 @@ class Pretraining:
 
     def state(self):
         return {"theta": self.flat.theta, "optimizer": self.optimizer.state_dict(),
-                "random": machine.random_states(),
+                "random": machine.random_states(self.flat.theta.device),
+                "scale": self.scale.state(),
                 "streams": {kind: list(s.position) for kind, s in self.streams.items()}}
 
     def restore(self, state):
         self.flat.theta.copy_(state["theta"])
         self.optimizer.load_state_dict(state["optimizer"])
-        machine.set_random_states(state["random"])
+        machine.set_random_states(state["random"], self.flat.theta.device)
+        self.scale.restore(state["scale"])
         for kind, position in state["streams"].items():
             self.streams[kind].position = position
 
@@ -253,13 +258,15 @@ def fit(training, session, plan, *, lr, warmup):
                 group["lr"] = rate
             losses = multitask.backward(flat, [{kind: training.streams[kind].next()}],
                                         training.loss, {kind: 0})
-            treated = multitask.treat(flat, regions, {kind: 0}, multitask.plain_sum, 1.0)
+            treated = multitask.treat(flat, regions, {kind: 0}, multitask.plain_sum, 1.0,
+                                      scale=training.scale.value)
             if treated is not None:
                 training.optimizer.step()
             skipped_in_a_row = skipped_in_a_row + 1 if treated is None else 0
-            session.log({"step": step + 1, "lr": rate, **losses,
+            session.log({"step": step + 1, "lr": rate, **losses, **training.scale.log(),
                          **multitask.describe(treated)},
                         f"loss {losses[f'loss_{kind}']:.3f}")
+            training.scale.update(skipped=treated is None)
             if treated is None:
                 loop.check_divergence(flat.theta, skipped_in_a_row, step, losses)
         with session.interruptible():
@@ -334,7 +341,8 @@ def prepare(tokenizer, model, texts, *, seed, batch_size, next_sentence, lr, wei
         model, tokenizer, sets, held_out, pairs if next_sentence else None, autocast, flat,
         optimizer=optim.AdamW(flat.param_groups(weight_decay), lr=lr),
         streams={kind: data.Stream(data.lengths(part, True), batch_size, (seed, k))
-                 for k, (kind, part) in enumerate(sets.items())})
+                 for k, (kind, part) in enumerate(sets.items())},
+        scale=optim.LossScale(machine.is_float16(autocast, flat.theta.device)))
 
 
 def pretrain(args, source):
@@ -430,7 +438,7 @@ def parser():
     p.add_argument("--seed", type=flags.number(int, 0, 2 ** 32 - 1), default=0,
                    help="of weights, orders and masks (0)")
     p.add_argument("--device", default="auto", help="as in train.py")
-    p.add_argument("--amp", choices=["auto", "off", "bf16"], default="auto",
+    p.add_argument("--amp", choices=["auto", "off", *machine.HALVES], default="auto",
                    help="as in train.py")
     p.add_argument("--out", metavar="DIR", help="new folder for this run")
     p.add_argument("--resume", metavar="RUN", help="continue the run in this folder")

@@ -8,14 +8,18 @@ Symbols: H features, L layers, I intermediate features, R rows of T tokens in a 
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import statistics
+import tempfile
 import time
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
+import bert
 from plumbing import folder, machine
 
 # --- Lines of the table ---
@@ -274,6 +278,52 @@ class Machine:
         clock = "cpu" if self.clock is time.process_time else "wall"
         return ", ".join([*processor, f"{about['cores']} cores", threads, about["cpu"],
                           f"torch {about['torch']}", self.why, f"{clock} time"])
+
+
+# --- Several processes ---
+
+def sent(size, world):
+    """What each of N processes sends to add up so many bytes, in a ring: 2 (N - 1) / N size
+
+    Each is to get the sum of a part of its own first, then everybody's parts.
+    """
+    return 2 * (world - 1) / world * size
+
+
+def adding_up(setup, rows, step):
+    """Some rows of bert-base's G over two gloo processes; step: seconds of one.   -> Line
+    """
+    with torch.device("meta"):
+        P = sum(p.numel() for p in bert.BertModel(bert.BertConfig()).parameters())
+    size = 4 * rows * P
+    return Line(f"adding up {rows} row{'s' * (rows > 1)} of G over 2 processes, bert-base",
+                "our step in one process", None, all_reduce(2, rows * P, setup.repeats),
+                step, setup.roofline(bytes=sent(size, 2)),
+                f"{size / 1e6:,.0f} MB in each update")
+
+
+def all_reduce(world, numbers, repeats):
+    """Median seconds in which gloo adds up so many float32 over processes of this machine.
+    """
+    ctx = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        queue, place = ctx.SimpleQueue(), "file://" + os.path.join(folder, "store")
+        processes = [ctx.Process(target=add_up, args=(
+            rank, world, numbers, repeats, place, queue)) for rank in range(world)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        return max(queue.get() for _ in processes)
+
+
+def add_up(rank, world, numbers, repeats, place, queue):
+    """One of the processes of all_reduce()."""
+    dist.init_process_group("gloo", place, rank=rank, world_size=world)
+    G = torch.ones(numbers)
+    took, = alternate([lambda: dist.all_reduce(G)], repeats, time.perf_counter)
+    queue.put(took)
+    dist.destroy_process_group()
 
 
 # --- Padding ---
