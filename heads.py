@@ -219,21 +219,29 @@ class MultitaskBert(nn.Module):
     con: encode a pair as one sequence [3.4]; hlh: hidden layers in the heads [3.6]; pool:
     "cls", BERT's pooler output, or "mean", the mean of the last hidden states over real
     tokens; sst_loss, sts_loss as for tasks(). Raises ValueError for another pool, and for
-    con with an encoder that knows one segment only.
+    con with an encoder that knows one segment only. max_length: a longer row of tokens is
+    cut, [CLS] and [SEP] counted; by default what the encoder has positions for.
     Every task has its head from the start, trained or not, so that a single-task model can
     be evaluated on all three, as in the report's Table 2.
     """
 
     def __init__(self, encoder, con=False, hlh=False, pool="cls", sst_loss="ce",
-                 sts_loss="mse", tokenizer=None, names=None):
+                 sts_loss="mse", tokenizer=None, names=None, max_length=None):
         super().__init__()
         if pool not in ("cls", "mean"):
             raise ValueError(f"pool must be 'cls' or 'mean', got {pool!r}")
         if con and encoder.config.type_vocab_size < 2:
             raise ValueError("needed weights with two segments (type_vocab_size 2) to "
                              "encode a pair as one sequence, got 1; train without --con")
+        positions = encoder.config.max_position_embeddings
+        if max_length is None:
+            max_length = positions
+        elif type(max_length) is not int or not 5 <= max_length <= positions:
+            raise ValueError(f"max_length (--max-length) must be from 5 to {positions}, the "
+                             f"number of positions of these weights; got {max_length!r}")
+        self.max_length = max_length
         self.settings = {"con": con, "hlh": hlh, "pool": pool, "sst_loss": sst_loss,
-                         "sts_loss": sts_loss}
+                         "sts_loss": sts_loss, "max_length": max_length}
         self.bert, self.con, self.pool, self.tokenizer = encoder, con, pool, tokenizer
         self.tasks = {task.name: task for task in tasks(sst_loss, sts_loss)
                       if names is None or task.name in names}
@@ -326,7 +334,8 @@ class MultitaskBert(nn.Module):
                              f"folder of a run")
         known = {"con": (False, True), "hlh": (False, True), "pool": ("cls", "mean"),
                  "sst_loss": ("ce", "mse"), "sts_loss": ("ce", "mse")}
-        if not isinstance(settings, dict) or set(settings) != set(known) or any(
+        if not isinstance(settings, dict) or set(settings) - {"max_length"} != set(
+                known) or any(
                 settings[name] not in values for name, values in known.items()):
             raise ValueError(f"{path}: multitask must have one of these values for each: "
                              f"{known}; got {str(settings)[:80]}")
@@ -443,7 +452,7 @@ def all_logits(model, task, dataset, tokenizer, device="cpu",
     with torch.no_grad():
         for indices in order:
             batch = data.collate(dataset, indices, tokenizer, model.con,
-                                 model.bert.config.max_position_embeddings).to(device)
+                                 model.max_length).to(device)
             with autocast():
                 logits.append(model(task, batch).cpu())
             done += len(indices)

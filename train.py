@@ -150,8 +150,7 @@ class Training:
         """The next batch of a task's stream, on the device."""
         return data.collate(self.sets["train"][name], self.streams[name].next(),
                             self.model.tokenizer, self.model.con,
-                            self.model.bert.config.max_position_embeddings
-                            ).to(self.flat.theta.device)
+                            self.model.max_length).to(self.flat.theta.device)
 
     def loss(self, name, batch, with_ratio=False):
         """A task's loss with its SMART terms.   [report 3.5]   -> (scalar, {name: scalar})
@@ -218,7 +217,7 @@ def prepare(args, device, autocast) -> tuple:
                                              pooler=args.pool == "cls")
     tokenizer = data.WordPiece(args.weights, encoder.config.vocab_size)
     model = heads.MultitaskBert(encoder, args.con, args.hlh, args.pool, args.sst_loss,
-                                args.sts_loss, tokenizer)
+                                args.sts_loss, tokenizer, max_length=args.max_length)
     used = {name: task for name, task in model.tasks.items()
             if name in args.tasks or name in heads.REPORT}
     sets, missing = data.load_sets(args.data, used, args.tasks, model.tokenizer)
@@ -280,12 +279,12 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
         log_layers):
     """Algorithms 1 and 2, and an evaluation after each epoch.   [report 3.2, 3.3, 4.4]
 
-    session: a loop.Loop, which also continues where an earlier process stopped; plan: see
-    multitask.plan(). Leaves the best model in best/. Raises loop.Interrupted after a
+    session: a loop.Loop, which also continues where an earlier process stopped, and cuts
+    epochs into parts if there are more evaluations; plan: see multitask.plan(). Leaves the best model in best/. Raises loop.Interrupted after a
     signal, loop.Diverged if training cannot go on.
     """
     flat, total, skipped_in_a_row = training.flat, sum(map(len, plan)), 0
-    for epoch, steps in session.epochs(plan):
+    for epoch, steps in session.parts(plan):
         # The row without "RR" has no "saved state iterator". (After a resume in the middle
         # of an epoch, its streams have restarted already.)
         for stream in training.streams.values():
@@ -330,7 +329,7 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
 
 
 def keep_best(training, session, epoch):
-    """Evaluate on dev; if no earlier epoch was better, save the model.   [report 4.4]"""
+    """Evaluate on dev; if no earlier model was better, save this one.   [report 4.4]"""
     model = training.model
     with session.interruptible():
         results = training.evaluate(model, "dev")
@@ -343,9 +342,13 @@ def keep_best(training, session, epoch):
                                     if task.name in training.rows})
     session.log({"step": session.step, "epoch": epoch + 1, "dev": dev})
     if session.best is None or selected > session.best["selected"]:
-        session.best = {"epoch": epoch + 1, "selected": selected, "dev": dev}
+        session.best, session.waited = {"epoch": epoch + 1, "step": session.step,
+                                        "selected": selected, "dev": dev}, 0
         session.folder.replace_folder("best", model.save_pretrained)
-    session.say(f"epoch {epoch + 1}: dev " + "  ".join(
+    else:
+        session.waited += 1
+    update = f", update {session.step}" if session.eval_every else ""
+    session.say(f"epoch {epoch + 1}{update}: dev " + "  ".join(
         f"{name} {score:.3f}" for name, score in dev.items()))
 
 
@@ -393,6 +396,10 @@ def train(args, source) -> int:
     autocast, precision = machine.choose_precision(args.amp, device, smallest_change)
     training, missing = prepare(args, device, autocast)
     plan = make_plan(args, training.sets["train"])
+    total = sum(map(len, plan))
+    if args.eval_every and args.eval_every >= total:
+        raise ValueError(f"--eval-every {args.eval_every} would change nothing: the run has "
+                         f"{total} updates; use fewer")
     # The folder comes last, so that a refusal leaves nothing behind.
     files = {**sources.files_of(training.sets, args.weights),
              **plugins.files_of(args.option)}
@@ -404,8 +411,8 @@ def train(args, source) -> int:
         run = folder.Folder.create(args.out, folder.new_settings(args, source, files, here))
     if run.state:
         run.restore(training)
-    total = sum(map(len, plan))
-    session = loop.Loop(run, training.state, total, args.checkpoint_every)
+    session = loop.Loop(run, training.state, total, args.checkpoint_every, args.eval_every,
+                        args.patience, patience_from=args.para_first)
     note = sources.SAMPLE_NOTE if args.data == sources.SAMPLE else ""
     print(f"{note}run: {run.path}\n  {' + '.join(methods)}: {', '.join(args.tasks)}")
     for name in VALUES:
@@ -431,16 +438,27 @@ def train(args, source) -> int:
         return 1
     except (RuntimeError, MemoryError) as error:
         raise machine.advice(error, args.batch_size, args.accumulate) from None
+    stopped = next(
+        f"--{name} {value}" for name, value, true in (
+            ("patience", args.patience, session.step < total),
+            ("max-steps", args.max_steps, args.max_steps == total),
+            ("epochs", args.epochs, True)) if true)
     # Written last: a folder with a result.json is a finished run.
     folder.write_json(run / "result.json", {
         "dev": session.best["dev"], "epoch": session.best["epoch"],
+        "step": session.best["step"], "stopped": stopped,
         "seconds": round(session.seconds, 1), "checkpoint_seconds": round(run.saving, 1),
         "skipped": training.skipped, "args": vars(args)})
     tasks = training.model.tasks
     columns = {tasks[name].title if name in tasks else "Overall": score
                for name, score in session.best["dev"].items()}
-    print(f"\nbest on dev, after epoch {session.best['epoch']}:\n" + "  ".join(columns))
+    place = f"epoch {session.best['epoch']}"
+    if args.eval_every:
+        place = f"update {session.best['step']}, in {place}"
+    print(f"\nbest on dev, after {place}:\n" + "  ".join(columns))
     print("  ".join(f"{score:{len(title)}.3f}" for title, score in columns.items()))
+    if session.step < total:
+        print(f"stopped by {stopped}, after update {session.step} of {total}")
     if training.skipped:
         print(f"{training.skipped} updates were skipped: their gradient was not finite")
     print(f"{clock(session.seconds)} in all; predictions in {run / 'predictions'}")

@@ -157,6 +157,9 @@ def parser(tasks, options):
     g.add_argument("--smart-steps", type=whole, default=1, help="ascent steps (SMART: 1)")
     g.add_argument("--bregman-weight", type=amount, default=0.1, help="μ (ours; SMART: 1)")
     g = p.add_argument_group("model")
+    g.add_argument("--max-length", type=number(int, 5), metavar="TOKENS",
+                   help="longer texts and pairs are cut (what the weights have positions "
+                   "for)")
     g.add_argument("--pool", choices=["cls", "mean"],
                    help="a sequence as BERT's pooler output, or the mean over its tokens "
                    "(cls)")
@@ -180,6 +183,12 @@ def parser(tasks, options):
     g.add_argument("--checkpoint-every", type=whole, default=500, metavar="N",
                    help="updates between checkpoints; there is one at each epoch's end "
                    "(ours)")
+    g.add_argument("--eval-every", type=whole, metavar="N",
+                   help="evaluate on dev also after every N updates, and choose the best "
+                   "model there too (after each epoch only)")
+    g.add_argument("--patience", type=whole, metavar="N",
+                   help="stop after N evaluations in a row without a better score on dev; "
+                   "those of --para-first do not count (never)")
     g.add_argument("--log-layers", action="store_true",
                    help="log each layer's cosines between task gradients too (ours: off)")
     g.add_argument("--seed", type=number(int, 0, 2 ** 32 - 1), default=0,
@@ -217,7 +226,15 @@ def check(parser, args, source):
              "add para to the tasks"),
             (args.amp == "bf16" and args.smart and args.smart_weight
              and args.smart_eps < 1e-2, "--amp bf16", f"--smart-eps {args.smart_eps:g}",
-             "so small a change is lost in bfloat16; use --amp auto")):
+             "so small a change is lost in bfloat16; use --amp auto"),
+            (args.eval_every and args.max_steps and args.eval_every >= args.max_steps,
+             f"--eval-every {args.eval_every}", f"--max-steps {args.max_steps}",
+             "the run would end first"),
+            # The first evaluation is the best so far, unless paraphrase comes first.
+            (args.patience and not args.eval_every
+             and args.patience + (not args.para_first) >= args.epochs,
+             f"--patience {args.patience}", f"--epochs {args.epochs}",
+             "the run would end first")):
         if wrong:
             parser.error(f"{one} and {other} contradict each other: {why}")
     if min(args.epochs, args.max_steps or args.epochs) > 10 ** 5:

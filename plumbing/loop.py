@@ -1,7 +1,7 @@
 """What a training loop needs besides training: checkpoints, signals, progress, resuming.
 
     with Loop(folder, state, total, checkpoint_every=500) as loop:
-        for epoch, steps in loop.epochs(plan):      # after a resume, what is left of them
+        for epoch, steps in loop.parts(plan):       # after a resume, what is left of them
             for step, item in steps:
                 …                                   # one update
                 loop.log({…}, "what to show")
@@ -82,20 +82,43 @@ class Stop:
             self.abandoning = False
 
 
+def cut(plan, every):
+    """Epochs, cut after each `every`-th step too.   -> [(epoch, [item, …]), …]
+
+    Steps are counted from the start: [[a, b, c], [d, e, f]] and 2 give ab, c, d, ef.
+    Without `every` the parts are the epochs.
+    """
+    parts, first = [], 0
+    for epoch, items in enumerate(plan):
+        end = first + len(items)
+        ends = [step for step in range(first + 1, end) if every and step % every == 0]
+        for a, b in zip([first, *ends], [*ends, end]):
+            parts.append((epoch, items[a - first:b - first]))
+        first = end
+    return parts
+
+
 class Loop:
     """Counts steps and epochs, writes checkpoints, shows progress, obeys signals.
 
     folder: a folder.Folder; state() -> all that later steps depend on, for a checkpoint;
-    total: steps in all. step counts finished steps. best is whatever the caller wants to be
-    remembered about the best model so far. Leaving the `with` closes the folder.
+    total: steps in all; eval_every: steps between evaluations within an epoch, or None;
+    patience: parts in a row without a better model that end the loop, or None; those of the
+    epochs before `patience_from` do not count.
+    step counts finished steps. best is whatever the caller wants to be remembered about the
+    best model so far; waited, which the caller counts, the parts since then. Leaving the
+    `with` closes the folder.
     """
 
-    def __init__(self, folder, state, total, checkpoint_every):
+    def __init__(self, folder, state, total, checkpoint_every, eval_every=None,
+                 patience=None, patience_from=0):
         saved = folder.state or {}
         folder.state = None         # as large as θ and AdamW's state together
         self.folder, self.state, self.checkpoint_every = folder, state, checkpoint_every
-        self.step, self.finished_epochs = saved.get("step", 0), saved.get("epochs", 0)
-        self.best = saved.get("best")
+        self.eval_every, self.patience = eval_every, patience
+        self.patience_from = patience_from
+        self.step, self.finished_parts = saved.get("step", 0), saved.get("parts", 0)
+        self.best, self.waited = saved.get("best"), saved.get("waited", 0)
         self.start = time.monotonic() - saved.get("seconds", 0.0)
         self.stop, self.progress = Stop(), Progress(total, self.step)
 
@@ -113,13 +136,26 @@ class Loop:
         """Since the start, without the time between an interruption and its resume."""
         return time.monotonic() - self.start
 
-    def epochs(self, plan):
-        """[[item, …], …] -> (epoch, an iterator of (step, item)), for all that is left."""
+    @property
+    def out_of_patience(self) -> bool:
+        return self.patience is not None and self.waited >= self.patience
+
+    def parts(self, plan):
+        """[[item, …], …] -> (epoch, an iterator of (step, item)), for all that is left.
+
+        A part is an epoch, or with eval_every a piece of one: see cut(). The caller
+        evaluates after each, and the checkpoint comes after that: so a resume never finds
+        an evaluation half counted.
+        """
         first = 0
-        for epoch, items in enumerate(plan):
-            if epoch >= self.finished_epochs:
+        for number, (epoch, items) in enumerate(cut(plan, self.eval_every)):
+            if self.out_of_patience:
+                break
+            if number >= self.finished_parts:
                 yield epoch, self.steps(first, items)
-                self.finished_epochs = epoch + 1
+                self.finished_parts = number + 1
+                if epoch < self.patience_from:
+                    self.waited = 0
                 self.checkpoint()
             first += len(items)
 
@@ -147,7 +183,8 @@ class Loop:
         # GB for bert-base. Hence not after every step.
         self.progress.clear()
         self.folder.checkpoint({**self.state(), "step": self.step, "best": self.best,
-                                "epochs": self.finished_epochs, "seconds": self.seconds})
+                                "waited": self.waited, "parts": self.finished_parts,
+                                "seconds": self.seconds})
 
     @contextlib.contextmanager
     def interruptible(self):

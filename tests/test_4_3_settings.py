@@ -78,7 +78,12 @@ def test_4_3_parse__values_out_of_range_and_contradictions_are_refused():
             (["--lr", "inf"], ["--lr", "'inf'"]),
             (["--smart", "--smart-weight", "0", "--smart-eps", "1"], ["--smart-eps"]),
             (["--vaccine-beta", "1"], ["--option gvac"]),
-            (["--freeze", "--option", "gvac"], ["--freeze", "--option gvac"])):
+            (["--freeze", "--option", "gvac"], ["--freeze", "--option gvac"]),
+            (["--max-length", "4"], ["--max-length", "'4'"]),
+            (["--eval-every", "9", "--max-steps", "9"], ["--eval-every 9", "--max-steps"]),
+            (["--patience", "2", "--epochs", "3"], ["--patience 2", "--epochs 3"]),
+            (["--patience", "3", "--epochs", "3", "--para-first", "1"],
+             ["--patience 3", "--epochs 3"])):
         errors = io.StringIO()
         with contextlib.redirect_stderr(errors):
             try:

@@ -79,7 +79,7 @@ def test_run_checkpoint__its_digest_covers_every_number_and_name():
 
 def state_at(step):
     """What loop.Loop adds to a checkpoint."""
-    return {"step": step, "epochs": 0, "seconds": 0.0, "best": None}
+    return {"step": step, "parts": 0, "waited": 0, "seconds": 0.0, "best": None}
 
 
 def test_run_checkpoint__seconds_of_saving_go_on_after_a_resume():
@@ -265,7 +265,7 @@ def steps_of(folder, plan, every=100, stop_at=None):
     with contextlib.redirect_stderr(io.StringIO()), \
             loop.Loop(folder, dict, sum(map(len, plan)), every) as session:
         with contextlib.suppress(loop.Interrupted):
-            for epoch, steps in session.epochs(plan):
+            for epoch, steps in session.parts(plan):
                 for step, item in steps:
                     seen.append((epoch, step, item))
                     if step == stop_at:
@@ -280,18 +280,18 @@ def test_run_loop__steps_go_on_after_the_last_checkpoint():
         "items are not counted from their epoch's beginning": [
             (0, 0, "a"), (0, 1, "a"), (1, 2, "c"), (1, 3, "c"), (1, 4, "c")],
         "steps are counted anew in each epoch": [(0, 0, "a"), (0, 1, "b"), (1, 2, "e")]})
-    session = loop.Loop(FakeFolder({"step": 2, "epochs": 1}), dict, 5, 100)
-    assert_equal([epoch for epoch, _ in session.epochs(plan)], [1],
+    session = loop.Loop(FakeFolder({"step": 2, "parts": 1}), dict, 5, 100)
+    assert_equal([epoch for epoch, _ in session.parts(plan)], [1],
                  "a finished epoch, with its evaluation, is done again after a resume")
     for step, epochs, left in ((1, 0, 1), (2, 1, 2), (3, 1, 3), (2, 0, 2)):
-        found = steps_of(FakeFolder({"step": step, "epochs": epochs}), plan)
+        found = steps_of(FakeFolder({"step": step, "parts": epochs}), plan)
         assert_equal(found, every[left:], f"resumed after {step} steps")
 
 
 def test_run_loop__checkpoints_at_their_steps_at_epochs_ends_and_at_a_signal():
     folder = FakeFolder()
     steps_of(folder, ["abc", "de"], every=2)
-    assert_equal([(state["step"], state["epochs"]) for state in folder.written],
+    assert_equal([(state["step"], state["parts"]) for state in folder.written],
                  [(2, 0), (3, 1), (4, 1), (5, 2)], mistakes={
         "an epoch's end writes no checkpoint": [(2, 0), (4, 1)],
         "the epoch is not finished yet in its last checkpoint": [
@@ -301,6 +301,32 @@ def test_run_loop__checkpoints_at_their_steps_at_epochs_ends_and_at_a_signal():
                  "a signal ends the loop after the step in which it came")
     assert_equal([state["step"] for state in folder.written], [2],
                  "a signal writes a checkpoint")
+
+
+def test_run_loop__parts_end_at_every_nth_step_and_with_their_epoch():
+    assert_equal(loop.cut(["abc", "def", "g"], 2),
+                 [(0, "ab"), (0, "c"), (1, "d"), (1, "ef"), (2, "g")], mistakes={
+        "steps are counted from each epoch's start": [
+            (0, "ab"), (0, "c"), (1, "de"), (1, "f"), (2, "g")]})
+    assert_equal(loop.cut(["abc", "def"], 3), [(0, "abc"), (1, "def")])
+    assert_equal(loop.cut(["abc", "de"], None), [(0, "abc"), (1, "de")])
+
+
+def test_run_loop__patience_lasts_through_a_resume():
+    folder = FakeFolder()
+    session = loop.Loop(folder, dict, 5, 100, patience=2)
+    for _, steps in session.parts(["ab", "c", "de"]):
+        list(steps)
+        session.waited += 1         # no evaluation is better
+    assert_equal([(state["step"], state["waited"]) for state in folder.written],
+                 [(2, 1), (3, 2)], "it ends after two parts without a better model")
+    for state, left in zip(folder.written, (1, 0)):
+        session = loop.Loop(FakeFolder(state), dict, 5, 100, patience=2)
+        seen = 0
+        for _, steps in session.parts(["ab", "c", "de"]):
+            list(steps)
+            session.waited, seen = session.waited + 1, seen + 1
+        assert_equal(seen, left, "a resume forgets how many evaluations were no better")
 
 
 def test_run_loop__seconds_before_a_resume_are_counted():

@@ -246,7 +246,7 @@ def fit(training, session, plan, *, lr, warmup):
     """
     flat, total, skipped_in_a_row = training.flat, sum(map(len, plan)), 0
     regions = multitask.regions(flat)
-    for _, steps in session.epochs(plan):
+    for _, steps in session.parts(plan):
         for step, kind in steps:
             rate = lr * optim.learning_rate_factor(step, total, warmup)
             for group in training.optimizer.param_groups:
