@@ -237,8 +237,8 @@ class MultitaskBert(nn.Module):
         if max_length is None:
             max_length = positions
         elif type(max_length) is not int or not 5 <= max_length <= positions:
-            raise ValueError(f"max_length (--max-length) must be from 5 to {positions}, the "
-                             f"number of positions of these weights; got {max_length!r}")
+            raise ValueError(f"max_length (--max-length) must be from 5 to {positions}, "
+                             f"the positions of these weights; got {max_length!r}")
         self.max_length = max_length
         self.settings = {"con": con, "hlh": hlh, "pool": pool, "sst_loss": sst_loss,
                          "sts_loss": sts_loss, "max_length": max_length}
@@ -281,9 +281,8 @@ class MultitaskBert(nn.Module):
         """Predictions for texts of your own.   [N] strings, or pairs of them -> numpy [N]
 
         name: of the task, such as "sst". with_probabilities: -> (predictions, probabilities
-        [N, C], or [N] where C = 1; None for a task without classes). Runs in batches, and
-        shows how far it is where that takes long. Raises ValueError for an unknown task,
-        and for a pair where the task has one text or the reverse.
+        [N, C], or [N] where C = 1; None for a task without classes). Raises ValueError for
+        an unknown task, and for a pair where the task has one text or the reverse.
         """
         if name not in self.tasks:
             raise ValueError(f"needed one of the tasks {', '.join(self.tasks)}, got "
@@ -299,15 +298,8 @@ class MultitaskBert(nn.Module):
         if not examples:
             return (np.zeros(0), None) if with_probabilities else np.zeros(0)
         dataset = data.Dataset("", [str(i) for i in range(len(examples))], examples, None)
-        bar = progress.Progress(len(examples), unit="texts")
-
-        def show(done):     # where it ends at once there is nothing to show
-            if done < len(examples) or bar.estimated:
-                bar.show(done, name)
-        predictions, probabilities = outputs(
-            self, task, dataset, self.tokenizer, device=next(self.parameters()).device,
-            show=show)
-        bar.clear()
+        predictions, probabilities = outputs(self, task, dataset, self.tokenizer,
+                                             device=next(self.parameters()).device)
         return (predictions, probabilities) if with_probabilities else predictions
 
     def save_pretrained(self, folder):
@@ -438,25 +430,22 @@ def overall_score(scores: dict) -> float:
 
 
 def all_logits(model, task, dataset, tokenizer, device="cpu",
-               autocast=contextlib.nullcontext, batch_size=64,
-               show=lambda done: None) -> torch.Tensor:
+               autocast=contextlib.nullcontext, batch_size=64) -> torch.Tensor:
     """Logits of a whole set, [N, C] or [N], in the file's order.
 
-    autocast() is a context for the passes; show(done) is told the number of examples after
-    each batch. Leaves the model's training mode as it was.
+    autocast() is a context for the passes. Leaves the model's training mode as it was, and
+    shows how far it is if it takes long.
     """
     was_training = model.training
     model.eval()
     order = data.in_order_of_length(data.lengths(dataset, model.con), batch_size)
-    logits, done = [], 0
+    logits, label = [], os.path.basename(dataset.path) or task.name
     with torch.no_grad():
-        for indices in order:
+        for indices in progress.track(order, label, "batches"):
             batch = data.collate(dataset, indices, tokenizer, model.con,
                                  model.max_length).to(device)
             with autocast():
                 logits.append(model(task, batch).cpu())
-            done += len(indices)
-            show(done)
     model.train(was_training)
     # Undo the sorting: np.concatenate(order)[i] is the example whose logits are in row i.
     return torch.cat(logits)[np.argsort(np.concatenate(order))]

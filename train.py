@@ -37,8 +37,7 @@ import heads
 import multitask
 import optim
 import smart
-from plumbing import command, flags, folder, loop, machine, plugins, reading, sources
-from plumbing.progress import clock
+from plumbing import command, flags, folder, loop, machine, plugins, sources, summary
 
 # --- 4.3 Table 1 ---
 
@@ -279,9 +278,10 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
         log_layers):
     """Algorithms 1 and 2, and an evaluation after each epoch.   [report 3.2, 3.3, 4.4]
 
-    session: a loop.Loop, which also continues where an earlier process stopped, and cuts
-    epochs into parts if there are more evaluations; plan: see multitask.plan(). Leaves the best model in best/. Raises loop.Interrupted after a
-    signal, loop.Diverged if training cannot go on.
+    session: a loop.Loop, which continues where an earlier process stopped, and cuts epochs
+    into parts where dev is evaluated more often; plan: see multitask.plan(). Leaves the
+    best model in best/. Raises loop.Interrupted after a signal, loop.Diverged if training
+    cannot go on.
     """
     flat, total, skipped_in_a_row = training.flat, sum(map(len, plan)), 0
     for epoch, steps in session.parts(plan):
@@ -318,11 +318,9 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
                 # The teacher follows what AdamW has made of θ, so it comes second.
                 if training.teacher is not None:
                     training.teacher.follow(flat.theta, smart.momentum_beta(step, total))
-            session.log({"step": step + 1, "epoch": epoch + 1, "lr": rate, **losses,
-                         **multitask.describe(
-                             treated, training.regions if log_layers else None)},
-                        f"epoch {epoch + 1}  loss " + "  ".join(
-                            f"{name} {losses[f'loss_{name}']:.3f}" for name in names))
+            session.log_step({"step": step + 1, "epoch": epoch + 1, "lr": rate, **losses,
+                              **multitask.describe(
+                                  treated, training.regions if log_layers else None)})
             if treated is None:
                 loop.check_divergence(flat.theta, skipped_in_a_row, step, losses)
         keep_best(training, session, epoch)
@@ -378,9 +376,7 @@ def train(args, source) -> int:
     if args.resume:
         values, settings = folder.resumed(vars(args), source, args.resume, parser())
         args = argparse.Namespace(**{**values, "resume": args.resume})
-        result = os.path.join(args.resume, "result.json")
-        if os.path.exists(result):
-            reading.read_json(result, {"dev": dict})        # an empty one is no result
+        if summary.is_finished(args.resume):
             print(f"the run in {args.resume} is finished; its scores are in result.json")
             return 0
     methods = [args.option, *(name for name in ("smart", "con", "hlh")
@@ -398,8 +394,8 @@ def train(args, source) -> int:
     plan = make_plan(args, training.sets["train"])
     total = sum(map(len, plan))
     if args.eval_every and args.eval_every >= total:
-        raise ValueError(f"--eval-every {args.eval_every} would change nothing: the run has "
-                         f"{total} updates; use fewer")
+        raise ValueError(f"--eval-every {args.eval_every} would change nothing: the run "
+                         f"has {total} updates; use fewer")
     # The folder comes last, so that a refusal leaves nothing behind.
     files = {**sources.files_of(training.sets, args.weights),
              **plugins.files_of(args.option)}
@@ -413,15 +409,9 @@ def train(args, source) -> int:
         run.restore(training)
     session = loop.Loop(run, training.state, total, args.checkpoint_every, args.eval_every,
                         args.patience, patience_from=args.para_first)
-    note = sources.SAMPLE_NOTE if args.data == sources.SAMPLE else ""
-    print(f"{note}run: {run.path}\n  {' + '.join(methods)}: {', '.join(args.tasks)}")
-    for name in VALUES:
-        origin = "" if args.resume else f" ({source[name]})"
-        print(f"  --{name.replace('_', '-')} {getattr(args, name)}{origin}")
-    if missing:
-        print(f"  left out, as there is no such file: {', '.join(missing)}")
-    print(f"  {total} updates, {training.flat.theta.numel():,} parameters, {precision}"
-          + (f"; going on after update {session.step}" if args.resume else ""), flush=True)
+    origins = {name: source[name] for name in VALUES}
+    print(summary.opening(args, methods, origins, missing, session, total, training,
+                          precision), flush=True)
     try:
         with session:
             fit(training, session, plan, lr=args.lr, warmup=args.warmup, clip=args.clip,
@@ -438,33 +428,10 @@ def train(args, source) -> int:
         return 1
     except (RuntimeError, MemoryError) as error:
         raise machine.advice(error, args.batch_size, args.accumulate) from None
-    stopped = next(
-        f"--{name} {value}" for name, value, true in (
-            ("patience", args.patience, session.step < total),
-            ("max-steps", args.max_steps, args.max_steps == total),
-            ("epochs", args.epochs, True)) if true)
     # Written last: a folder with a result.json is a finished run.
-    folder.write_json(run / "result.json", {
-        "dev": session.best["dev"], "epoch": session.best["epoch"],
-        "step": session.best["step"], "stopped": stopped,
-        "seconds": round(session.seconds, 1), "checkpoint_seconds": round(run.saving, 1),
-        "skipped": training.skipped, "args": vars(args)})
-    tasks = training.model.tasks
-    columns = {tasks[name].title if name in tasks else "Overall": score
-               for name, score in session.best["dev"].items()}
-    place = f"epoch {session.best['epoch']}"
-    if args.eval_every:
-        place = f"update {session.best['step']}, in {place}"
-    print(f"\nbest on dev, after {place}:\n" + "  ".join(columns))
-    print("  ".join(f"{score:{len(title)}.3f}" for title, score in columns.items()))
-    if session.step < total:
-        print(f"stopped by {stopped}, after update {session.step} of {total}")
-    if training.skipped:
-        print(f"{training.skipped} updates were skipped: their gradient was not finite")
-    print(f"{clock(session.seconds)} in all; predictions in {run / 'predictions'}")
-    if args.weights == sources.SAMPLE:
-        print(sources.expected(vars(args)), end="")
-    print(note, end="")
+    result = summary.result(args, session, total, training.skipped)
+    folder.write_json(run / "result.json", result)
+    print(summary.closing(args, result, training.model.tasks, session, total), end="")
     return 0
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 
-from plumbing import console, machine
+from plumbing import console, machine, progress
 
 LONGEST = 800      # characters of a message
 
@@ -23,6 +23,7 @@ class Parser(argparse.ArgumentParser):
 
 def show_warning(message, *_):
     """A warning as one printable line, instead of Python's two with a line of code."""
+    progress.make_room()
     return f"warning: {console.printable(str(message), LONGEST)}\n"
 
 

@@ -4,7 +4,7 @@
         for epoch, steps in loop.parts(plan):       # after a resume, what is left of them
             for step, item in steps:
                 …                                   # one update
-                loop.log({…}, "what to show")
+                loop.log_step({…})
             with loop.interruptible():
                 …                                   # evaluation
 
@@ -19,7 +19,7 @@ import time
 
 import torch
 
-from plumbing.progress import Progress
+from plumbing import progress
 
 
 class Interrupted(Exception):
@@ -120,7 +120,8 @@ class Loop:
         self.step, self.finished_parts = saved.get("step", 0), saved.get("parts", 0)
         self.best, self.waited = saved.get("best"), saved.get("waited", 0)
         self.start = time.monotonic() - saved.get("seconds", 0.0)
-        self.stop, self.progress = Stop(), Progress(total, self.step)
+        self.stop, self.progress = Stop(), progress.Progress(total, done=self.step)
+        self.losses, self.dev = progress.Means(), None      # only to be shown
 
     def __enter__(self):
         self.stop.__enter__()
@@ -147,7 +148,7 @@ class Loop:
         evaluates after each, and the checkpoint comes after that: so a resume never finds
         an evaluation half counted.
         """
-        first = 0
+        first, self.epochs = 0, len(plan)
         for number, (epoch, items) in enumerate(cut(plan, self.eval_every)):
             if self.out_of_patience:
                 break
@@ -168,11 +169,26 @@ class Loop:
             if self.stop.asked:
                 raise Interrupted
 
-    def log(self, line: dict, shown=None):
-        """A line of metrics.jsonl; shown: what the progress line says of this step."""
+    def log(self, line: dict):
+        """A line of metrics.jsonl."""
         self.folder.log(line)
-        if shown is not None:
-            self.progress.show(self.step + 1, shown)
+        if "dev" in line:
+            self.dev = line["dev"]["overall"]
+
+    def log_step(self, line: dict):
+        """A step's line, and the progress line with the running mean of each loss_T."""
+        self.log(line)
+        for name, value in line.items():
+            if name.startswith("loss_") and math.isfinite(value):
+                self.losses.add(name.removeprefix("loss_"), value)
+        fields = [f" {name} {progress.short(mean)}"
+                  for name, mean in self.losses.values.items()]
+        fields[:1] = [f"  loss{field}" for field in fields[:1]]
+        if "epoch" in line:
+            fields.append(f"  epoch {line['epoch']}/{self.epochs}")
+        if self.dev is not None:
+            fields.append(f"  dev {progress.short(self.dev, 3)}")
+        self.progress.show(self.step + 1, fields)
 
     def say(self, text):
         self.progress.clear()

@@ -7,7 +7,6 @@ import os
 import pathlib
 import signal
 import tempfile
-import time
 import types
 import unittest.mock
 import warnings
@@ -15,7 +14,7 @@ import warnings
 import torch
 
 from plumbing import folder as folders
-from plumbing import loop, machine, progress, sources
+from plumbing import loop, machine, sources
 from tests.checks import assert_close, assert_equal, assert_raises
 from tests.world import send
 
@@ -375,26 +374,7 @@ def test_run_machine__the_CPUs_generator_is_saved_and_restored():
     assert_close(torch.rand(3), first, 0, "the CPU's generator is not restored")
 
 
-# --- What is shown ---
-
-def test_run_progress__clock_rounds_to_the_nearest_second():
-    assert_equal([progress.clock(s) for s in (0.4, 0.6, 59.6, 3599.7, 125)],
-                 ["0:00", "0:01", "1:00", "1:00:00", "2:05"], mistakes={
-        "seconds are rounded down": ["0:00", "0:00", "0:59", "59:59", "2:05"],
-        "seconds are rounded up": ["0:01", "0:01", "1:00", "1:00:00", "2:05"]})
-
-
-def test_run_progress__speed_is_that_of_this_process():
-    # Resumed after 90 of 100 steps; 5 more in 10 seconds: 0.5 a second, 10 s for the rest.
-    log, now = io.StringIO(), [1000.0]
-    with unittest.mock.patch.object(time, "monotonic", lambda: now[0]):
-        shown = progress.Progress(100, done=90, every=0.0, stream=log)
-        now[0] += 10
-        shown.show(95, "text")
-    assert "0.50 steps/s" in log.getvalue(), (
-        f"steps of an earlier process are counted: {log.getvalue()!r}")
-    assert "0:10 left" in log.getvalue(), f"the time left is wrong: {log.getvalue()!r}"
-
+# --- The log ---
 
 def test_run_json__numbers_that_are_not_finite_become_null():
     run = new_folder()

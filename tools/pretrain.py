@@ -34,7 +34,17 @@ import bert
 import data
 import multitask
 import optim
-from plumbing import command, flags, folder, loop, machine, reading, sources, tsv
+from plumbing import (
+    command,
+    flags,
+    folder,
+    loop,
+    machine,
+    progress,
+    reading,
+    sources,
+    tsv,
+)
 from plumbing.progress import clock
 
 HELD_OUT = 50       # one text of so many is not trained on
@@ -130,7 +140,8 @@ def read_texts(path, tokenizer):
     if not texts:
         raise ValueError(f"{path}: needed texts in columns sentence, sentence1, sentence2, "
                          f"or one a line; got none")
-    return [tuple(map(tokenizer, text)) for text in texts]
+    return [tuple(map(tokenizer, text)) for text
+            in progress.track(texts, os.path.basename(path), "texts")]
 
 
 def split_texts(texts, seed, batch_size):
@@ -212,7 +223,8 @@ class Pretraining:
             torch.manual_seed(0)
             for number in (1, 2):
                 texts = [text for text in self.held_out if len(text) == number]
-                for start in range(0, len(texts), 64):
+                starts = range(0, len(texts), 64)
+                for start in progress.track(starts, "held out", "batches"):
                     with self.autocast():
                         found = self.model(*self.batch_of(texts[start:start + 64]))
                     for name, value in found.items():
@@ -257,9 +269,8 @@ def fit(training, session, plan, *, lr, warmup):
             if treated is not None:
                 training.optimizer.step()
             skipped_in_a_row = skipped_in_a_row + 1 if treated is None else 0
-            session.log({"step": step + 1, "lr": rate, **losses,
-                         **multitask.describe(treated)},
-                        f"loss {losses[f'loss_{kind}']:.3f}")
+            session.log_step({"step": step + 1, "lr": rate, **losses,
+                              **multitask.describe(treated)})
             if treated is None:
                 loop.check_divergence(flat.theta, skipped_in_a_row, step, losses)
         with session.interruptible():

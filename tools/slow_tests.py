@@ -50,7 +50,8 @@ RUNS = {
     "gvac layer": "--option gvac --vaccine-granularity layer --fresh-streams --align sst "
                   "--warmup .1 --clip 0 --weight-decay .01 --dropout .2 --pool mean",
     "smart": "--smart --smart-weight 2 --smart-eps .1 --smart-steps 2 --bregman-weight .5 "
-             "--sst-loss mse --sts-loss ce --device cpu --seed 3 --max-length 9 --eval-every 2",
+             "--sst-loss mse --sts-loss ce --device cpu --seed 3 --max-length 9 "
+             "--eval-every 2",
     "frozen": "--freeze --con --tasks sst,para",
 }
 COMMON = "--epochs 2 --max-steps 16 --batch-size 4 --lr 0.01 --amp off --checkpoint-every 3"
