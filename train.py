@@ -86,7 +86,8 @@ SAMPLE_ROW = Row("the sample", epochs=8, lr=2e-3, warmup=0.1, pool="mean")
 
 def parser():
     return flags.parser([task.name for task in heads.tasks()],
-                        ["seq", "rr", *multitask.TREATMENTS])
+                        ["seq", "rr", *multitask.TREATMENTS],
+                        Row("default"), TABLE_1, SAMPLE_ROW)
 
 
 def parse(argv=None):

@@ -132,7 +132,8 @@ def test_run_progress__what_soon_ends_shows_nothing():
     assert_equal(seen, [[], ["[###############.....] x.csv 3/4 rows [0:02<0:01, 1.5/s]"]])
     assert_equal(terminal.rows(), [], "it is removed at its end")
     assert_equal(log.getvalue().splitlines(), [
-        "x.csv 2/4 rows  0.05 rows/s  0:44 elapsed  0:44 left"])
+        "x.csv 2/4 rows  0.05 rows/s  0:44 elapsed  0:44 left",
+        "x.csv 4/4 rows  0.05 rows/s  1:27 elapsed  0:00 left"])
 
 
 def test_run_progress__names_of_files_command_no_terminal():

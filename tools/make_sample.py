@@ -19,7 +19,6 @@ Leaves out: all that the grammar does not say. A score on these files is no stat
 English.
 """
 
-import argparse
 import csv
 import os
 import random
@@ -474,8 +473,7 @@ def write_sample(folder, seed):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
-                                     allow_abbrev=False)
+    parser = command.Parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
                         help="the folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of all choices (ours: 0)")

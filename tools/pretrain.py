@@ -1,7 +1,7 @@
 """Masked-LM pre-training: from scratch, or further, on the texts of a task.
 
-    python tools/pretrain.py --text FILE … --out DIR --vocab FILE        (from scratch)
-    python tools/pretrain.py --text FILE … --out DIR --weights NAME      (further)
+    python tools/pretrain.py --text FILE … --out DIR --vocab FILE     from scratch
+    python tools/pretrain.py --text FILE … --out DIR --weights NAME   further
 
 The report's last sentence: "Further work may improve upon this by … further enhancing
 pretraining for the upstream minBERT model." From a .csv file it takes the column sentence,
@@ -414,7 +414,7 @@ def pretrain(args, source):
 def parser():
     whole, share = flags.number(int, 1), flags.number(float, 0, 1)
     amount = flags.number(float, 0)
-    p = command.Parser(description=__doc__.splitlines()[0])
+    p = command.Parser(__doc__)
     p.add_argument("--text", nargs="+", metavar="FILE", help="files of texts")
     p.add_argument("--weights", metavar="DIR|NAME", help="continue from this BERT")
     p.add_argument("--vocab", metavar="FILE", help="from scratch: the vocabulary")

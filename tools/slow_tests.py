@@ -305,7 +305,7 @@ def lose_streams(arguments, tries, rng):
 # --- The command ---
 
 def main(argv=None):
-    parser = command.Parser(description=__doc__.splitlines()[0])
+    parser = command.Parser(__doc__)
     parser.add_argument("--kills", type=flags.number(int, 1), default=100,
                         help="in all sets of flags together (100)")
     parser.add_argument("--seed", type=int, default=0)

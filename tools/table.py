@@ -1,9 +1,9 @@
 """Tables 1 to 3 of the report, each with one command.
 
-    python tools/table.py --table 1              the configurations, from train.py
-    python tools/table.py --table 2 [--seeds 3] [--rows 2,4-6] [-- FLAGS OF train.py]
-    python tools/table.py --table 3              on the test sets, if there are labels
-    python tools/table.py --render               write the tables of the pages again
+    python tools/table.py --table 1          the configurations, from train.py
+    python tools/table.py --table 2 [--seeds 3] [--rows 2,4-6] [-- FLAGS]
+    python tools/table.py --table 3          on the test sets, if there are labels
+    python tools/table.py --render           write the tables of the pages again
 
 A row is one `python train.py …` for each seed, or three where the report has a model for
 each task. After an interruption, rerun the same command to continue: finished runs are
@@ -15,7 +15,6 @@ and the table into README.md or a page of docs/: see tools/results.py.
 Leaves out: several runs at a time.
 """
 
-import argparse
 import dataclasses
 import functools
 import hashlib
@@ -275,9 +274,7 @@ def collect(table, runs, labels, data_folder, weights):
 
 def parser():
     p = command.Parser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="rows:\n"
+        __doc__, epilog="rows:\n"
         + "\n".join(f"  {number:2}  {row.name}" for number, row in enumerate(ROWS, 1))
         + "\n\nWhat follows -- is passed to every run, as in: -- --lr 1e-4 --pool mean")
     whole = flags.number(int, 1)
