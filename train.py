@@ -328,7 +328,10 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
 
 
 def keep_best(training, session, epoch):
-    """Evaluate on dev; if no earlier model was better, save this one.   [report 4.4]"""
+    """Evaluate on dev; if no earlier model was as good, save this one.   [report 4.4]
+
+    Otherwise it is one more evaluation that --patience has waited through.
+    """
     model = training.model
     with session.interruptible():
         results = training.evaluate(model, "dev")
@@ -339,10 +342,10 @@ def keep_best(training, session, epoch):
     # Trap: select by the trained tasks only; an untrained head's score is noise.
     selected = heads.overall_score({task: score for task, score in scores.items()
                                     if task.name in training.rows})
-    session.log({"step": session.step, "epoch": epoch + 1, "dev": dev})
+    here = {"step": session.step, "epoch": epoch + 1, "dev": dev}
+    session.log(here)
     if session.best is None or selected > session.best["selected"]:
-        session.best, session.waited = {"epoch": epoch + 1, "step": session.step,
-                                        "selected": selected, "dev": dev}, 0
+        session.best, session.waited = {**here, "selected": selected}, 0
         session.folder.replace_folder("best", model.save_pretrained)
     else:
         session.waited += 1
@@ -394,9 +397,7 @@ def train(args, source) -> int:
     training, missing = prepare(args, device, autocast)
     plan = make_plan(args, training.sets["train"])
     total = sum(map(len, plan))
-    if args.eval_every and args.eval_every >= total:
-        raise ValueError(f"--eval-every {args.eval_every} would change nothing: the run "
-                         f"has {total} updates; use fewer")
+    flags.check_updates(args, total)
     # The folder comes last, so that a refusal leaves nothing behind.
     files = {**sources.files_of(training.sets, args.weights),
              **plugins.files_of(args.option)}
@@ -410,9 +411,8 @@ def train(args, source) -> int:
         run.restore(training)
     session = loop.Loop(run, training.state, total, args.checkpoint_every, args.eval_every,
                         args.patience, patience_from=args.para_first)
-    origins = {name: source[name] for name in VALUES}
-    print(summary.opening(args, methods, origins, missing, session, total, training,
-                          precision), flush=True)
+    summary.begin(args, methods, {name: source[name] for name in VALUES}, missing, session,
+                  training, precision)
     try:
         with session:
             fit(training, session, plan, lr=args.lr, warmup=args.warmup, clip=args.clip,
@@ -429,10 +429,7 @@ def train(args, source) -> int:
         return 1
     except (RuntimeError, MemoryError) as error:
         raise machine.advice(error, args.batch_size, args.accumulate) from None
-    # Written last: a folder with a result.json is a finished run.
-    result = summary.result(args, session, total, training.skipped)
-    folder.write_json(run / "result.json", result)
-    print(summary.closing(args, result, training.model.tasks, session, total), end="")
+    summary.finish(args, session, training)
     return 0
 
 

@@ -245,6 +245,13 @@ def parser(tasks, options, default=None, table=(), sample=None):
     return p
 
 
+def check_updates(args, total):
+    """Raise ValueError for what would change nothing in a run of so many updates."""
+    if args.eval_every and args.eval_every >= total:
+        raise ValueError(f"--eval-every {args.eval_every} would change nothing: the run "
+                         f"has {total} updates; use fewer")
+
+
 def check(parser, args, source):
     """End with one line if two flags contradict each other, or one would change nothing.
 

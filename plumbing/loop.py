@@ -117,6 +117,7 @@ class Loop:
         self.folder, self.state, self.checkpoint_every = folder, state, checkpoint_every
         self.eval_every, self.patience = eval_every, patience
         self.patience_from = patience_from
+        self.total = total
         self.step, self.finished_parts = saved.get("step", 0), saved.get("parts", 0)
         self.best, self.waited = saved.get("best"), saved.get("waited", 0)
         self.start = time.monotonic() - saved.get("seconds", 0.0)

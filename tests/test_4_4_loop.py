@@ -16,7 +16,7 @@ import smart
 import train
 from plumbing import machine, safetensors
 from plumbing.folder import content_digest, load_checkpoint
-from tests.checks import assert_close, assert_equal
+from tests.checks import assert_close, assert_equal, assert_one_line
 from tests.world import log_of, run_train, training_of
 
 SHORT = ("--batch-size", 20, "--epochs", 3)         # 2 updates an epoch, 6 in all
@@ -106,6 +106,8 @@ def test_4_4_evaluations__also_within_an_epoch_and_the_best_of_all_is_kept():
         "an epoch's end has no evaluation": [(3, 2), (6, 3)],
         "steps are counted from each epoch's start": [(2, 1), (4, 2), (6, 3)]})
     assert_equal((result["step"], result["epoch"]), (3, 2), "update 3, in epoch 2")
+    status, _, errors = run_train(*SHORT, "--eval-every", 6, steps=9)
+    assert_one_line(status, errors, "--eval-every 6", "6 updates")
     saved = safetensors.load(os.path.join(out, "best", "model.safetensors"))
     assert_close(saved["heads.sts.layers.0.bias"], [thetas[1][-1].item()], 0,
                  "best/ is not the model of update 3")

@@ -1,7 +1,7 @@
 """Masked-LM pre-training: from scratch, or further, on the texts of a task.
 
-    python tools/pretrain.py --text FILE … --out DIR --vocab FILE     from scratch
-    python tools/pretrain.py --text FILE … --out DIR --weights NAME   further
+    python tools/pretrain.py --text FILE … --out DIR --vocab FILE    from scratch
+    python tools/pretrain.py --text FILE … --out DIR --weights NAME  further
 
 The report's last sentence: "Further work may improve upon this by … further enhancing
 pretraining for the upstream minBERT model." From a .csv file it takes the column sentence,

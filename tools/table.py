@@ -23,6 +23,7 @@ import os
 import re
 import shlex
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -31,7 +32,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import data
 import train
-from plumbing import command, flags, folder, loop, reading, sources, tsv
+from plumbing import command, flags, folder, loop, progress, reading, sources, tsv
 from tools import baseline, results
 from tools.results import ROWS, known_tasks
 
@@ -127,6 +128,7 @@ def copy_output(stream, left_out):
     """Print the lines of a stream, except those left out."""
     for line in stream:
         if line.rstrip("\n") not in left_out:
+            progress.make_room()        # the run shows its own, on standard error
             print(line, end="", flush=True)
 
 
@@ -153,14 +155,30 @@ def perform(one, stop):
                 child.terminate()
 
 
+def time_left(runs):
+    """Of the runs that are not finished, by the finished ones of their row, or of all.
+
+    -> ", about 1:02:00 left", or "" if no run is finished.
+    """
+    seconds, left = {}, 0.0
+    for one in runs:
+        if one.finished():
+            seconds.setdefault(one.row.name, []).append(read_result(one)[1]["seconds"])
+    known = [took for of_row in seconds.values() for took in of_row]
+    for one in runs:
+        if known and not one.finished():
+            left += statistics.fmean(seconds.get(one.row.name, known))
+    return f", about {progress.clock(left)} left" if known else ""
+
+
 def perform_all(runs):
     """Every run that is not finished, until one fails or is stopped.   -> exit status"""
     with loop.Stop() as stop:
         for number, one in enumerate(runs, 1):
             if one.finished():
                 continue
-            print(f"\nrun {number} of {len(runs)}: {one.row.name}, seed {one.seed}\n"
-                  f"{one.command(whole=True)}", flush=True)
+            print(f"\nrun {number} of {len(runs)}{time_left(runs)}: {one.row.name}, seed "
+                  f"{one.seed}\n{one.command(whole=True)}", flush=True)
             status = perform(one, stop)
             if stop.asked:
                 status = 128 + stop.asked
@@ -200,10 +218,15 @@ def test_score(path, task, labels):
     return task.metric([predicted[i] for i in labels], list(labels.values()))
 
 
+def read_result(one):
+    """-> (path of a finished run's result.json, what it says)"""
+    path = os.path.join(one.folder, "result.json")
+    return path, reading.read_json(path, {"dev": dict, "seconds": reading.NUMBER})
+
+
 def score(one, labels):
     """A finished run.   -> ({name of one of its tasks: score}, minutes)"""
-    path = os.path.join(one.folder, "result.json")
-    result = reading.read_json(path, {"dev": dict, "seconds": reading.NUMBER})
+    path, result = read_result(one)
     tasks = known_tasks()
     names = one.tasks or [name for name in tasks if name in result["dev"]]
     scores = reading.check_fields(path, result["dev"], dict.fromkeys(names, reading.NUMBER))
