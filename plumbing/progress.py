@@ -84,15 +84,16 @@ def fitted(count, times, rate, fields, share, columns):
     room = columns - len(f"{count} [{times}]")
     kept = []
     for field in fields:
-        if len(field) <= room:
-            kept.append(field)
-            room -= len(field)
+        if len(field) > room:
+            break
+        kept.append(field)
+        room -= len(field)
     speed = f", {rate:.1f}/s" if rate >= 1 else f", {1 / max(1e-9, rate):.1f} s each"
     speed = speed if len(speed) <= room else ""
     room -= len(speed)
     width = min(20, room - 3)
     filled = int(width * share)
-    bar = f"[{'#' * filled}{'.' * (width - filled)}] " if width >= 5 else ""
+    bar = f"[{'#' * filled}{'.' * (width - filled)}] " if width >= 10 else ""
     return f"{bar}{count} [{times}{speed}]{''.join(kept)}"[:max(0, columns)]
 
 

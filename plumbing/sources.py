@@ -106,8 +106,8 @@ def fetch(url, path):
 
 
 SAMPLE = os.path.join(ROOT, "sample")
-SAMPLE_NOTE = ("This is the sample: made-up sentences and a very small BERT, to show how "
-               "the methods work.\nTo get the real data and bert-base-uncased: "
+SAMPLE_NOTE = ("This is the sample: made-up sentences and a very small BERT, to show how\n"
+               "the methods work. To get the real data and bert-base-uncased:\n"
                "python train.py --download\n")
 NEITHER = ("needed data and weights: give the folder of the nine CSV files with --data and "
            "a pre-trained BERT with --weights, or get both by python train.py --download")

@@ -98,7 +98,7 @@ def test_run_progress__what_finds_no_room_is_left_out_the_least_important_first(
     assert_equal(line(79), "275/744 [2:08<3:38, 2.1/s]  loss sst 1.21 para .52 sts .88  "
                            "epoch 3/8  dev .776")
     assert_equal(line(59), "275/744 [2:08<3:38, 2.1/s]  loss sst 1.21 para .52 sts .88")
-    assert_equal(line(30), "275/744 [2:08<3:38] para .52")
+    assert_equal(line(30), "275/744 [2:08<3:38, 2.1/s]")
     for columns in range(200):
         assert len(line(columns)) <= columns
     slow = progress.fitted("1/9", "0:04<0:32", .25, [], .1, 79)

@@ -1,7 +1,7 @@
 """Damaged files and absurd flags for everything that we read; what becomes of each.
 
-    python tools/fuzz.py --seconds 60 --seed 0    status 1 if there are findings
-    python tools/fuzz.py --seed 0 --only 1234     input 1234 again, with all output
+    python tools/fuzz.py --seconds 60 --seed 0   status 1 after a finding
+    python tools/fuzz.py --seed 0 --only 1234    input 1234 again
 
 An input is a whole file of the tiny world, or the flags of a command, damaged once to three
 times: bits, pieces, lines, cells, encodings, and the structure of JSON, tensors and

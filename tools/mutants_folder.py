@@ -147,7 +147,7 @@ MUTANTS = {
          "the cursor waits at the line's end", "smeared"),
         ("plumbing.progress.width_of", "os.get_terminal_size(stream.fileno()).columns",
          "80", "always 80 columns", "smeared"),
-        ("plumbing.progress.fitted", "if len(field) <= room:", "if True:",
+        ("plumbing.progress.fitted", "if len(field) > room:", "if False:",
          "fields without room", "what finds no room"),
         ("plumbing.progress.Progress.show", "elapsed < wait and (self.brief or",
          "elapsed < wait and (", "the end of what is brief", "what soon ends"),

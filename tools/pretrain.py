@@ -1,15 +1,16 @@
 """Masked-LM pre-training: from scratch, or further, on the texts of a task.
 
-    python tools/pretrain.py --text FILE … --out DIR --vocab FILE    from scratch
-    python tools/pretrain.py --text FILE … --out DIR --weights NAME  further
+    python tools/pretrain.py --text FILE … --out DIR --vocab FILE
+    python tools/pretrain.py --text FILE … --out DIR --weights NAME
 
-The report's last sentence: "Further work may improve upon this by … further enhancing
-pretraining for the upstream minBERT model." From a .csv file it takes the column sentence,
-or sentence1 and sentence2 as a pair; any other file has one text a line, or two separated
-by a TAB. With --next-sentence the model also learns whether the second text of a pair is
-its own, as BERT did. The encoder in OUT/model can be given to train.py as --weights. The
-run's folder, --resume, Ctrl-C and the log are those of train.py; after every
---checkpoint-every updates comes the loss on held-out texts, one of 50.
+With --vocab it starts from scratch, with --weights it goes on from a BERT. The report's
+last sentence: "Further work may improve upon this by … further enhancing pretraining for
+the upstream minBERT model." From a .csv file it takes the column sentence, or sentence1 and
+sentence2 as a pair; any other file has one text a line, or two separated by a TAB. With
+--next-sentence the model also learns whether the second text of a pair is its own, as BERT
+did. The encoder in OUT/model can be given to train.py as --weights. The run's folder,
+--resume, Ctrl-C and the log are those of train.py; after every --checkpoint-every updates
+comes the loss on held-out texts, one of 50.
 
 Symbols: B texts in a batch, T tokens in the longest, M masked positions of a batch, V
 entries of the vocabulary.

@@ -1,9 +1,9 @@
 """Tables 1 to 3 of the report, each with one command.
 
-    python tools/table.py --table 1          the configurations, from train.py
+    python tools/table.py --table 1         the configurations, from train.py
     python tools/table.py --table 2 [--seeds 3] [--rows 2,4-6] [-- FLAGS]
-    python tools/table.py --table 3          on the test sets, if there are labels
-    python tools/table.py --render           write the tables of the pages again
+    python tools/table.py --table 3         on test sets that have labels
+    python tools/table.py --render          write the pages' tables again
 
 A row is one `python train.py …` for each seed, or three where the report has a model for
 each task. After an interruption, rerun the same command to continue: finished runs are
