@@ -1,7 +1,7 @@
 """Write made-up data: nine CSV files in the course's format and a vocabulary.
 
-    python tools/make_sample.py --out DIR                      # seed 0
-    python tools/make_sample.py --out DIR --pretrain text.tsv  # unlabelled text
+    python tools/make_sample.py --out DIR                     seed 0
+    python tools/make_sample.py --out DIR --pretrain FILE     unlabelled text too
 
 4.1  review()       a review sentence and its class, 0 to 4, as in SST
 4.1  questions()    two questions that ask the same, or only seem to, as in Quora
