@@ -25,7 +25,7 @@ import unicodedata
 import numpy as np
 import torch
 
-from plumbing import tsv, vocabulary
+from plumbing import progress, tsv, vocabulary
 
 # --- 4.1 WordPiece ---
 
@@ -171,7 +171,8 @@ def load(folder: str, task, split: str, tokenizer) -> Dataset:
     label = [] if split == "test" else [task.label]
     lines: dict[str, int] = {}              # id -> its line
     ids, tokens, labels = [], [], []
-    for line, (example, *values) in tsv.read(path, ["id", *task.texts, *label]):
+    rows = tsv.read(path, ["id", *task.texts, *label])
+    for line, (example, *values) in progress.track(rows, os.path.basename(path), "rows"):
         note_id(lines, example, path, line)
         ids.append(example)
         tokens.append(tuple(tokenizer(text) for text in values[:len(task.texts)]))

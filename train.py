@@ -37,8 +37,17 @@ import heads
 import multitask
 import optim
 import smart
-from plumbing import command, flags, folder, loop, machine, plugins, ranks, reading, sources
-from plumbing.progress import clock
+from plumbing import (
+    command,
+    flags,
+    folder,
+    loop,
+    machine,
+    plugins,
+    ranks,
+    sources,
+    summary,
+)
 
 # --- 4.3 Table 1 ---
 
@@ -87,7 +96,8 @@ SAMPLE_ROW = Row("the sample", epochs=8, lr=2e-3, warmup=0.1, pool="mean")
 
 def parser():
     return flags.parser([task.name for task in heads.tasks()],
-                        ["seq", "rr", *multitask.TREATMENTS])
+                        ["seq", "rr", *multitask.TREATMENTS],
+                        Row("default"), TABLE_1, SAMPLE_ROW)
 
 
 def parse(argv=None):
@@ -151,8 +161,7 @@ class Training:
         """The next batch of a task's stream, on the device."""
         return data.collate(self.sets["train"][name], self.streams[name].next(),
                             self.model.tokenizer, self.model.con,
-                            self.model.bert.config.max_position_embeddings
-                            ).to(self.flat.theta.device)
+                            self.model.max_length).to(self.flat.theta.device)
 
     def loss(self, name, batch, with_ratio=False, randn_like=torch.randn_like):
         """A task's loss with its SMART terms.   [report 3.5]   -> (scalar, {name: scalar})
@@ -222,7 +231,7 @@ def prepare(args, device, autocast) -> tuple:
                                              pooler=args.pool == "cls")
     tokenizer = data.WordPiece(args.weights, encoder.config.vocab_size)
     model = heads.MultitaskBert(encoder, args.con, args.hlh, args.pool, args.sst_loss,
-                                args.sts_loss, tokenizer)
+                                args.sts_loss, tokenizer, max_length=args.max_length)
     used = {name: task for name, task in model.tasks.items()
             if name in args.tasks or name in heads.REPORT}
     sets, missing = data.load_sets(args.data, used, args.tasks, model.tokenizer)
@@ -285,12 +294,13 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
         log_layers):
     """Algorithms 1 and 2, and an evaluation after each epoch.   [report 3.2, 3.3, 4.4]
 
-    session: a loop.Loop, which also continues where an earlier process stopped; plan: see
-    multitask.plan(). Leaves the best model in best/. Raises loop.Interrupted after a
-    signal, loop.Diverged if training cannot go on.
+    session: a loop.Loop, which continues where an earlier process stopped, and cuts epochs
+    into parts where dev is evaluated more often; plan: see multitask.plan(). Leaves the
+    best model in best/. Raises loop.Interrupted after a signal, loop.Diverged if training
+    cannot go on.
     """
     flat, total, skipped_in_a_row = training.flat, sum(map(len, plan)), 0
-    for epoch, steps in session.epochs(plan):
+    for epoch, steps in session.parts(plan):
         # The row without "RR" has no "saved state iterator". (After a resume in the middle
         # of an epoch, its streams have restarted already.)
         for stream in training.streams.values():
@@ -327,12 +337,10 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
                 # The teacher follows what AdamW has made of θ, so it comes second.
                 if training.teacher is not None:
                     training.teacher.follow(flat.theta, smart.momentum_beta(step, total))
-            session.log({"step": step + 1, "epoch": epoch + 1, "lr": rate, **losses,
-                         **training.scale.log(),
-                         **multitask.describe(
-                             treated, training.regions if log_layers else None)},
-                        f"epoch {epoch + 1}  loss " + "  ".join(
-                            f"{name} {losses[f'loss_{name}']:.3f}" for name in names))
+            session.log_step({"step": step + 1, "epoch": epoch + 1, "lr": rate, **losses,
+                              **training.scale.log(),
+                              **multitask.describe(
+                                  treated, training.regions if log_layers else None)})
             training.scale.update(skipped=treated is None)
             if treated is None:
                 loop.check_divergence(flat.theta, skipped_in_a_row, step, losses)
@@ -340,7 +348,10 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
 
 
 def keep_best(training, session, epoch):
-    """Evaluate on dev; if no earlier epoch was better, save the model.   [report 4.4]"""
+    """Evaluate on dev; if no earlier model was as good, save this one.   [report 4.4]
+
+    Otherwise it is one more evaluation that --patience has waited through.
+    """
     model = training.model
     with session.interruptible():
         results = training.evaluate(model, "dev")
@@ -351,11 +362,15 @@ def keep_best(training, session, epoch):
     # Trap: select by the trained tasks only; an untrained head's score is noise.
     selected = heads.overall_score({task: score for task, score in scores.items()
                                     if task.name in training.rows})
-    session.log({"step": session.step, "epoch": epoch + 1, "dev": dev})
+    here = {"step": session.step, "epoch": epoch + 1, "dev": dev}
+    session.log(here)
     if session.best is None or selected > session.best["selected"]:
-        session.best = {"epoch": epoch + 1, "selected": selected, "dev": dev}
+        session.best, session.waited = {**here, "selected": selected}, 0
         session.folder.replace_folder("best", model.save_pretrained)
-    session.say(f"epoch {epoch + 1}: dev " + "  ".join(
+    else:
+        session.waited += 1
+    update = f", update {session.step}" if session.eval_every else ""
+    session.say(f"epoch {epoch + 1}{update}: dev " + "  ".join(
         f"{name} {score:.3f}" for name, score in dev.items()))
 
 
@@ -387,9 +402,7 @@ def train(args, source) -> int:
     if args.resume:
         values, settings = folder.resumed(vars(args), source, args.resume, parser())
         args = argparse.Namespace(**{**values, "resume": args.resume})
-        result = os.path.join(args.resume, "result.json")
-        if os.path.exists(result):
-            reading.read_json(result, {"dev": dict})        # an empty one is no result
+        if summary.is_finished(args.resume):
             print(f"the run in {args.resume} is finished; its scores are in result.json")
             return 0
     methods = [args.option, *(name for name in ("smart", "con", "hlh")
@@ -405,6 +418,8 @@ def train(args, source) -> int:
     autocast, precision = machine.choose_precision(args.amp, device, smallest_change)
     training, missing = prepare(args, device, autocast)
     plan = make_plan(args, training.sets["train"])
+    total = sum(map(len, plan))
+    flags.check_updates(args, total)
     # The folder comes last, so that a refusal leaves nothing behind.
     files = {**sources.files_of(training.sets, args.weights),
              **plugins.files_of(args.option)}
@@ -417,24 +432,11 @@ def train(args, source) -> int:
                            folder.new_settings(args, source, files, here))
     if run.state:
         run.restore(training)
-    config = training.model.bert.config
-    note_on_ranks = ranks.about(
-        args.batch_size, training.flat.G, training.regions) + ranks.start_generators(
-        run.state, training.flat.theta, args.seed,
-        bool(config.hidden_dropout_prob or config.attention_probs_dropout_prob))
-    total = sum(map(len, plan))
-    session = loop.Loop(run, training.state, total, args.checkpoint_every)
-    note = sources.SAMPLE_NOTE if args.data == sources.SAMPLE else ""
-    print(f"{note}run: {run.path}\n  {' + '.join(methods)}: {', '.join(args.tasks)}")
-    for name in VALUES:
-        origin = "" if args.resume else f" ({source[name]})"
-        print(f"  --{name.replace('_', '-')} {getattr(args, name)}{origin}")
-    print(f"  {machine.why_device(args.device, device)}")
-    if missing:
-        print(f"  left out, as there is no such file: {', '.join(missing)}")
-    print(f"  {total} updates, {training.flat.theta.numel():,} parameters, {precision}"
-          + (f"; going on after update {session.step}" if args.resume else ""))
-    print(note_on_ranks, end="", flush=True)
+    about_ranks = ranks.begin(run.state, training, args)
+    session = loop.Loop(run, training.state, total, args.checkpoint_every, args.eval_every,
+                        args.patience, patience_from=args.para_first)
+    summary.begin(args, methods, {name: source[name] for name in VALUES}, missing, session,
+                  training, precision, device, about_ranks)
     try:
         with session:
             fit(training, session, plan, lr=args.lr, warmup=args.warmup, clip=args.clip,
@@ -451,24 +453,7 @@ def train(args, source) -> int:
         return 1
     except (RuntimeError, MemoryError) as error:
         raise machine.advice(error, args.batch_size, args.accumulate) from None
-    if not ranks.first():
-        return 0
-    # Written last: a folder with a result.json is a finished run.
-    folder.write_json(run / "result.json", {
-        "dev": session.best["dev"], "epoch": session.best["epoch"],
-        "seconds": round(session.seconds, 1), "checkpoint_seconds": round(run.saving, 1),
-        "skipped": training.skipped, "args": vars(args)})
-    tasks = training.model.tasks
-    columns = {tasks[name].title if name in tasks else "Overall": score
-               for name, score in session.best["dev"].items()}
-    print(f"\nbest on dev, after epoch {session.best['epoch']}:\n" + "  ".join(columns))
-    print("  ".join(f"{score:{len(title)}.3f}" for title, score in columns.items()))
-    if training.skipped:
-        print(f"{training.skipped} updates were skipped: their gradient was not finite")
-    print(f"{clock(session.seconds)} in all; predictions in {run / 'predictions'}")
-    if args.weights == sources.SAMPLE:
-        print(sources.expected(vars(args)), end="")
-    print(note, end="")
+    summary.finish(args, session, training)
     return 0
 
 

@@ -123,7 +123,7 @@ class Folder:
         Its digest is right by now, but only says that somebody wrote it so.
         """
         kinds = {"metrics_bytes": int, "metrics_digest": str, "saving": float, "step": int,
-                 "epochs": int, "seconds": float, "best": (dict, type(None))}
+                 "parts": int, "waited": int, "seconds": float, "best": (dict, type(None))}
         for name, kind in kinds.items():
             value = self.state.get(name, path)
             if not isinstance(value, kind) or name not in self.state or (

@@ -146,6 +146,17 @@ def about(batch_size: int, G, regions) -> str:
             f"{size / 1e6:,.2f} MB are added up over them in each update\n")
 
 
+def begin(saved, training, args) -> str:
+    """Before a run's first update.   -> what to say about its processes
+
+    saved: the checkpoint to go on from, or None; training: a train.Training.
+    """
+    config = training.model.bert.config
+    return about(args.batch_size, training.flat.G, training.regions) + start_generators(
+        saved, training.flat.theta, args.seed,
+        bool(config.hidden_dropout_prob or config.attention_probs_dropout_prob))
+
+
 # --- Evaluation ---
 
 def share(items: list):

@@ -402,7 +402,7 @@ def analyze(path, data_folder=None, out=None):
 
 
 def main(argv=None):
-    p = command.Parser(description=__doc__.splitlines()[0])
+    p = command.Parser(__doc__)
     p.add_argument("run", metavar="RUN", help="the folder of a finished run of train.py")
     p.add_argument("--data", metavar="DIR", help="where its data is now (where it was)")
     p.add_argument("--out", metavar="DIR", help="for the page and figures (RUN/analysis)")

@@ -1,6 +1,7 @@
 """How fast it is beside what people would otherwise use: ratios, measured in one run.
 
-    python tools/bench.py [WORD …] [--data DIR] [--weights DIR|NAME] [--out results/bench]
+    python tools/bench.py [WORD …] [--data DIR] [--weights DIR|NAME]
+    python tools/bench.py --out results/bench
 
 With WORDs only the measurements whose name contains one of them; the others keep their
 lines in the file, if it is from the same machine. Each measurement alternates between the
@@ -463,7 +464,7 @@ def bench(setup, chosen, out=None):
 
 
 def main(argv=None):
-    p = command.Parser(description=__doc__.splitlines()[0])
+    p = command.Parser(__doc__)
     p.add_argument("words", nargs="*", metavar="WORD",
                    help=f"of {', '.join(MEASUREMENTS)} (all)")
     p.add_argument("--repeats", type=int, default=5, help="of each measurement (5)")

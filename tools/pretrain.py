@@ -1,15 +1,16 @@
 """Masked-LM pre-training: from scratch, or further, on the texts of a task.
 
-    python tools/pretrain.py --text FILE … --out DIR --vocab FILE        (from scratch)
-    python tools/pretrain.py --text FILE … --out DIR --weights NAME      (further)
+    python tools/pretrain.py --text FILE … --out DIR --vocab FILE
+    python tools/pretrain.py --text FILE … --out DIR --weights NAME
 
-The report's last sentence: "Further work may improve upon this by … further enhancing
-pretraining for the upstream minBERT model." From a .csv file it takes the column sentence,
-or sentence1 and sentence2 as a pair; any other file has one text a line, or two separated
-by a TAB. With --next-sentence the model also learns whether the second text of a pair is
-its own, as BERT did. The encoder in OUT/model can be given to train.py as --weights. The
-run's folder, --resume, Ctrl-C and the log are those of train.py; after every
---checkpoint-every updates comes the loss on held-out texts, one of 50.
+With --vocab it starts from scratch, with --weights it goes on from a BERT. The report's
+last sentence: "Further work may improve upon this by … further enhancing pretraining for
+the upstream minBERT model." From a .csv file it takes the column sentence, or sentence1 and
+sentence2 as a pair; any other file has one text a line, or two separated by a TAB. With
+--next-sentence the model also learns whether the second text of a pair is its own, as BERT
+did. The encoder in OUT/model can be given to train.py as --weights. The run's folder,
+--resume, Ctrl-C and the log are those of train.py; after every --checkpoint-every updates
+comes the loss on held-out texts, one of 50.
 
 Symbols: B texts in a batch, T tokens in the longest, M masked positions of a batch, V
 entries of the vocabulary.
@@ -34,7 +35,17 @@ import bert
 import data
 import multitask
 import optim
-from plumbing import command, flags, folder, loop, machine, reading, sources, tsv
+from plumbing import (
+    command,
+    flags,
+    folder,
+    loop,
+    machine,
+    progress,
+    reading,
+    sources,
+    tsv,
+)
 from plumbing.progress import clock
 
 HELD_OUT = 50       # one text of so many is not trained on
@@ -130,7 +141,8 @@ def read_texts(path, tokenizer):
     if not texts:
         raise ValueError(f"{path}: needed texts in columns sentence, sentence1, sentence2, "
                          f"or one a line; got none")
-    return [tuple(map(tokenizer, text)) for text in texts]
+    return [tuple(map(tokenizer, text)) for text
+            in progress.track(texts, os.path.basename(path), "texts")]
 
 
 def split_texts(texts, seed, batch_size):
@@ -215,7 +227,8 @@ class Pretraining:
             torch.manual_seed(0)
             for number in (1, 2):
                 texts = [text for text in self.held_out if len(text) == number]
-                for start in range(0, len(texts), 64):
+                starts = range(0, len(texts), 64)
+                for start in progress.track(starts, "held out", "batches"):
                     with self.autocast():
                         found = self.model(*self.batch_of(texts[start:start + 64]))
                     for name, value in found.items():
@@ -251,7 +264,7 @@ def fit(training, session, plan, *, lr, warmup):
     """
     flat, total, skipped_in_a_row = training.flat, sum(map(len, plan)), 0
     regions = multitask.regions(flat)
-    for _, steps in session.epochs(plan):
+    for _, steps in session.parts(plan):
         for step, kind in steps:
             rate = lr * optim.learning_rate_factor(step, total, warmup)
             for group in training.optimizer.param_groups:
@@ -263,9 +276,8 @@ def fit(training, session, plan, *, lr, warmup):
             if treated is not None:
                 training.optimizer.step()
             skipped_in_a_row = skipped_in_a_row + 1 if treated is None else 0
-            session.log({"step": step + 1, "lr": rate, **losses, **training.scale.log(),
-                         **multitask.describe(treated)},
-                        f"loss {losses[f'loss_{kind}']:.3f}")
+            session.log_step({"step": step + 1, "lr": rate, **losses,
+                              **training.scale.log(), **multitask.describe(treated)})
             training.scale.update(skipped=treated is None)
             if treated is None:
                 loop.check_divergence(flat.theta, skipped_in_a_row, step, losses)
@@ -411,7 +423,7 @@ def pretrain(args, source):
 def parser():
     whole, share = flags.number(int, 1), flags.number(float, 0, 1)
     amount = flags.number(float, 0)
-    p = command.Parser(description=__doc__.splitlines()[0])
+    p = command.Parser(__doc__)
     p.add_argument("--text", nargs="+", metavar="FILE", help="files of texts")
     p.add_argument("--weights", metavar="DIR|NAME", help="continue from this BERT")
     p.add_argument("--vocab", metavar="FILE", help="from scratch: the vocabulary")
