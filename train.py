@@ -37,7 +37,17 @@ import heads
 import multitask
 import optim
 import smart
-from plumbing import command, flags, folder, loop, machine, plugins, reading, sources
+from plumbing import (
+    board,
+    command,
+    flags,
+    folder,
+    loop,
+    machine,
+    plugins,
+    reading,
+    sources,
+)
 from plumbing.progress import clock
 
 # --- 4.3 Table 1 ---
@@ -387,6 +397,7 @@ def train(args, source) -> int:
     elif not args.resume:
         folder.check_free(args.out)         # before the seconds that loading takes
     args.data, args.weights = sources.find(args.data, args.weights)
+    events = board.Board() if args.tensorboard else None
     device = machine.find_device(args.device)
     # What SMART adds to x must survive rounding, or R_s measures the rounding.
     smallest_change = args.smart_eps if args.smart and args.smart_weight else 1.0
@@ -402,6 +413,7 @@ def train(args, source) -> int:
         run = folder.Folder.reopen(args.resume, settings)
     else:
         run = folder.Folder.create(args.out, folder.new_settings(args, source, files, here))
+    run.board = events
     if run.state:
         run.restore(training)
     total = sum(map(len, plan))

@@ -182,6 +182,9 @@ def parser(tasks, options):
                    "(ours)")
     g.add_argument("--log-layers", action="store_true",
                    help="log each layer's cosines between task gradients too (ours: off)")
+    g.add_argument("--tensorboard", action="store_true",
+                   help="write the log as event files too, to RUN/tensorboard/ (off; needs "
+                   "the package tensorboard)")
     g.add_argument("--seed", type=number(int, 0, 2 ** 32 - 1), default=0,
                    help="of the heads, dropout, orders and noise (0)")
     g.add_argument("--device", type=text, default="auto",

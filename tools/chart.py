@@ -22,9 +22,9 @@ from plumbing.console import printable
 COLORS = {
     "paper": ("#ffffff", "#14171a"), "ink": ("#16191d", "#e8eaed"),
     "soft": ("#565d66", "#a3abb5"), "grid": ("#dde1e6", "#343a41"),
-    "s0": ("#004c8c", "#6cb6ff"), "s1": ("#d55e00", "#ff9a4d"),
-    "s2": ("#00805e", "#3fd6a8"), "s3": ("#b0508c", "#f2a2d2"),
-    "s4": ("#4aa5dd", "#bfe3ff"), "s5": ("#7a6a00", "#e8d44d"),
+    "s0": ("#004c8c", "#4c9ffa"), "s1": ("#d55e00", "#ffab6b"),
+    "s2": ("#00805e", "#26b088"), "s3": ("#b0508c", "#f59fd4"),
+    "s4": ("#2f8fcb", "#cfeaff"), "s5": ("#4d4300", "#f2e34c"),
     "minus": ("#c44e00", "#ff8a3c"), "plus": ("#0a5fa8", "#5aaeff"),
 }
 LINES = 6                   # colors of lines; from the seventh line on, other dashes
@@ -100,8 +100,8 @@ def log_ticks(low, high):
     """Powers of ten from low to high, with 2 and 5 times them if these are few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 3), (1, 2, 5)):
-        found = [m * 10.0 ** k for k in powers for m in factors
-                 if low <= m * 10.0 ** k <= high]
+        found = [float(f"{m}e{k}") for k in powers for m in factors]
+        found = [place for place in found if low <= place <= high]
         if len(found) > 2:
             break
     return found[::-(-len(found) // 6)]

@@ -68,23 +68,25 @@ class Run:
         return tuple(np.array(found, float).reshape(-1, 2).T)
 
     def scores(self):
-        """Dev scores by epoch.   -> [(epoch, {task or "overall": score})]"""
+        """Evaluations on dev.   -> [(epoch, step, {task or "overall": score})]"""
         found = []
         for place, line in self.lines:
             if "dev" in line:
-                reading.check_fields(self.log, line, {"epoch": reading.NUMBER, "dev": dict},
-                                     place)
+                reading.check_fields(self.log, line, {
+                    "epoch": reading.NUMBER, "step": reading.NUMBER, "dev": dict}, place)
                 reading.check_fields(self.log, line["dev"],
                                      dict.fromkeys([*line["dev"], "overall"],
                                                    reading.NUMBER), place)
-                found.append((line["epoch"], line["dev"]))
+                found.append((line["epoch"], line["step"], line["dev"]))
         return found
 
     def best(self):
         """(epoch, scores) of the best model; of an unfinished run, the best so far."""
         if self.result:
             return self.result["epoch"], self.result["dev"]
-        return max(self.scores(), key=lambda entry: entry[1]["overall"], default=(None, {}))
+        best = max(self.scores(), key=lambda entry: entry[2]["overall"],
+                   default=(None, 0, {}))
+        return best[0], best[2]
 
 
 def read_run(path):
@@ -112,6 +114,8 @@ def read_run(path):
                                                 "seconds": reading.NUMBER})
         reading.check_fields(result, run.result["dev"], dict.fromkeys(
             [*run.result["dev"], "overall"], reading.NUMBER))
+        if "step" in run.result:
+            reading.check_fields(result, run.result, {"step": reading.NUMBER})
     return run
 
 
@@ -198,7 +202,7 @@ def state(run):
 def edges_of(runs):
     """Bins of steps for all curves of a page: (0, w], (w, 2w], …   -> [n + 1]"""
     last = max(max(steps, default=0) for steps, _ in (run.series("lr") for run in runs))
-    width = max(1, math.ceil(last / BINS))
+    width = float(max(1, math.ceil(last / BINS)))
     return np.arange(math.ceil(max(last, 1) / width) + 1) * width
 
 
@@ -271,35 +275,44 @@ def tip(runs, values, words):
 
 
 def dev_curve(runs, name, words):
-    """A panel with one task's dev score by epoch, a line for each run."""
+    """A panel with one task's dev scores by epoch, a line for each run.
+
+    With --eval-every, which evaluates within an epoch too, by step.
+    """
     found = {}
     for k, run in enumerate(runs):
-        points = [(epoch, dev[name]) for epoch, dev in run.scores() if name in dev]
+        points = [(epoch, step, dev[name]) for epoch, step, dev in run.scores()
+                  if name in dev]
         if points:
-            found[k] = tuple(np.array(points, float).T)
+            found[k] = np.array(points, float).T
     if not found:
         return None
-    seen = np.concatenate([values for _, values in found.values()])
-    last = max(epochs.max() for epochs, _ in found.values())
-    panel = chart.Panel(words, "epoch", (.5, last + .5), chart.wide(seen.min(), seen.max()),
-                        x_ticks={e: chart.number(e) for e in chart.ticks(1, max(2, last))
-                                 if e == int(e) and e <= last})
-    for k, (epochs, values) in found.items():
-        panel.line(epochs, values, k, marks=len(epochs) < 40)
+    by_step = any(len(set(epochs)) < len(epochs) for epochs, _, _ in found.values())
+    unit = "step" if by_step else "epoch"
+    lines = {k: (steps if by_step else epochs, values)
+             for k, (epochs, steps, values) in found.items()}
+    seen = np.concatenate([values for _, values in lines.values()])
+    places = sorted({x for xs, _ in lines.values() for x in xs})
+    half = min([b - a for a, b in zip(places, places[1:])] or [1]) / 2
+    ends = places[0] - half, places[-1] + half
+    panel = chart.Panel(words, unit, ends, chart.wide(seen.min(), seen.max()),
+                        x_ticks={x: chart.number(x) for x in chart.ticks(*ends)
+                                 if x == int(x)})
+    for k, (xs, values) in lines.items():
+        panel.line(xs, values, k, marks=len(xs) < 40)
     if len(runs) == 1 and runs[0].result:
-        panel.rule(x=runs[0].result["epoch"])
-    every = sorted({epoch for epochs, _ in found.values() for epoch in epochs})
-    for epoch in every:
-        values = {k: float(values[epochs == epoch][0])
-                  for k, (epochs, values) in found.items() if (epochs == epoch).any()}
-        panel.hits([epoch - .5, epoch + .5], [tip(runs, values, f"epoch {epoch:g}")])
+        panel.rule(x=min(max(runs[0].result.get(unit, ends[0]), ends[0]), ends[1]))
+    for x in places:
+        values = {k: float(values[xs == x][0]) for k, (xs, values) in lines.items()
+                  if (xs == x).any()}
+        panel.hits([x - half, x + half], [tip(runs, values, f"{unit} {x:g}")])
     return panel
 
 
 def names_of(runs):
     """Tasks that some run has trained or scored, in the order of heads.tasks()."""
     used = {name for run in runs for name in run.tasks}
-    used |= {name for run in runs for _, dev in run.scores() for name in dev}
+    used |= {name for run in runs for _, _, dev in run.scores() for name in dev}
     return [task for task in heads.tasks() if task.name in used]
 
 
@@ -312,7 +325,7 @@ def training(runs):
     window = f"means over {edges[1]:.0f} steps" if edges[1] > 1 else "of each step"
     clips = {run.values.get("clip") for run in runs}
     clip = clips.pop() if len(clips) == 1 else None
-    at_best = ("; the dashed line is the epoch that was kept"
+    at_best = ("; the dashed line is the best model, which was kept"
                if len(runs) == 1 and runs[0].result else "")
 
     def add(name, caption, panels):
@@ -330,12 +343,14 @@ def training(runs):
         f"({window}); the dashed line is --clip",
         [curve(runs, "lr", "learning rate", edges),
          curve(runs, "grad_norm", "gradient norm", edges, raw=True, rule=clip)])
-    add("smart", "SMART's terms, without their weights, and the size of the smoothness "
-        "term's gradient beside that of the loss, at every 50th step",
-        [curve(runs, f"{name}_{task.name}", f"{words}, {task.heading}", edges)
-         for name, words in (("smooth", "smoothness R_s"), ("bregman", "D_Breg"),
-                             ("smooth_grad_ratio", "gradient ratio"))
-         for task in tasks])
+    for name, words, caption in (
+            ("smooth", "R_s", "SMART's smoothness term, without its weight"),
+            ("bregman", "D_Breg", "SMART's Bregman term, without its weight"),
+            ("smooth_grad_ratio", "gradient ratio", "Size of the smoothness term's "
+             "gradient beside that of the loss, at every 50th step; near 0 the term does "
+             "nothing")):
+        add(name, caption, [curve(runs, f"{name}_{task.name}", f"{words}, {task.heading}",
+                                  edges) for task in tasks])
     skipped = [f"{letter(k)} " * (len(runs) > 1) + str(sum("skipped" in line for _, line in
                                                            run.lines))
                for k, run in enumerate(runs)]
@@ -348,7 +363,7 @@ def training(runs):
 
 def by_epoch(run, tasks):
     """Mean loss and dev scores of each epoch.   -> parts"""
-    scores = {epoch: dev for epoch, dev in run.scores()}
+    scores = {epoch: dev for epoch, _, dev in run.scores()}
     trained = [task.name for task in tasks if task.name in run.tasks]
     sums = {}
     for _, line in run.lines:

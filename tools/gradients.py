@@ -365,8 +365,8 @@ def turned(gram, weights):
 
     -> (its length in that of the sum [S], cosine of the two [S], cosine of each g_k with
     the sum [S, K], and with the update [S, K]); 0 where a vector is zero.
-    By hand: g1 = (1, 0), g2 = (-1, 1), w = (1, 1½): the sum is (0, 1), the update
-    (-½, 1½), whose length is 1.581 and whose cosine with the sum is .949.
+    By hand: g1 = (1, 0), g2 = (-1, 1), w = (2, 1½): the sum is (0, 1), the update
+    (½, 1½), whose length is 1.581 and whose cosine with the sum is .949.
     """
     def inner(u, v):
         return np.einsum("si,sij,sj->s", u, gram, v)

@@ -7,10 +7,17 @@ phone, a screen and paper, in light and in dark.
 import dataclasses
 import html
 import os
+import re
 import textwrap
 
 from plumbing.console import printable
 from tools import chart
+
+
+def text_of(words):
+    """Text for HTML; a flag is not broken after its hyphens."""
+    return re.sub(r"(?<!\S)--[\w-]+", r'<span class="flag">\g<0></span>',
+                  html.escape(words))
 
 
 @dataclasses.dataclass
@@ -21,7 +28,7 @@ class Heading:
         return f"\n{self.text}\n{'-' * len(self.text)}"
 
     def as_html(self):
-        return f"<h2>{html.escape(self.text)}</h2>"
+        return f"<h2>{text_of(self.text)}</h2>"
 
 
 @dataclasses.dataclass
@@ -29,10 +36,10 @@ class Paragraph:
     text: str
 
     def as_text(self):
-        return textwrap.fill(self.text, 92)
+        return textwrap.fill(self.text, 92, break_on_hyphens=False)
 
     def as_html(self):
-        return f"<p>{html.escape(self.text)}</p>"
+        return f"<p>{text_of(self.text)}</p>"
 
 
 @dataclasses.dataclass
@@ -71,7 +78,7 @@ class Legend:
         return "\n".join(f"  {words}" for _, words in self.entries)
 
     def as_html(self, classes="legend sticky"):
-        entries = "".join(f"<li>{chart.key(look)} {html.escape(words)}</li>"
+        entries = "".join(f"<li>{chart.key(look)} {text_of(words)}</li>"
                           for look, words in self.entries)
         return f'<ul class="{classes}">{entries}</ul>'
 
@@ -93,7 +100,7 @@ class Figure:
                   else "")
         panels = "\n".join(panel.svg() for panel in self.panels)
         return (f'<figure>{legend}<div class="panels">{panels}</div>'
-                f"<figcaption>{html.escape(self.caption)}</figcaption></figure>")
+                f"<figcaption>{text_of(self.caption)}</figcaption></figure>")
 
 
 def share(part, whole):
@@ -107,7 +114,8 @@ def signed(value):
 STYLE = """:root { color-scheme: light dark }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 1.5em auto;
 padding: 0 12px; color: #16191d; background: #fff; overflow-wrap: anywhere }
-h1 { font-size: 1.35em; line-height: 1.3 } h2 { font-size: 1.2em; margin-top: 2em;
+.flag { white-space: nowrap } h1 { font-size: 1.35em; line-height: 1.3 }
+h2 { font-size: 1.2em; margin-top: 2em;
 border-bottom: 1px solid #888 } p { max-width: 46em }
 .wide { overflow-x: auto; margin: 1em 0 } table { border-collapse: collapse;
 font-size: 14px; font-variant-numeric: tabular-nums } td, th { border-bottom: 1px solid
@@ -138,7 +146,7 @@ def render(title, parts, renew=0):
             f'<meta http-equiv="Content-Security-Policy" '
             f"content=\"default-src 'none'; style-src 'unsafe-inline'\">"
             f"<title>{html.escape(title)}</title>\n<style>{STYLE}{chart.STYLE}</style>"
-            f"</head><body>\n<h1>{html.escape(title)}</h1>\n{body}\n</body></html>\n")
+            f"</head><body>\n<h1>{text_of(title)}</h1>\n{body}\n</body></html>\n")
 
 
 def write(title, parts, folder, renew=0):
