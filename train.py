@@ -38,6 +38,7 @@ import multitask
 import optim
 import smart
 from plumbing import (
+    board,
     command,
     flags,
     folder,
@@ -412,6 +413,7 @@ def train(args, source) -> int:
     elif not args.resume:
         folder.check_free(args.out)         # before the seconds that loading takes
     args.data, args.weights = sources.find(args.data, args.weights)
+    events = board.Board() if args.tensorboard else None
     device = machine.find_device(ranks.device_name(args.device))
     # What SMART adds to x must survive rounding, or R_s measures the rounding.
     smallest_change = args.smart_eps if args.smart and args.smart_weight else 1.0
@@ -430,6 +432,7 @@ def train(args, source) -> int:
     else:
         run = ranks.opened(folder.Folder.create, args.out,
                            folder.new_settings(args, source, files, here))
+    run.board = events
     if run.state:
         run.restore(training)
     about_ranks = ranks.begin(run.state, training, args)

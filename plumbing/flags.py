@@ -236,6 +236,9 @@ def parser(tasks, options, default=None, table=(), sample=None):
                    "those of --para-first do not count (never)")
     g.add_argument("--log-layers", action="store_true",
                    help="log each layer's cosines between task gradients too (off)")
+    g.add_argument("--tensorboard", action="store_true",
+                   help="write the log as event files too, to RUN/tensorboard/ (off; needs "
+                   "the package tensorboard)")
     g.add_argument("--seed", type=number(int, 0, 2 ** 32 - 1), default=0, metavar="N",
                    help="of the heads, dropout, orders and noise (0)")
     g.add_argument("--device", type=text, default="auto", metavar="NAME",
