@@ -112,6 +112,8 @@ def run(notebook):
         extra_arguments=["--IPKernelApp.log_level=ERROR"])      # no words about its ports
     try:
         client.execute()
+    except nbclient.exceptions.DeadKernelError:
+        raise ValueError("the tour's kernel ended; is there enough memory?") from None
     except nbclient.exceptions.CellExecutionError as error:
         failed = next(cell.id for cell in running.cells if cell.cell_type == "code" and any(
             output.output_type == "error" for output in cell.outputs))
