@@ -218,7 +218,7 @@ def prepare(args, device, autocast) -> tuple:
                                              pooler=args.pool == "cls")
     tokenizer = data.WordPiece(args.weights, encoder.config.vocab_size)
     model = heads.MultitaskBert(encoder, args.con, args.hlh, args.pool, args.sst_loss,
-                                args.sts_loss, tokenizer)
+                                args.sts_loss, tokenizer, trained=args.tasks)
     used = {name: task for name, task in model.tasks.items()
             if name in args.tasks or name in heads.REPORT}
     sets, missing = data.load_sets(args.data, used, args.tasks, model.tokenizer)
