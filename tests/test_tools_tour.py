@@ -55,11 +55,14 @@ def test_tools_tour__each_step_asks_and_answers():
         assert title in markdown()[0], f"{title!r} is not in the table"
         assert re.search(r"\*\*Question\.\*\*(.|\n)+<details><summary>Answer</summary>\n\n"
                          r"(.|\n)+\n\n</details>", step), title
-        for name in re.findall(r"`(\w+)(?:\.\w+)?`", step.splitlines()[2]):
-            file = re.search(r"\]\(\.\./([\w/]+\.py)\)", step)[1]
+        files = re.findall(r"\]\(\.\./([\w/]+\.py)\):([^\[]+)", step.split("\n\n")[1])
+        assert files, title
+        for file, names in files:
             with open(os.path.join(tour.ROOT, file), encoding="utf-8") as source:
-                assert re.search(rf"^ *(def|class) {name}\b", source.read(),
-                                 re.MULTILINE), f"{title}: no {name} in {file}"
+                text = source.read()
+            for name in re.findall(r"`(\w+)(?:\.\w+)?`", names):
+                assert re.search(rf"^ *(def|class) {name}\b", text, re.MULTILINE), (
+                    f"{title}: no {name} in {file}")
 
 
 def test_tools_tour__its_links_lead_somewhere():
