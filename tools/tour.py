@@ -61,14 +61,17 @@ def small_png(encoded):
 
 
 def kept_outputs(outputs):
-    """Text, as one output for each stretch of it, and figures."""
+    """Text, as one output for each stretch of it, and figures.
+
+    What goes to stderr, such as progress on a slow machine, is not kept.
+    """
     kept = []
     for output in outputs:
-        if output["output_type"] == "stream":
+        if output.get("name") == "stdout":
             text = "".join(output["text"])
-            if kept and kept[-1].get("name") == output["name"]:
+            if kept and kept[-1].get("name") == "stdout":
                 text = "".join(kept.pop()["text"]) + text
-            kept.append({"name": output["name"], "output_type": "stream",
+            kept.append({"name": "stdout", "output_type": "stream",
                          "text": text.splitlines(keepends=True)})
         elif "image/png" in output.get("data", {}):
             kept.append({"data": {"image/png": small_png(output["data"]["image/png"])},
