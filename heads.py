@@ -214,7 +214,8 @@ class MultitaskBert(nn.Module):
     """One encoder and a head for each task.   [report 3.1]
 
     tokenizer: a data.WordPiece, which only predict() needs; names: the tasks that get a
-    head, by default all of tasks().
+    head, by default all of tasks(); trained: those of them that are trained, by default all
+    (another head stays random, and predict() says so).
 
     con: encode a pair as one sequence [3.4]; hlh: hidden layers in the heads [3.6]; pool:
     "cls", BERT's pooler output, or "mean", the mean of the last hidden states over real
@@ -226,7 +227,8 @@ class MultitaskBert(nn.Module):
     """
 
     def __init__(self, encoder, con=False, hlh=False, pool="cls", sst_loss="ce",
-                 sts_loss="mse", tokenizer=None, names=None, max_length=None):
+                 sts_loss="mse", tokenizer=None, names=None, trained=None,
+                 max_length=None):
         super().__init__()
         if pool not in ("cls", "mean"):
             raise ValueError(f"pool must be 'cls' or 'mean', got {pool!r}")
@@ -240,11 +242,13 @@ class MultitaskBert(nn.Module):
             raise ValueError(f"max_length (--max-length) must be from 5 to {positions}, "
                              f"the positions of these weights; got {max_length!r}")
         self.max_length = max_length
-        self.settings = {"con": con, "hlh": hlh, "pool": pool, "sst_loss": sst_loss,
-                         "sts_loss": sts_loss, "max_length": max_length}
         self.bert, self.con, self.pool, self.tokenizer = encoder, con, pool, tokenizer
         self.tasks = {task.name: task for task in tasks(sst_loss, sts_loss)
                       if names is None or task.name in names}
+        self.trained = [name for name in self.tasks if trained is None or name in trained]
+        self.settings = {"con": con, "hlh": hlh, "pool": pool, "sst_loss": sst_loss,
+                         "sts_loss": sts_loss, "trained": self.trained,
+                         "max_length": max_length}
         H, config = encoder.config.hidden_size, encoder.config
         self.heads = nn.ModuleDict()
         for task in self.tasks.values():
@@ -281,12 +285,16 @@ class MultitaskBert(nn.Module):
         """Predictions for texts of your own.   [N] strings, or pairs of them -> numpy [N]
 
         name: of the task, such as "sst". with_probabilities: -> (predictions, probabilities
-        [N, C], or [N] where C = 1; None for a task without classes). Raises ValueError for
-        an unknown task, and for a pair where the task has one text or the reverse.
+        [N, C], or [N] where C = 1; None for a task without classes). Runs in batches, and
+        shows how far it is where that takes long. Raises ValueError for an unknown task,
+        and for a pair where the task has one text or the reverse. Warns of a random head.
         """
         if name not in self.tasks:
             raise ValueError(f"needed one of the tasks {', '.join(self.tasks)}, got "
                              f"{name!r}")
+        if name not in self.trained:
+            warnings.warn(f"{name} was not trained: its head is random, and so are its "
+                          f"answers")
         task = self.tasks[name]
         examples = []
         for number, example in enumerate(texts):
@@ -326,11 +334,12 @@ class MultitaskBert(nn.Module):
                              f"folder of a run")
         known = {"con": (False, True), "hlh": (False, True), "pool": ("cls", "mean"),
                  "sst_loss": ("ce", "mse"), "sts_loss": ("ce", "mse")}
-        if not isinstance(settings, dict) or set(settings) - {"max_length"} != set(
-                known) or any(
-                settings[name] not in values for name, values in known.items()):
+        if not isinstance(settings, dict) or (
+                set(settings) - {"trained", "max_length"} != set(known)
+                or any(settings[name] not in values for name, values in known.items())
+                or not isinstance(settings.get("trained", []), list)):
             raise ValueError(f"{path}: multitask must have one of these values for each: "
-                             f"{known}; got {str(settings)[:80]}")
+                             f"{known}, and trained, a list; got {str(settings)[:200]}")
         encoder = bert.BertModel.from_pretrained(folder, pooler=settings["pool"] == "cls")
         path = os.path.join(folder, "model.safetensors")
         names = {name.split(".")[1] for name in safetensors.read_header(path)[0]
@@ -373,12 +382,6 @@ class MultitaskBert(nn.Module):
             blocks.setdefault(block, optim.Block(block, {}, shared=part != "heads"))
             blocks[block].parameters[name] = p
         return list(blocks.values())
-
-
-def load(path, device="cpu") -> MultitaskBert:
-    """A run's best model, by its folder or its best/: see from_pretrained()."""
-    best = os.path.join(path, "best")
-    return MultitaskBert.from_pretrained(best if os.path.isdir(best) else path, device)
 
 
 # --- 4.2 Scores ---

@@ -46,7 +46,7 @@ FILES = [f"test_{name}.py" for name in (
 # Lines that take minutes: only with --all, or by name.
 SLOW = ("4.3 tasks", "checks_main", "compare_models", "compare_torchjd",
         "compare_transformers", "run_torchrun", "tools_fuzz", "tools_grader",
-        "tools_make_assignment", "tools_mutants")
+        "tools_make_assignment", "tools_mutants", "tour")
 
 
 # --- The ladder ---

@@ -187,7 +187,7 @@ def test_4_3_tasks__predictions_for_texts_of_ones_own():
         assert_equal([line.split("\t")[0] for line in output.splitlines()],
                      ["sst", "is_joke", "ease", "para", "sts", "nli"])
         assert "nli (a pair): 0 entailment, 1 neutral, 2 contradiction" in errors
-        model = heads.load(learned())
+        model = predict.load(learned())
         found, p = model.predict("nli", [("a dog", "a cat")] * 2, with_probabilities=True)
         assert_equal((found.shape, p.shape), ((2,), (2, 3)))
 

@@ -11,7 +11,7 @@ import data
 import heads
 from tests.checks import assert_close, assert_equal, assert_one_line, skip_without
 from tests.world import WORDS, run_tool, run_train, small_bert, tiny_world
-from tools import export
+from tools import export, predict
 
 
 def exported(run, task, status=0):
@@ -33,7 +33,7 @@ def test_tools_export__transformers_gives_the_same_logits():
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     status, run, errors = run_train("--con", "--option", "pcgrad", steps=5)
     assert_equal(status, 0, errors)
-    model = heads.load(run)
+    model = predict.load(run)
     for name, labels in (("sst", model.tasks["sst"].classes), ("sts", ("similarity",)),
                          ("para", ("no paraphrase", "paraphrase"))):
         task, (out, _) = model.tasks[name], exported(run, name)

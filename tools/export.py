@@ -20,8 +20,8 @@ import torch
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import bert
-import heads
 from plumbing import command, safetensors
+from tools import predict
 
 
 def check(model, task):
@@ -57,6 +57,9 @@ def export(model, name, out):
     """
     if name not in model.tasks:
         raise ValueError(f"--task {name}: this model has {', '.join(model.tasks)}")
+    if name not in model.trained:
+        raise ValueError(f"--task {name} was not trained: its head is random; export "
+                         f"{' or '.join(model.trained)}")
     task = model.tasks[name]
     check(model, task)
     if os.path.exists(out) and os.listdir(out):
@@ -86,7 +89,7 @@ def main(argv=None):
 
     def run():
         args = p.parse_args(argv)
-        export(heads.load(args.run), args.task, args.out)
+        export(predict.load(args.run), args.task, args.out)
         return 0
     return command.one_line(run)
 

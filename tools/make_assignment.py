@@ -67,7 +67,7 @@ from tools.source import (
 # and vaccine.
 OURS = ("*make_assignment.py", "*mutant*", "climber.py", "source.py", "*bench.py",
         "*grader.py", "cases", "platforms.py", "solutions", "handout.md",
-        "student_readme.md", "assignment.md", "test_docs.py")
+        "student_readme.md", "assignment.md", "test_docs.py", "*tour.py")
 IGNORED = "__pycache__/\n.pytest_cache/\n.venv/\nresults.json\n/runs/\n/data/\n/weights/\n"
 
 

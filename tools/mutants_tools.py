@@ -29,6 +29,13 @@ MUTANTS = {
          "machine.set_random_states(states, device)", "pass", "held-out masks disturb training", "disturb nothing"),
         ("tools.pretrain.fit", 'group["lr"] = rate', "pass", "warm-up logged, not used",
          "rate that is logged")],
+    "tools_tour": [
+        ("tools.tour.digest", "source_of(cell) for cell", "cell['id'] for cell",
+         "a digest of the cells' names", "edited code"),
+        ("tools.tour.same_line", ".01 * abs(a)", "1 * abs(a)", "any number will do",
+         "another result"),
+        ("tools.tour.differences", "was, now = printed(old), printed(new)", "pass",
+         "only the kinds of outputs compared", "another result")],
     "tools_analyze": [
         ("tools.gradients", "steps.column('cos', a, b) < 0",
          "steps.column('cos', a, b) > 0", "share of agreement for that of conflict",

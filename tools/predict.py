@@ -4,12 +4,13 @@
     python tools/predict.py RUN --file texts.txt    one text or pair a line
     python tools/predict.py RUN --file FILE --task sts
     echo "a fine film" | python tools/predict.py RUN
+    python tools/predict.py RUN --serve [--port N]                a page: answers, attention
 
 RUN is a run's folder, or its best/ alone, wherever that was copied. The two sentences of a
-pair are separated by a TAB. Without --task a sentence is given to all tasks of sentences, a
-pair to all tasks of pairs. An answer is one line, with TABs between the task, the
-prediction, the probabilities if the task has classes, and the text. A line that cannot be
-answered gets one line on standard error; the others are answered.
+pair are separated by a TAB. Without --task a sentence is given to all tasks of sentences
+that were trained, a pair to all such tasks of pairs. An answer is one line, with TABs
+between the task, the prediction, the probabilities if the task has classes, and the text. A
+line that cannot be answered gets one line on standard error; the others are answered.
 
 From Python: heads.MultitaskBert.from_pretrained("RUN/best").predict("sst", ["a fine film"])
 """
@@ -20,8 +21,26 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import heads
-from plumbing import command, machine
+from plumbing import command, flags, machine
 from plumbing.console import printable
+from tools import serve
+
+
+def load(path, device="cpu"):
+    """A run's best model, by the run's folder or its best/.   -> heads.MultitaskBert
+
+    Raises what from_pretrained() raises, and ValueError if there is no vocabulary.
+    """
+    best = os.path.join(path, "best")
+    model = heads.MultitaskBert.from_pretrained(best if os.path.isdir(best) else path,
+                                                device)
+    if model.tokenizer is None:
+        raise ValueError(f"{path} has no vocab.txt, without which no text can be read; put "
+                         f"that of the initial weights there")
+    return model
+
+
+PORT = 8000             # of the page
 
 
 def parse(line, tasks):
@@ -126,12 +145,17 @@ def answer_input(model, tasks):
     return status
 
 
-def predict(path, name=None, file=None, device="auto"):
-    """path: a run's folder, or its best/; name: of a task.   -> exit status"""
-    model = heads.load(path, machine.find_device(device))
+def predict(path, name=None, file=None, device="auto", port=None):
+    """path: a run's folder, or its best/; name: of a task; port: of a page.   -> status"""
+    model = load(path, machine.find_device(device))
     if name and name not in model.tasks:
         raise ValueError(f"--task {name}: this model has {', '.join(model.tasks)}")
-    tasks = [model.tasks[name]] if name else list(model.tasks.values())
+    tasks = [model.tasks[name] for name in ([name] if name else model.trained)]
+    left_out = [other for other in model.tasks if other not in model.trained]
+    if left_out and not name:
+        print(f"not asked, as it was not trained: {', '.join(left_out)}", file=sys.stderr)
+    if port is not None:
+        return serve.serve(model, tasks, os.path.basename(os.path.abspath(path)), port)
     return answer_file(model, tasks, file) if file else answer_input(model, tasks)
 
 
@@ -141,11 +165,20 @@ def main(argv=None):
     p.add_argument("--task", metavar="NAME", help=f"only this one of the model's tasks, "
                    f"such as {heads.tasks()[0].name} (all that fit)")
     p.add_argument("--file", metavar="FILE", help="one text or pair a line (what you type)")
+    p.add_argument("--serve", action="store_true",
+                   help="open a page on this machine, for a browser")
+    p.add_argument("--port", type=flags.number(int, 0, 65535), metavar="N",
+                   help=f"of that page ({PORT}; 0: any that is free)")
     p.add_argument("--device", default="auto", help="as in train.py")
 
     def run():
         args = p.parse_args(argv)
-        return predict(args.run, args.task, args.file, args.device)
+        if args.port is not None and not args.serve:
+            p.error("--port is that of --serve; add it")
+        if args.file and args.serve:
+            p.error("--file and --serve exclude each other; leave one out")
+        port = PORT if args.serve and args.port is None else args.port
+        return predict(args.run, args.task, args.file, args.device, port)
     return command.one_line(run)
 
 

@@ -1,0 +1,554 @@
+"""tools/serve.py, the page of tools/predict.py --serve."""
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest.mock
+import warnings
+
+import torch
+
+import bert
+import data
+import heads
+from tests import ROOT
+from tests.browser import Browser
+from tests.checks import assert_close, assert_equal, assert_one_line, assert_raises
+from tests.test_4_3_tasks import NAMES, six_tasks
+from tests.world import WORDS, analyzed, run_tool, run_train, small_bert, tiny_world
+from tools import export, predict, serve
+
+
+@contextlib.contextmanager
+def served(model=None, title="a run"):
+    """A server in this process.   -> serve.Server"""
+    model = model or predict.load(analyzed())
+    tasks = [model.tasks[name] for name in model.trained]
+    with serve.Server(model, tasks, title, 0) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(.01,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+
+
+def tiny_model(**settings):
+    tokenizer = data.WordPiece(tiny_world()[1])
+    return heads.MultitaskBert(small_bert(vocab_size=len(WORDS)), tokenizer=tokenizer,
+                               **settings).eval()
+
+
+def asked(server, body, path="/ask", method="POST", **headers):
+    """-> (status, what the JSON says)
+
+    A header that is None is not sent; one that is a list is sent several times.
+    """
+    home = f"127.0.0.1:{server.port}"
+    if not isinstance(body, bytes):
+        body = json.dumps(body).encode()
+    headers = {"Host": home, "Origin": f"http://{home}", "Content-Length": str(len(body)),
+               **{name.replace("_", "-"): value for name, value in headers.items()}}
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    with contextlib.closing(connection):
+        connection.putrequest(method, path, skip_host=True)
+        for name, values in headers.items():
+            for value in values if isinstance(values, list) else [values]:
+                if value is not None:
+                    connection.putheader(name, value)
+        connection.endheaders(body)
+        response = connection.getresponse()
+        text = response.read().decode()
+    if "json" in response.headers["Content-Type"]:
+        return response.status, json.loads(text)
+    return response.status, text
+
+
+def question(*texts, layer=0, head=0):
+    return {"texts": list(texts), "layer": layer, "head": head}
+
+
+# --- What the model says ---
+
+def test_tools_serve__attention_is_what_the_model_used():
+    # Recorded in a pass of the model itself: its weights times V are what it made of V.
+    for con, texts in ((True, ("good cat", "bad dog runs on")),
+                       (False, ("good cat", "bad dog runs on")), (True, ("good cat",))):
+        model, seen = tiny_model(con=con), []
+        ids = tuple(map(model.tokenizer, texts))
+        batch = data.collate(data.Dataset("", [""], [ids], None), [0], model.tokenizer,
+                             con, 40)
+
+        def watched(query, key, value, attention_mask, dropout, own=bert.attention,
+                    seen=seen):
+            output = own(query, key, value, attention_mask, dropout)
+            seen.append((query, key, value, attention_mask, output))
+            return output
+        with torch.no_grad(), unittest.mock.patch.object(bert, "attention", watched):
+            model(model.tasks["para" if len(texts) == 2 else "sst"], batch)
+        for layer, (query, key, value, mask, output) in enumerate(seen):
+            weights = serve.attention_weights(model, batch, layer)
+            assert_close(weights @ value, output, 1e-6, "not this layer's weights")
+            assert_close(weights @ value, bert.fused_attention(query, key, value, mask),
+                         1e-6, "not those of the fused kernel")
+            assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]), 1e-6)
+            scores = query @ key.transpose(-1, -2) / 2          # √D: 16 features, 4 heads
+            if mask is not None:
+                scores = scores.masked_fill(mask[:, None, None] == 0, -torch.inf)
+            assert_close(weights, scores.softmax(-1), 1e-6, "not the softmax")
+            for head in range(4):
+                rows = serve.attention_of(model, texts, layer, head)["rows"]
+                for r, row in enumerate(rows):
+                    T = len(row["tokens"])
+                    assert_close(row["weights"], weights[r, head, :T, :T], 6e-5,
+                                 "another head is drawn")
+
+
+def test_tools_serve__tokens_are_those_that_the_model_reads():
+    model, apart = tiny_model(con=True), tiny_model()
+    joint, = serve.attention_of(model, ("unaffable cat", "dog"), 0, 0)["rows"]
+    assert_equal(" ".join(joint["tokens"]), "[CLS] un ##aff ##able cat [SEP] dog [SEP]")
+    assert_equal(joint["second"], [False] * 6 + [True] * 2, "from the second text on")
+    first, second = serve.attention_of(apart, ("cat dog man", "dog"), 0, 0)["rows"]
+    assert_equal(second["tokens"], ["[CLS]", "dog", "[SEP]"])
+    assert_equal(second["second"], [False] * 3)
+    assert_equal([len(line) for line in second["weights"]], [3] * 3, "padding is not shown")
+    # 40 positions: a pair keeps 37 tokens of its own, a sentence 38.
+    for one, texts, cut in ((model, ("cat " * 30, "dog " * 30), 23),
+                            (model, ("cat",), 0), (apart, ("cat " * 50,), 12),
+                            (apart, ("cat " * 50, "dog"), 12)):
+        assert_equal(serve.attention_of(one, texts, 0, 0)["cut"], cut)
+    with unittest.mock.patch.object(serve, "MATRIX", 5):
+        row, = serve.attention_of(model, ("cat dog man runs",), 0, 0)["rows"]
+    assert row["weights"] is None and len(row["tokens"]) == 6
+
+
+def test_tools_serve__answers_are_those_of_predict():
+    model = predict.load(analyzed())
+    with served(model) as server:
+        status, reply = asked(server, question(" good cat ", "bad dog"))
+        _, alone = asked(server, question("good cat"))
+    assert_equal(status, 200, reply)
+    assert_equal([(a["task"], a["text"]) for a in reply["answers"]],
+                 [("para", None), ("sts", None), ("sst", 0), ("sst", 1)])
+    for answer in reply["answers"]:
+        pair = answer["text"] is None
+        text = ("good cat", "bad dog") if pair else ("good cat", "bad dog")[answer["text"]]
+        predicted, p = model.predict(answer["task"], [text], with_probabilities=True)
+        assert_close(answer["prediction"], predicted[0], 1e-6)
+        if p is None:
+            assert_equal(answer["probabilities"], None)
+        else:
+            assert_close(answer["probabilities"], p[0], 1e-6, answer["task"])
+    assert_equal([(a["task"], a["text"]) for a in alone["answers"]], [("sst", 0)])
+
+
+def test_tools_serve__any_tasks_are_described_and_answered():
+    with unittest.mock.patch.object(heads, "tasks", six_tasks):
+        model = tiny_model(con=True, trained=NAMES[1:])
+    with served(model, "<b>") as server:
+        _, found = asked(server, b"", "/model", "GET")
+        _, reply = asked(server, question("good", "bad"))
+    assert_equal((found["title"], found["layers"], found["heads"]), ("<b>", 2, 4))
+    assert_equal(found["untrained"], ["sst"])
+    tasks = {task["name"]: task for task in found["tasks"]}
+    assert_equal(list(tasks), NAMES[1:])
+    assert_equal(tasks["nli"]["names"], ["0 entailment", "1 neutral", "2 contradiction"])
+    assert_equal((tasks["ease"]["names"], tasks["ease"]["highest"]), ([], 5))
+    kinds = {a["task"]: type(a["probabilities"]) for a in reply["answers"]}
+    assert_equal(kinds, {"para": float, "sts": type(None), "nli": list, "is_joke": float,
+                         "ease": type(None)})
+    # The printed losses: sentiment as a number, similarity as a class.
+    with served(tiny_model(con=True, sts_loss="ce", sst_loss="mse")) as server:
+        sst, _, sts = asked(server, b"", "/model", "GET")[1]["tasks"]
+        answers = asked(server, question("good", "bad"))[1]["answers"]
+    assert_equal((sst["names"][2], sts["names"]), ("2 neutral", list("012345")))
+    assert_equal([a["probabilities"] and len(a["probabilities"]) for a in answers
+                  if a["task"] != "para"], [6, None, None])
+
+
+# --- Who may ask ---
+
+def test_tools_serve__another_host_name_is_refused():
+    with served() as server:
+        right = f"localhost:{server.port}"
+        names = ["evil.example", f"evil.example:{server.port}", "127.0.0.1", "localhost:1",
+                 f"127.0.0.1.evil.example:{server.port}", f"0.0.0.0:{server.port}", "",
+                 None, f"{right}@evil.example", ["x", right], [right, right]]
+        with unittest.mock.patch.object(server.model, "predict") as never:
+            for name in names:
+                for path in ("/", "/model"):
+                    status, said = asked(server, b"", path, "GET", Host=name)
+                    assert_equal(status, 403, f"Host {name}")
+                    assert "127.0.0.1" in said["error"]
+                status, _ = asked(server, question("good"), Host=name,
+                                  Origin=f"http://{name or ''}")
+                assert_equal(status, 403, f"Host {name}")
+            assert not never.called
+        for name in ("127.0.0.1", "localhost", "[::1]"):
+            host = f"{name}:{server.port}"
+            assert_equal(asked(server, b"", "/", "GET", Host=host)[0], 200)
+            assert_equal(asked(server, question("good"), Host=host,
+                               Origin=f"http://{host}")[0], 200)
+
+
+def test_tools_serve__a_question_from_another_page_is_refused():
+    with served() as server, unittest.mock.patch.object(server.model, "predict") as never:
+        home = f"127.0.0.1:{server.port}"
+        for origin in ("http://evil.example", "null", None, "http://localhost:1",
+                       f"https://{home}", f"http://localhost:{server.port}",
+                       f"http://{home}.evil.example", home):
+            status, said = asked(server, question("good"), Origin=origin)
+            assert_equal(status, 403, f"Origin {origin}")
+            assert "Origin" in said["error"]
+        assert not never.called
+
+
+def test_tools_serve__only_this_machine_can_connect():
+    with served() as server:
+        assert_equal(server.socket.getsockname()[0], "127.0.0.1")
+
+
+def test_tools_serve__the_page_is_one_file_that_loads_nothing():
+    with open(serve.PAGE, encoding="utf-8") as file:
+        page = file.read()
+    for word in ("://", "src=", "@import", "url(", "innerHTML", "outerHTML", "srcdoc",
+                 "insertAdjacent", "document.write", "eval("):
+        assert word not in page, f"the page has {word}"
+    with served() as server:
+        policy = server.policy
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        for path in ("/", "/model", "/nothing"):
+            connection.request("GET", path)
+            response = connection.getresponse()
+            assert_equal(response.headers["Content-Security-Policy"], policy)
+            assert_equal(response.headers["X-Content-Type-Options"], "nosniff")
+            assert response.read()
+            connection.close()
+    assert policy.startswith("default-src 'none'; ") and "unsafe" not in policy
+
+
+def test_tools_serve__what_is_no_question_gets_one_line():
+    deep = b"[" * 60000
+    with served() as server, unittest.mock.patch.object(server.model, "predict") as never:
+        for body, status, words in (
+                (b"", 400, "JSON"), (b"{", 400, "JSON"), (deep, 400, "JSON"),
+                (b"\xff", 400, "JSON"), (b"NaN", 400, "texts, layer and head"),
+                ([], 400, "texts, layer and head"), ({}, 400, "texts, layer and head"),
+                ({**question("good"), "more": 1}, 400, "texts, layer and head"),
+                (question(), 400, "one text or two"), (question("a", "b", "c"), 400, "two"),
+                (question(" \t\n"), 400, "one text or two"), (question(1), 400, "text"),
+                (question("good", layer=2), 400, "layer from 0 to 1"),
+                (question("good", head=-1), 400, "head from 0 to 3"),
+                (question("good", layer=True), 400, "layer"),
+                (question("good", head=.5), 400, "head"),
+                (question("x" * 2001), 400, "at most 2,000 characters, got 2,001"),
+                (question("x" * 10 ** 6), 413, "at most 65,536 bytes, got 1,000,0")):
+            got, said = asked(server, body)
+            assert_equal(got, status, str(body)[:40])
+            assert words in said["error"], said
+            assert "\n" not in said["error"] and len(said["error"]) < 100
+        for length in (None, "x", "-1", "+5", "1e3", ""):
+            assert_equal(asked(server, question("good"), Content_Length=length)[0], 411)
+        for method, path, status in (("POST", "/", 404), ("GET", "/ask", 404),
+                                     ("PUT", "/ask", 501), ("GET", "/../serve.py", 404)):
+            got, said = asked(server, question("good"), path, method)
+            assert_equal(got, status, path)
+            assert "\n" not in said["error"]
+        assert not never.called
+    # The longest text, of characters that JSON writes with twelve bytes, fits.
+    with served() as server:
+        status, reply = asked(server, question("\U0001f600" * 2000, "\U0001f600" * 2000))
+        assert_equal(status, 200, reply)
+        status, reply = asked(server, question("\ud800 \u202e \0 good"))
+        row, = reply["attention"]["rows"]
+        assert_equal((status, row["tokens"]), (200, ["[CLS]", "good", "[SEP]"]))
+
+
+# --- Many at once, and those that hang ---
+
+def test_tools_serve__a_hundred_at_once_are_all_answered_one_by_one():
+    model = predict.load(analyzed())
+    own, inside, most = model.predict, [], []
+
+    def counted(*args, **more):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(.002)                # so that two at once would meet
+        result = own(*args, **more)
+        inside.pop()
+        return result
+    results, wait = {}, threading.Barrier(100)
+    with served(model) as server, unittest.mock.patch.object(model, "predict", counted):
+        def one(number):
+            text = f"{WORDS[5 + number % 20]} cat"
+            wait.wait()
+            results[number] = asked(server, question(text))
+        threads = [threading.Thread(target=one, args=(number,)) for number in range(100)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert_equal([results[number][0] for number in range(100)], [200] * 100)
+    assert_equal(max(most), 1, "the model had several questions at once")
+    for number in range(100):
+        row, = results[number][1]["attention"]["rows"]
+        assert_equal(row["tokens"][1], WORDS[5 + number % 20], "another one's answer")
+
+
+def test_tools_serve__a_client_that_hangs_blocks_nobody_and_is_let_go():
+    head = b"POST /ask HTTP/1.1\r\nContent-Length: 50\r\n\r\n{"
+    with served() as server, unittest.mock.patch.object(serve.Handler, "timeout", .5):
+        clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
+        for number, client in enumerate(clients):
+            client.sendall((b"", b"GET", head)[number % 3])
+        assert_equal(asked(server, question("good"))[0], 200)
+        for client in clients:
+            client.settimeout(30)
+            assert client.recv(1) == b"", "still open"
+            client.close()
+
+
+def test_tools_serve__ctrl_c_ends_it_with_one_line():
+    if os.name == "nt":
+        raise unittest.SkipTest("sends SIGINT")
+    process = subprocess.Popen(
+        [sys.executable, os.path.join(ROOT, "tools", "predict.py"), analyzed(), "--serve",
+         "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        line = process.stdout.readline()
+        port = int(line.split("127.0.0.1:")[1].split("/")[0])
+        hung = socket.create_connection(("127.0.0.1", port))
+        server = unittest.mock.Mock(port=port)
+        assert_equal(asked(server, question("good"))[0], 200)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=50)
+        hung.close()
+    finally:
+        process.kill()
+    assert_equal((process.returncode, output, errors), (0, "stopped\n", ""))
+
+
+def test_tools_serve__a_port_in_use_or_flags_that_contradict_are_one_line():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        status, _, errors = run_tool(predict, analyzed(), "--serve", "--port", port)
+    assert_one_line(status, errors, f"--port {port}", "in use", "another")
+    for flags, words in ((["--port", 8001], "--serve"),
+                         (["--serve", "--port", 70000], "65535"),
+                         (["--serve", "--file", "x"], "--file")):
+        assert_one_line(*run_tool(predict, analyzed(), *flags)[::2], words)
+
+
+# --- Tasks that were not trained ---
+
+def one_task():
+    """A run of sentiment alone."""
+    status, out, errors = run_train("--tasks", "sst")
+    assert_equal(status, 0, errors)
+    return out
+
+
+def test_tools_serve__a_task_that_was_not_trained_is_not_offered():
+    run = one_task()
+    best = shutil.copytree(os.path.join(run, "best"), os.path.join(tempfile.mkdtemp(), "b"))
+    for path in (run, best):
+        status, output, errors = run_tool(predict, path, stdin="good\n")
+        assert_equal(status, 0, errors)
+        assert_equal(errors, "not asked, as it was not trained: para, sts\n")
+        assert output.startswith("sst\t") and output.count("\n") == 1
+        model = predict.load(path)
+        with served(model) as server:
+            _, found = asked(server, b"", "/model", "GET")
+            _, reply = asked(server, question("good", "bad"))
+        assert_equal([task["name"] for task in found["tasks"]], ["sst"])
+        assert_equal(found["untrained"], ["para", "sts"])
+        assert_equal({answer["task"] for answer in reply["answers"]}, {"sst"})
+    # Asked by name, it answers and says what the answer is worth.
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        status, output, errors = run_tool(predict, best, "--task", "para", stdin="a\tb\n")
+    assert_equal((status, output[:5]), (0, "para\t"), errors)
+    assert "para was not trained" in errors and "random" in errors
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.predict("sst", ["good"])
+        assert_equal(caught, [])
+        model.predict("sts", [("good", "bad")])
+        assert_equal(len(caught), 1, "a random head answered without a warning")
+    assert_one_line(*run_tool(export, best, "--task", "para", "--out", "x")[::2], "para",
+                    "not trained", "sst")
+
+
+def test_tools_serve__a_folder_of_an_earlier_version_offers_all_its_tasks():
+    folder = shutil.copytree(os.path.join(one_task(), "best"),
+                             os.path.join(tempfile.mkdtemp(), "best"))
+    path = os.path.join(folder, "config.json")
+    with open(path) as file:
+        config = json.load(file)
+    assert_equal(config["multitask"]["trained"], ["sst"])
+    for value in (5, "sst", {}, None):
+        config["multitask"]["trained"] = value
+        with open(path, "w") as file:
+            json.dump(config, file)
+        with assert_raises("trained", "config.json"):
+            heads.MultitaskBert.from_pretrained(folder)
+    del config["multitask"]["trained"]
+    with open(path, "w") as file:
+        json.dump(config, file)
+    assert_equal(predict.load(folder).trained, ["sst", "para", "sts"])
+    os.remove(os.path.join(folder, "vocab.txt"))
+    assert_one_line(*run_tool(predict, folder, stdin="good\n")[::2], "vocab.txt")
+
+
+# --- In a browser ---
+
+BARS = "[...document.querySelectorAll('#answers .number')].map((n) => +n.textContent)"
+TOKENS = "[...document.querySelectorAll('tbody th')].map((th) => th.textContent).join(' ')"
+CELLS = "[...document.querySelectorAll('#matrices td')].map((td) => td.title).join()"
+
+
+@contextlib.contextmanager
+def opened(server, *flags):
+    with Browser(*flags) as browser:
+        browser.open(f"http://127.0.0.1:{server.port}/")
+        browser.until("model !== null && $('said').textContent")
+        browser.run("$('first').focus()")
+        yield browser
+
+
+def test_tools_serve_browser__typing_updates_bars_and_matrix():
+    model = predict.load(analyzed())
+    with served(model) as server, opened(server) as browser:
+        for text in ("good", " cat"):
+            browser.type(text)
+            whole = browser.run("$('first').value")
+            browser.until(f"{TOKENS} === '[CLS] {whole} [SEP]'")
+            _, p = model.predict("sst", [whole], with_probabilities=True)
+            assert_close(browser.run(BARS), p[0], .0051)
+        best = browser.run("document.querySelector('#answers .best').textContent")
+        assert_equal(int(best[0]), int(p[0].argmax()))
+        browser.press("Tab")
+        browser.type("bad dog")
+        browser.until(f"{TOKENS} === '[CLS] good cat [SEP] bad dog [SEP]'")
+        pair = [("good cat", "bad dog")]
+        para, sts = model.predict("para", pair, True)[1][0], model.predict("sts", pair)[0]
+        assert_close(browser.run(BARS)[:3], [1 - para, para, sts], .0051)
+        assert_equal(len(browser.run(BARS)), 13, "and five for each sentence")
+        assert_equal(browser.run("document.querySelectorAll('tr.second').length"), 1)
+        # Another head, by the keyboard alone.
+        before = browser.run(CELLS)
+        browser.press("Tab")
+        browser.press("Tab")
+        assert_equal(browser.run("document.activeElement.id"), "head")
+        browser.press("ArrowDown")
+        browser.until(f"{CELLS} !== {json.dumps(before)}")
+        want = serve.attention_of(model, pair[0], 0, 1)["rows"][0]["weights"][1][4]
+        assert f"good\u2069 → \u2068bad\u2069: {want:.3f}" in browser.run(CELLS)
+        browser.press("Tab")
+        browser.press("ArrowDown")
+        browser.press("ArrowDown")
+        assert "good\u2069 looks at: " in browser.run("$('looks').textContent")
+        # With nothing typed there is nothing to see.
+        browser.run("$('first').value = $('second').value = ''; soon()")
+        browser.until("$('attention').hidden && !$('answers').children.length")
+
+
+def test_tools_serve_browser__hostile_text_is_shown_as_text():
+    model = predict.load(analyzed())
+    evil = "<img src=x onerror='window.ran=1'><script>window.ran=1</script>\"'&lt;\u202e"
+    model.tokenizer.tokens = [evil if token == "good" else token for token in WORDS]
+    with served(model, evil) as server, opened(server) as browser:
+        browser.type(evil + " good")
+        browser.until("document.querySelectorAll('#matrices td').length")
+        assert evil in browser.run(TOKENS)
+        assert_equal(browser.run("$('title').textContent"), f"Ask {evil}")
+        assert_equal(browser.run("document.querySelectorAll('img').length"), 0)
+        # A megabyte is refused in one line, and not even sent.
+        with unittest.mock.patch.object(model, "predict") as never:
+            browser.run("$('first').value = 'x'.repeat(1e6); soon()")
+            browser.until("$('said').textContent.includes('1000000')")
+            assert "2000 characters" in browser.run("$('said').textContent")
+            assert not never.called
+        # The policy holds even for what stands in the document.
+        browser.run("document.body.append(Object.assign(document.createElement('script'),"
+                    " {textContent: 'window.ran = 1'}))")
+        assert_equal(browser.run("window.ran === undefined"), True, "it ran")
+        said = [event["params"] for event in browser.events
+                if event["method"] in ("Log.entryAdded", "Runtime.exceptionThrown")]
+        assert all("Content Security Policy" in str(entry) for entry in said), said
+        sent = {event["params"]["request"]["url"] for event in browser.events
+                if event["method"] == "Network.requestWillBeSent"}
+        home = f"http://127.0.0.1:{server.port}"
+        assert_equal(sent, {f"{home}/", f"{home}/model", f"{home}/ask"})
+
+
+def test_tools_serve_browser__an_answer_cannot_overtake_a_later_one():
+    with served() as server, opened(server) as browser:
+        browser.run("""(() => {
+            const own = window.fetch;
+            let count = 0;
+            window.fetch = async (...args) => {
+                const first = count++ === 0;
+                const response = await own(...args);
+                if (first) await new Promise((done) => { window.release = done; });
+                return response;
+            };
+        })()""")
+        browser.type("good")
+        browser.until("!!window.release")
+        browser.type(" cat")
+        browser.run("new Promise((done) => setTimeout(done, 2 * WAIT))")
+        browser.run("window.release()")
+        browser.until(f"{TOKENS} === '[CLS] good cat [SEP]'")
+        assert_equal(browser.run("asking || again"), False)
+
+
+def test_tools_serve_browser__other_pages_get_nothing():
+    own, said = serve.Handler.send_error, []
+
+    def heard(self, code, message=None, explain=None):
+        said.append((code, message))
+        return own(self, code, message, explain)
+    with served() as server, unittest.mock.patch.object(server.model, "predict") as never, \
+            unittest.mock.patch.object(serve.Handler, "send_error", heard), \
+            Browser("--host-resolver-rules=MAP evil.example 127.0.0.1") as browser:
+        # The name of another page, made to lead here.
+        browser.open(f"http://evil.example:{server.port}/")
+        assert "needed the address" in browser.run("document.body.textContent")
+        # A form of another page can post here; it arrives, and is refused by its origin.
+        said.clear()
+        browser.open(f"data:text/html,<form action='http://127.0.0.1:{server.port}/ask' "
+                     f"method=post enctype=text/plain><input name=x>")
+        browser.run("void setTimeout(() => document.forms[0].submit(), 1)")
+        for _ in range(600):
+            time.sleep(0 if said else .05)
+        (code, message), *_ = said
+        assert code == 403 and "Origin" in message
+        assert not never.called
+
+
+def test_tools_serve_browser__it_fits_from_400_to_1400_pixels_in_light_and_dark():
+    with served() as server, opened(server) as browser:
+        browser.type("good cat " * 9)
+        browser.press("Tab")
+        browser.type("bad dog " * 9)
+        browser.until("document.querySelectorAll('tr.second').length")
+        grounds = set()
+        for scheme in ("light", "dark"):
+            browser.ask("Emulation.setEmulatedMedia", features=[
+                {"name": "prefers-color-scheme", "value": scheme}])
+            grounds.add(browser.run("getComputedStyle(document.body).backgroundColor"))
+            for width in (400, 700, 1000, 1400):
+                browser.resize(width, 900)
+                assert browser.run("document.documentElement.scrollWidth") <= width
+        assert_equal(len(grounds), 2, "dark is not dark")
