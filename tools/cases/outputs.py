@@ -98,7 +98,8 @@ def logits_of(r, pool):
         for task in model.tasks.values():
             x = draw(r, 6, 4, 3)
             for mask in (None, mask_of(r, 6, 4)):
-                out.append(model.logits(task, x, data.Batch(None, None, mask, None)))
+                ids = torch.zeros(6, 4, dtype=torch.long)
+                out.append(model.logits(task, x, data.Batch(ids, None, mask, None)))
     return out
 
 
