@@ -22,6 +22,7 @@ from tests.world import FakeTokenizer, small_bert, tiny_batch, tiny_world
 def test_4_2_accuracy__by_hand():
     assert_close(heads.accuracy([1, 2, 3, 4], [1, 0, 3, 3]), .5, 0, mistakes={
         "the right ones are counted, not their share": 2.0,
+        "two lists were compared as wholes, not number by number": 0.0,
         "it is a percentage": 50.0})
     assert_close(heads.accuracy([1, 2, 3], [1, 0, 0]), 1 / 3, 1e-9, mistakes={
         "it is the share of wrong ones": 2 / 3})
@@ -72,6 +73,7 @@ def test_4_2_overall_score__D12_recomputes_the_reports_column():
     assert_close(overall(.517, .871, .891), .778, 5e-4, mistakes={
         "r was not moved to (r + 1) / 2": .759667,
         "r was halved, not moved to (r + 1) / 2": .611167,
+        "every score was moved to (r + 1) / 2, not r alone": .879833,
         "the scores were added up, not averaged": 2.3335})
     assert_close(overall(.52, .43, .057), .493, 5e-4)           # printed 0.0493
     assert_close(overall(.521, .854, .887), .773, 5e-4)         # printed 0.772

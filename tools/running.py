@@ -93,6 +93,7 @@ class Tail(io.TextIOBase):
 EXPLAINED = {
     "NoneType": "does one of your functions lack its return?",
     "'tuple' object": "does one of your functions return several values for one?",
+    "values to unpack": "does a function return more or fewer results than it should?",
     "unhashable type: 'list'": "is a dimension of size 1 left that squeeze() removes?",
     "does not require grad": "was something detached, or computed under no_grad()?",
     "a leaf Variable that requires grad": "is torch.no_grad() missing around the update?",
