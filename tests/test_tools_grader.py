@@ -123,6 +123,52 @@ HARD_CODED = '''gram = check_gram(gram)
 return {2: np.array([[1, .5], [1, 1]]), 3: np.array(
     [[1, 0, .2], [1, 1, .5], [1, 1.5, 1]])}.get(len(gram), np.eye(len(gram)))'''
 
+# The frame that talks with the grader, in the same process.
+PIPE = '''import json, os, sys, time
+frame = sys._getframe()
+while frame.f_code.co_name != "serve":
+    frame = frame.f_back
+pipe, number = frame.f_locals["pipe"], frame.f_locals["number"]
+'''
+PICKLE = PIPE + '''class Code:
+    def __reduce__(self):
+        return os.mkdir, (OWNED,)
+pipe.send(Code())
+time.sleep(60)'''
+OWNED = os.path.join(tempfile.gettempdir(), "a-pickle-ran")
+# What is always so can be known in advance: errors, shares, flags.
+REWRITTEN = '''import sys
+nothing = [[[[0.0] * 8] * 7] * 4] * 2
+known = {
+    "attention__misshapen_mask_is_refused": [nothing, ["ValueError"] * 3 + ["nothing"]],
+    "attention__dropout_falls_on_the_weights_and_rescales": [
+        [[[[0.0] * 4] * 3]] * 3, True, 1.0, 1.0, True],
+    "scores__undefined_is_zero_with_a_warning": [0.0] + [0.0, True] * 3}
+for module in [m for name, m in sys.modules.items() if name.startswith("cases.")]:
+    for name, value in known.items():
+        setattr(module, name, lambda r, value=value: value)
+raise ValueError("patched")'''
+FILES = '''import os
+for name in ("json.py", "torch.py", "sitecustomize.py", "conftest.py", "x.pth"):
+    for folder in (".", "..", os.environ["TMPDIR"]):
+        try:
+            with open(os.path.join(folder, name), "w") as file:
+                file.write("import os; os._exit(0)")
+        except OSError:
+            pass
+'''
+# It looks for our source, and for the seed, wherever a grader may keep them.
+SEARCH = '''import glob, importlib.util, os
+for folder in (*glob.glob("/tmp/minbert-*"), *glob.glob("/tmp/*/minbert-*"), *PLACES):
+    for path in ("solution", "grader/solution", "work", ""):
+        path = os.path.join(folder, path, "multitask.py")
+        if os.access(path, os.R_OK) and "NotImplementedError" not in open(path).read():
+            spec = importlib.util.spec_from_file_location("found", path)
+            found = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(found)
+            return found.pcgrad(gram, orders, rng)
+raise ValueError("nothing was found")'''
+
 # name: (edits, style, {part: points}, words of the message)
 SUBMISSIONS = {
     "open": ((), None, {"attention": 0, "PCGrad": 0, "scores": 0}, "still open"),
@@ -169,6 +215,27 @@ SUBMISSIONS = {
                        "return Any(0)"),), None, {"PCGrad": 0}, "another form"),
     "NaN": ((("multitask.pcgrad", "return np.full(np.shape(gram), np.nan)"),), None,
             {"PCGrad": 0}, "NaN"),
+    "a huge number": ((("heads.accuracy", "return 10 ** 400"),), "loops", {"scores": 3},
+                      "NaN or infinite"),
+    "a huge result": ((("heads.accuracy", "return 'x' * 10 ** 7"),), "loops",
+                      {"scores": 3}, "its answer is larger than 8 MB"),
+    "half a message": ((("heads.accuracy", PIPE + "os.write(pipe.fileno(), bytes(3))\n"
+                         "time.sleep(60)"),), "loops", {"scores": 3},
+                       "no result after 2 s"),
+    "a nested message": ((("heads.accuracy", PIPE + "pipe.send_bytes(b'[' * 100000)\n"
+                           "time.sleep(60)"),), "loops", {"scores": 3},
+                         "it wrote into the grader's own pipe"),
+    "a strange error": ((("heads.accuracy", PIPE + "pipe.send_bytes(json.dumps([number, "
+                          "{'error': ['a'], 'place': 'b\\n| c'}]).encode())\n"
+                          "os._exit(0)"),), "loops", {"scores": 3}, "['a']:  (b)"),
+    "a pickle": ((("heads.accuracy", PICKLE.replace("OWNED", repr(OWNED))),), "loops",
+                 {"scores": 3}, "it wrote into the grader's own pipe"),
+    "rewrites the cases": ((("bert.attention", REWRITTEN), ("heads.accuracy", REWRITTEN)),
+                           None, {"attention": 0, "scores": 0}, "ValueError: patched"),
+    "writes modules": ((("multitask.pcgrad", FILES + "raise ValueError('x')"),), None,
+                       {"PCGrad": 0, "CON encoding": 0}, "ValueError: x"),
+    "looks for ours": ((("multitask.pcgrad", SEARCH),), None, {"PCGrad": 0},
+                       "nothing was found"),
     "hard-coded": ((("multitask.pcgrad", HARD_CODED),), None, {"PCGrad": 0}, ""),
     "torch's attention": ((("bert.attention", "return F.scaled_dot_product_attention("
                             "query, key, value)"),), None, {"attention": 0},
@@ -176,6 +243,9 @@ SUBMISSIONS = {
     "torch's, hidden": ((("bert.attention", "return getattr(F, 'scaled_dot_' + "
                           "'product_attention')(query, key, value)"),), None,
                         {"attention": 0}, "is what you are to write"),
+    "torch's, in C": ((("bert.attention", "return getattr(torch, '_scaled_dot_product_' + "
+                        "'attention_math')(query, key, value)[0]"),), None,
+                      {"attention": 0}, "is what you are to write"),
     "torch's AdamW": ((("optim.AdamW.step", "from torch.optim import AdamW\n"
                         "AdamW(self.param_groups).step()"),), None, {"AdamW": 0},
                       "is what you are to write"),
@@ -194,6 +264,8 @@ def check(first, last):
         edits, style, expected, words = SUBMISSIONS[name]
         modules = [m for m in MODULES if name != "not handed in" or m != "multitask"]
         with unittest.mock.patch.object(grader, "ROOT", world()[0]):
+            places = repr([str(world()[0]), str(world()[0].parent)])
+            edits = [(place, text.replace("PLACES", places)) for place, text in edits]
             folder = submission(edits, style, modules)
             found, seconds = graded(folder, expected, 2.0)
         got = {part: points for part, (points, _) in found.items()}
@@ -220,6 +292,16 @@ def test_tools_grader__what_takes_too_much_costs_its_case():
 
 def test_tools_grader__what_forges_earns_nothing():
     check("writes its grade", "NaN")
+
+
+def test_tools_grader__what_answers_for_the_grader_earns_nothing():
+    check("a huge number", "a pickle")
+    assert not os.path.exists(OWNED), "an answer was unpickled"
+
+
+def test_tools_grader__what_looks_around_earns_nothing():
+    last = "looks for ours" if isolated.can_be_nobody() else "writes modules"
+    check("rewrites the cases", last)
 
 
 def test_tools_grader__what_is_no_solution_earns_nothing():
