@@ -94,6 +94,7 @@ EXPLAINED = {
     "NoneType": "does one of your functions lack its return?",
     "'tuple' and 'Tensor'": "does one of your functions return several values for one?",
     "'tuple' object": "does one of your functions return several values for one?",
+    "iteration over a 0-d tensor": "is one result returned where two are asked for?",
     "values to unpack": "does a function return more or fewer results than it should?",
     "tuple indices must be": "does one of your functions return several values for one?",
     "mat1 and mat2 shapes": "does a matrix get another number of features than it is for?",
