@@ -21,9 +21,9 @@ from tools import grader, isolated, make_assignment, platforms
 from tools.climber import climb
 from tools.source import original, read, write
 
-EVERY = {"attention": 8, "layer": 8, "embedding": 6, "AdamW": 9, "heads and losses": 10,
-         "Algorithms 1 and 2": 9, "PCGrad": 12, "Gradient Vaccine": 13, "CON encoding": 4,
-         "smoothness": 13, "Bregman and teacher": 4, "scores": 4}
+EVERY = {"attention": 8, "layer": 8, "embedding": 7, "AdamW": 9, "heads and losses": 10,
+         "Algorithms 1 and 2": 8, "PCGrad": 10, "Gradient Vaccine": 13, "CON encoding": 4,
+         "smoothness": 13, "Bregman and teacher": 5, "scores": 5}
 
 
 MODULES = ("bert", "optim", "heads", "multitask", "data", "smart")
@@ -178,8 +178,8 @@ SUBMISSIONS = {
     "syntax error": ((("multitask.py", "def x(:"),), "loops", {
         "PCGrad": 0, "CON encoding": 4}, "SyntaxError: invalid syntax (multitask.py, line"),
     "unknown package": ((("smart.py", "import pandas_of_mine"),), "loops", {
-        "smoothness": 0, "scores": 4}, "No module named 'pandas_of_mine' (smart.py, line"),
-    "endless import": ((("data.py", HANG),), "loops", {"CON encoding": 0, "PCGrad": 12},
+        "smoothness": 0, "scores": 5}, "No module named 'pandas_of_mine' (smart.py, line"),
+    "endless import": ((("data.py", HANG),), "loops", {"CON encoding": 0, "PCGrad": 10},
                        "no result after"),
     "exit at import": ((("smart.py", "raise SystemExit(0)"),), "loops", {
         "Bregman and teacher": 0}, "SystemExit: 0 (smart.py, line"),
@@ -196,42 +196,43 @@ SUBMISSIONS = {
     "kills its group": ((("data.join_pair", "import os; os.killpg(0, 9)"),),
                         "arrays", {"CON encoding": 1.34}, "it was ended by SIGKILL"),
     "prints without end": ((("heads.accuracy", "while True:\n    print('x' * 10000)"),),
-                           "loops", {"scores": 3}, "it prints more than 20 MB"),
+                           "loops", {"scores": 3.75}, "it prints more than 20 MB"),
     "fills the memory": ((("heads.accuracy", "x = np.ones(10 ** 10)\nreturn .5"),), "loops",
-                         {"scores": 3}, "MemoryError"),
+                         {"scores": 3.75}, "MemoryError"),
     "fills the disk": ((("heads.accuracy",
                          "with open('x', 'wb') as f:\n    f.seek(10 ** 10)\n"
-                         "    f.write(b'x')"),), "loops", {"scores": 3}, "File too large"),
+                         "    f.write(b'x')"),), "loops", {"scores": 3.75},
+                       "File too large"),
     "threads and files": ((("heads.accuracy", ALIVE + "return float(np.mean(np.array("
                             "predictions) == np.array(labels)))"),), "loops",
-                          {"scores": 4}, ""),
+                          {"scores": 5}, ""),
     "too deep": ((("heads.accuracy", "return accuracy(predictions, labels)"),), "loops",
-                 {"scores": 3}, "RecursionError"),
+                 {"scores": 3.75}, "RecursionError"),
     "writes its grade": ((("multitask.py", FORGED),), None, {"PCGrad": 0}, "still open"),
     "writes into pipes": ((("multitask.pcgrad", PRINTED_RESULT),), None, {"PCGrad": 0},
                           "it wrote into the grader's own pipe"),
     "kills its parent": ((("heads.accuracy", "import os; os.kill(os.getppid(), 9)"),),
-                         "loops", {"scores": 3, "CON encoding": 4}, ""),
+                         "loops", {"scores": 3.75, "CON encoding": 4}, ""),
     "always equal": ((("multitask.pcgrad", "class Any(float):\n"
                        "    __eq__ = lambda *_: True\n    __hash__ = None\n"
                        "return Any(0)"),), None, {"PCGrad": 0}, "another form"),
     "NaN": ((("multitask.pcgrad", "return np.full(np.shape(gram), np.nan)"),), None,
             {"PCGrad": 0}, "NaN"),
-    "a huge number": ((("heads.accuracy", "return 10 ** 400"),), "loops", {"scores": 3},
+    "a huge number": ((("heads.accuracy", "return 10 ** 400"),), "loops", {"scores": 3.75},
                       "NaN or infinite"),
     "a huge result": ((("heads.accuracy", "return 'x' * 10 ** 7"),), "loops",
-                      {"scores": 3}, "its answer is larger than 8 MB"),
+                      {"scores": 3.75}, "its answer is larger than 8 MB"),
     "half a message": ((("heads.accuracy", PIPE + "os.write(pipe.fileno(), bytes(3))\n"
-                         "time.sleep(60)"),), "loops", {"scores": 3},
+                         "time.sleep(60)"),), "loops", {"scores": 3.75},
                        "no result after 2 s"),
     "a nested message": ((("heads.accuracy", PIPE + "pipe.send_bytes(b'[' * 100000)\n"
-                           "time.sleep(60)"),), "loops", {"scores": 3},
+                           "time.sleep(60)"),), "loops", {"scores": 3.75},
                          "it wrote into the grader's own pipe"),
     "a strange error": ((("heads.accuracy", PIPE + "pipe.send_bytes(json.dumps([number, "
                           "{'error': ['a'], 'place': 'b\\n| c'}]).encode())\n"
-                          "os._exit(0)"),), "loops", {"scores": 3}, "['a']:  (b)"),
+                          "os._exit(0)"),), "loops", {"scores": 2.5}, "['a']:  (b)"),
     "a pickle": ((("heads.accuracy", PICKLE.replace("OWNED", repr(OWNED))),), "loops",
-                 {"scores": 3}, "it wrote into the grader's own pipe"),
+                 {"scores": 3.75}, "it wrote into the grader's own pipe"),
     "rewrites the cases": ((("bert.attention", REWRITTEN), ("heads.accuracy", REWRITTEN)),
                            None, {"attention": 0, "scores": 0}, "ValueError: patched"),
     "writes modules": ((("multitask.pcgrad", FILES + "raise ValueError('x')"),), None,
@@ -252,7 +253,7 @@ SUBMISSIONS = {
                         "AdamW(self.param_groups).step()"),), None, {"AdamW": 0},
                       "is what you are to write"),
     "nothing returned": ((("multitask.round_robin", "pass"),), "loops", {
-        "Algorithms 1 and 2": 7.2}, ""),
+        "Algorithms 1 and 2": 6.4}, ""),
     "a tuple returned": ((("data.join_pair", "return"),), "loops", {"CON encoding": 1.34},
                          "TypeError"),
 }
@@ -343,6 +344,15 @@ def test_tools_grader__right_solutions_pass_the_students_own_tests():
         results = climb(copy, sum(parts, []))
         assert_equal([f"{r['name']}: {r['message']}" for r in results
                       if r["state"] not in ("done", "skip")], [], style)
+
+
+def test_tools_grader__points_sum_to_100_and_a_slip_costs_alike_everywhere():
+    with unittest.mock.patch.object(grader, "ROOT", world()[0]):
+        parts = {part["name"]: grader.cases_of(part) for part in grader.load()[0]}
+    assert_equal({name: grader.points(own)[1] for name, own in parts.items()}, EVERY)
+    every = [case for own in parts.values() for case in own]
+    assert_equal(sum(round(100 * case.of) for case in every), 10000)
+    assert 1 <= min(case.of for case in every) and max(case.of for case in every) < 1.7
 
 
 def test_tools_grader__our_own_source_is_out_of_a_submissions_sight():
