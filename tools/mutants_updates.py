@@ -58,7 +58,7 @@ MUTANTS = {
          'logs[f"{name}_{task}"] = [value]', "last micro-batch's loss logged",
          "only the last micro-batch's loss"),
         ("multitask.backward", 'f"{name}_{task}"', "name",
-         "losses without their task's name", "becomes `loss_0`")],
+         "losses without their task's name", "becomes `loss_a`")],
     "3.3 plan": [
         ("multitask.plan",
          ("(epoch + 1) * batches[task] // accumulate\n"
