@@ -37,18 +37,7 @@ import heads
 import multitask
 import optim
 import smart
-from plumbing import (
-    board,
-    command,
-    flags,
-    folder,
-    loop,
-    machine,
-    plugins,
-    ranks,
-    sources,
-    summary,
-)
+from plumbing import command, flags, folder, loop, machine, plugins, ranks, runs, sources
 
 # --- 4.3 Table 1 ---
 
@@ -157,6 +146,7 @@ class Training:
     rng: np.random.Generator            # draws the orders of surgery and vaccine
     scale: optim.LossScale              # s, the factor of all losses in float16
     skipped: int = 0                    # steps whose gradient was not finite
+    missing: tuple | list = ()          # names of files that are not there, nor needed
 
     def next_batch(self, name) -> data.Batch:
         """The next batch of a task's stream, on the device."""
@@ -219,8 +209,8 @@ class Training:
         self.scale.restore(state["scale"])
 
 
-def prepare(args, device, autocast) -> tuple:
-    """-> (Training, names of missing files).   Raises ValueError, OSError
+def prepare(args, device, autocast) -> Training:
+    """The model, its data and its optimizer, from the flags.   Raises ValueError, OSError
 
     The order matters: the model is moved to its device, and then its parameters become
     views of θ; nothing may move them any more.
@@ -269,7 +259,7 @@ def prepare(args, device, autocast) -> tuple:
                  for k, name in enumerate(model.tasks) if name in args.tasks},
         # A generator of its own: drawing orders must shift no other random numbers.
         rng=np.random.default_rng([args.seed, 3]),
-        scale=optim.LossScale(machine.is_float16(autocast, device))), missing
+        scale=optim.LossScale(machine.is_float16(autocast, device)), missing=missing)
 
 
 def make_treatment(args, regions):
@@ -404,43 +394,24 @@ def train(args, source) -> int:
     if args.resume:
         values, settings = folder.resumed(vars(args), source, args.resume, parser())
         args = argparse.Namespace(**{**values, "resume": args.resume})
-        if summary.is_finished(args.resume):
+        if runs.is_finished(args.resume):
             print(f"the run in {args.resume} is finished; its scores are in result.json")
             return 0
-    methods = [args.option, *(name for name in ("smart", "con", "hlh")
-                              if getattr(args, name))]
     if args.out is None:
-        args.out = ranks.said_by_first(folder.new_path(methods))
+        args.out = ranks.said_by_first(folder.new_path(runs.methods(args)))
     elif not args.resume:
         folder.check_free(args.out)         # before the seconds that loading takes
     args.data, args.weights = sources.find(args.data, args.weights)
-    events = board.Board() if args.tensorboard else None
     device = machine.find_device(ranks.device_name(args.device))
     # What SMART adds to x must survive rounding, or R_s measures the rounding.
     smallest_change = args.smart_eps if args.smart and args.smart_weight else 1.0
     autocast, precision = machine.choose_precision(args.amp, device, smallest_change)
-    training, missing = prepare(args, device, autocast)
+    training = prepare(args, device, autocast)
     plan = make_plan(args, training.sets["train"])
     total = sum(map(len, plan))
     flags.check_updates(args, total)
-    # The folder comes last, so that a refusal leaves nothing behind.
-    files = {**sources.files_of(training.sets, args.weights),
-             **plugins.files_of(args.option)}
-    here = machine.description(device, precision)
-    if args.resume:
-        folder.compare(settings, args.resume, files, here)
-        run = ranks.opened(folder.Folder.reopen, args.resume, settings)
-    else:
-        run = ranks.opened(folder.Folder.create, args.out,
-                           folder.new_settings(args, source, files, here))
-    run.board = events
-    if run.state:
-        run.restore(training)
-    about_ranks = ranks.begin(run.state, training, args)
-    session = loop.Loop(run, training.state, total, args.checkpoint_every, args.eval_every,
-                        args.patience, patience_from=args.para_first)
-    summary.begin(args, methods, {name: source[name] for name in VALUES}, missing, session,
-                  training, precision, device, about_ranks)
+    session = runs.begin(args, source, VALUES, settings, training, total, device, precision)
+    run = session.folder
     try:
         with session:
             fit(training, session, plan, lr=args.lr, warmup=args.warmup, clip=args.clip,
@@ -457,7 +428,7 @@ def train(args, source) -> int:
         return 1
     except (RuntimeError, MemoryError) as error:
         raise machine.advice(error, args.batch_size, args.accumulate) from None
-    summary.finish(args, session, training)
+    runs.finish(args, session, training)
     return 0
 
 

@@ -225,7 +225,7 @@ def training_of(*flags, sst=None):
     """
     import train
     args, _ = settings_of("--device", "cpu", "--batch-size", "4", *flags)
-    training, _ = train.prepare(args, torch.device("cpu"), contextlib.nullcontext)
+    training = train.prepare(args, torch.device("cpu"), contextlib.nullcontext)
     if sst:
         dataset = training.sets["train"]["sst"]
         dataset.ids, dataset.tokens = dataset.ids[:sst], dataset.tokens[:sst]

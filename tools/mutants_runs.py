@@ -114,7 +114,7 @@ MUTANTS = {
           "else None"),
          "best/ written once", "best/ holds the first")],
     "4.4 evaluations": [
-        ("train.train", "args.eval_every,\n", "None,\n", "--eval-every ignored",
+        ("plumbing.runs.begin", "args.eval_every,\n", "None,\n", "--eval-every ignored",
          "--eval-every is ignored"),
         ("plumbing.loop.cut", "[*ends, end]", "[*ends, end][:len(ends) or 1]",
          "no evaluation at an epoch's end", "epoch's end has no evaluation"),

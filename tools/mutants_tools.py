@@ -38,7 +38,7 @@ MUTANTS = {
         ("tools.tour.differences", "was, now = printed(old), printed(new)", "pass",
          "only the kinds of outputs compared", "another result")],
     "tools_analyze": [
-        ("tools.gradients", "steps.column('cos', a, b) < 0",
-         "steps.column('cos', a, b) > 0", "share of agreement for that of conflict",
+        ("tools.gradients", "(cosines < 0).mean()", "(cosines > 0).mean()",
+         "share of agreement for that of conflict",
          "conflict")],
 }

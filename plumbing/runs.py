@@ -1,31 +1,53 @@
-"""What train.py says of a run before its first update and after its last."""
+"""A run of train.py before and after fit(): its folder, its first lines and its last."""
 
 import os
 
-from plumbing import machine, ranks, reading, sources
+from plumbing import board, folder, loop, machine, plugins, ranks, reading, sources
 from plumbing.files import write_json
 from plumbing.progress import clock
 
 
-def begin(args, methods, origins, missing, session, training, precision, device,
-          about_ranks):
-    """Print where the run is, and its values.
+def begin(args, source, shown, settings, training, total, device, precision):
+    """Open the run's folder, go on from its checkpoint if it has one, and say so.
 
-    methods: ["gvac", "smart", …]; origins: {name of a value: where it came from}; missing:
-    names of files; session: a loop.Loop; training: a train.Training.
+    source: where each value came from; shown: names of those to be printed; settings: the
+    args.json to be resumed, or None; training: a train.Training; total: updates in all;
+    precision: of the forward passes, and why. Returns a loop.Loop. The folder comes last of
+    all preparations, so that a refusal leaves nothing behind. Raises ValueError, OSError
     """
-    print(f"{note(args)}run: {session.folder.path}\n  {' + '.join(methods)}: "
+    events = board.Board() if args.tensorboard else None
+    files = {**sources.files_of(training.sets, args.weights),
+             **plugins.files_of(args.option)}
+    here = machine.description(device, precision)
+    if args.resume:
+        folder.compare(settings, args.resume, files, here)
+        run = ranks.opened(folder.Folder.reopen, args.resume, settings)
+    else:
+        run = ranks.opened(folder.Folder.create, args.out,
+                           folder.new_settings(args, source, files, here))
+    run.board = events
+    if run.state:
+        run.restore(training)
+    about_ranks = ranks.begin(run.state, training, args)
+    session = loop.Loop(run, training.state, total, args.checkpoint_every, args.eval_every,
+                        args.patience, patience_from=args.para_first)
+    print(f"{note(args)}run: {run.path}\n  {' + '.join(methods(args))}: "
           f"{', '.join(args.tasks)}")
-    for name, origin in origins.items():
-        origin = "" if args.resume else f" ({origin})"
+    for name in shown:
+        origin = "" if args.resume else f" ({source[name]})"
         print(f"  --{name.replace('_', '-')} {getattr(args, name)}{origin}")
     print(f"  {machine.why_device(args.device, device)}")
-    if missing:
-        print(f"  left out, as there is no such file: {', '.join(missing)}")
+    if training.missing:
+        print(f"  left out, as there is no such file: {', '.join(training.missing)}")
     resumed = f"; going on after update {session.step}" if args.resume else ""
-    print(f"  {session.total} updates, {training.flat.theta.numel():,} parameters, "
-          f"{precision}{resumed}")
-    print(about_ranks, end="", flush=True)
+    print(f"  {total} updates, {training.flat.theta.numel():,} parameters, "
+          f"{precision}{resumed}\n{about_ranks}", end="", flush=True)
+    return session
+
+
+def methods(args) -> list:
+    """["gvac", "smart", "con"]: what a run is called by."""
+    return [args.option, *(name for name in ("smart", "con", "hlh") if getattr(args, name))]
 
 
 def is_finished(path) -> bool:
