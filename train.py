@@ -408,7 +408,7 @@ def train(args, source) -> int:
     # The folder comes last, so that a refusal leaves nothing behind.
     files = {**sources.files_of(training.sets, args.weights),
              **plugins.files_of(args.option)}
-    here = machine.description(device, precision)
+    here = {**machine.description(device, precision), "processes": ranks.here.world}
     if args.resume:
         folder.compare(settings, args.resume, files, here)
         run = ranks.opened(folder.Folder.reopen, args.resume, settings)

@@ -90,7 +90,7 @@ class Stop:
                 raise Interrupted
             yield
         finally:
-            self.abandoning = False
+            self.abandoning, ranks.here.between = False, lambda: None
 
 
 class Loop:
