@@ -82,7 +82,7 @@ MUTANTS = {
          "steps were skipped"),
         ("train.fit", "**training.scale.log(),", "", "scale not in the log", "loss_scale"),
         ("train.fit", "scale=training.scale.value", "scale=1.0",
-         "fit() leaves the update scaled", "skip"),
+         "fit() leaves the update scaled", "still scaled"),
         ("train.Training.restore", 'self.scale.restore(state["scale"])', "pass",
          "scale lost on a resume", "goes on bit for bit"),
         ("optim.LossScale", 'self.value, self.finite_steps = state["value"], '
