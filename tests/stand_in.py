@@ -22,7 +22,6 @@ import types
 import torch
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map
 
 NAME = "standin"
 HELD_BACK = set()           # operations that it lacks, such as "_fused_adamw_"
@@ -120,7 +119,9 @@ class There(torch.Tensor):
 def run(func, args, kwargs):
     """An operation on tensors that are there, or that is asked for a tensor there."""
     name = func.overloadpacket.__name__
-    tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
+    flat = [x for arg in (*args, *kwargs.values())
+            for x in (arg if isinstance(arg, (list, tuple)) else [arg])]
+    tensors = [x for x in flat if isinstance(x, torch.Tensor)]
     there = [x for x in tensors if isinstance(x, There)]
     place = kwargs.get("device")
     if place is None:
@@ -137,17 +138,22 @@ def run(func, args, kwargs):
     calls.append(name)
 
     def held(x):
+        if isinstance(x, (list, tuple)):
+            return [held(part) for part in x]
         return x.held if isinstance(x, There) else x
-    inner = {key: value if key != "device" else torch.device("cpu")
+    inner = {key: held(value) if key != "device" else torch.device("cpu")
              for key, value in kwargs.items()}
     draws = torch.Tag.nondeterministic_seeded in func.tags
     with torch.standin.drawing() if draws and is_there else contextlib.nullcontext():
-        out = func(*tree_map(held, args), **tree_map(held, inner))
+        out = func(*held(args), **inner)
     if name == "copy_":
         return args[0]
     if not is_there:
         return out
-    out = tree_map(lambda x: There(x) if isinstance(x, torch.Tensor) else x, out)
+    if isinstance(out, (list, tuple)):
+        out = type(out)(There(x) if isinstance(x, torch.Tensor) else x for x in out)
+    elif isinstance(out, torch.Tensor):
+        out = There(out)
     return return_and_correct_aliasing(func, args, kwargs, out)
 
 
