@@ -26,7 +26,8 @@ MUTANTS = {
         ("tools.pretrain.Pretraining.held_out_losses", "self.model.eval()", "pass",
          "held-out loss under dropout", "without dropout"),
         ("tools.pretrain.Pretraining.held_out_losses",
-         "machine.set_random_states(states, device)", "pass", "held-out masks disturb training", "disturb nothing"),
+         "machine.set_random_states(states, device)", "pass",
+         "held-out masks disturb training", "disturb nothing"),
         ("tools.pretrain.fit", 'group["lr"] = rate', "pass", "warm-up logged, not used",
          "rate that is logged")],
     "tools_analyze": [
