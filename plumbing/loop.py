@@ -89,7 +89,7 @@ class Stop:
                 raise Interrupted
             yield
         finally:
-            self.abandoning = False
+            self.abandoning, ranks.here.between = False, lambda: None
 
 
 def cut(plan, every):

@@ -239,7 +239,8 @@ def start_generators(saved, theta, seed: int, dropout: bool) -> str:
     numbers, as one process would. With dropout that would drop the same places in every
     slice. From a checkpoint of N ranks N go on as they were.
     """
-    check_same("the parameters", fingerprint(theta))
+    if here.world > 1:
+        check_same("the parameters", fingerprint(theta))
     before = here.world if saved is None else len(saved.get("ranks", [None]))
     if not dropout or (saved is not None and before == here.world):
         return ""
@@ -356,7 +357,7 @@ def joined():
             sys.stdout.flush()
             os._exit(status)
         if status:
-            tell(status)
+            tell(status, isinstance(error, SystemExit))
         raise
 
 
@@ -406,11 +407,14 @@ def may_speak(patience: float) -> bool:
         return here.rank <= 1
 
 
-def tell(status: int):
-    """Before this rank ends by itself: let its message through, or keep it back."""
+def tell(status: int, told: bool):
+    """Before this rank ends by itself: let its message through, or keep it back.
+
+    told: was the message already written, to what may be a Held?
+    """
     with contextlib.suppress(RuntimeError):
         here.store.set("status", str(status))
     speaks, held = may_speak(PATIENCE), sys.stderr
     sys.stderr = here.stderr if speaks else Held()
-    if speaks and isinstance(held, Held):
+    if speaks and told and isinstance(held, Held):
         sys.stderr.write(held.text[held.text.rstrip().rfind("\n") + 1:])

@@ -18,7 +18,7 @@ def begin(args, source, shown, settings, training, total, device, precision):
     events = board.Board() if args.tensorboard else None
     files = {**sources.files_of(training.sets, args.weights),
              **plugins.files_of(args.option)}
-    here = machine.description(device, precision)
+    here = {**machine.description(device, precision), "processes": ranks.here.world}
     if args.resume:
         folder.compare(settings, args.resume, files, here)
         run = ranks.opened(folder.Folder.reopen, args.resume, settings)

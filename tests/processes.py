@@ -18,6 +18,7 @@ import time
 import unittest
 
 from plumbing.folder import load_checkpoint
+from tests.checks import assert_equal
 from tests.world import log_of, tiny_world
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -82,6 +83,16 @@ def compare(*more, steps=3):
     for world in (2, 3):
         assert_same_run(trained(world, *more, steps=steps), alone,
                         f"{' '.join(map(str, more))}, {world} processes")
+
+
+def interrupted(world, *more, step=3, steps=6):
+    """A run that all ranks get a SIGTERM in.   -> (folder, stdout)"""
+    out = os.path.join(tempfile.mkdtemp(), "run")
+    at = {"call": "multitask.treat", "number": step, "signal": signal.SIGTERM}
+    statuses, output, _ = run(world, *flags_of(out, *more, steps=steps), at=at)
+    assert_equal(statuses, [143] * world)
+    assert f"stopped after update {step} of {steps}" in output, output
+    return out, output
 
 
 @functools.cache

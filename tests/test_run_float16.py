@@ -72,12 +72,12 @@ def test_run_float16__the_scale_halves_on_overflow_and_doubles_after_2000_finite
     assert_equal([values[0], values[1999], values[2000], values[-2], values[-1]],
                  [2.0 ** 15, 2.0 ** 15, 2.0 ** 14, 2.0 ** 14, 2.0 ** 15], mistakes={
         "a skipped step does not start the count again":
-            [2.0 ** 15, 2.0 ** 15, 2.0 ** 14, 2.0 ** 15, 2.0 ** 15]})
+            [2.0 ** 15, 2.0 ** 16, 2.0 ** 15, 2.0 ** 16, 2.0 ** 16]})
 
 
 def test_run_float16__without_float16_the_scale_is_1_and_stays():
     scale = optim.LossScale(False)
-    for skipped in [True] + [False] * 2000:
+    for skipped in [True, True] + [False] * 2000:
         scale.update(skipped)
     assert_equal((scale.value, scale.log(), scale.state()), (1.0, {}, None))
     scale.restore({"value": 8.0, "finite_steps": 3})
@@ -99,6 +99,8 @@ def test_run_float16__whether_a_context_computes_in_float16():
     for amp, want in (("fp16", True), ("bf16", False), ("off", False)):
         autocast, _ = machine.choose_precision(amp, CPU)
         assert_equal(machine.is_float16(autocast, CPU), want, f"--amp {amp}")
+    # Where no context is entered, torch still names float16 as what CUDA would use.
+    assert not machine.is_float16(autocast, torch.device("cuda")), "--amp off"
 
 
 # --- The scale changes nothing in float32 ---
@@ -194,6 +196,12 @@ def test_run_float16__SMARTs_ascent_does_not_vanish():
         delta = Linear.seen[-1]
         assert_equal(bool(torch.allclose(delta.abs(), torch.tensor(.02))), at_the_edge,
                      "the ascent's gradient has vanished in float16")
+    training, given = scaled_training(8.0, "--smart"), []
+    with unittest.mock.patch.object(
+            smart, "objective", side_effect=lambda *args: given.append(args[5]) or (
+                torch.zeros(()), {})):
+        training.loss("sst", batch)
+    assert_equal(given, [8.0], "SMART's ascent is not scaled")
 
 
 # --- Skipped steps ---
@@ -218,6 +226,7 @@ def test_run_float16__a_run_finds_its_scale_and_counts_what_it_skipped():
     skipped = [line for line in steps if line.get("skipped")]
     assert 0 < len(skipped) < 9, f"{len(skipped)} of 9 steps were skipped"
     scale = 2.0 ** 20
+    assert steps[-1]["grad_norm"] < 1e3, "the update is still scaled"
     for line in steps:
         assert_equal(line["loss_scale"], scale, "the log holds the scale of this step")
         scale /= 2 if line.get("skipped") else 1

@@ -12,7 +12,7 @@ import torch
 from plumbing import ranks
 from tests import processes
 from tests.checks import assert_close, assert_equal
-from tests.processes import compare, flags_of, trained
+from tests.processes import compare, flags_of, interrupted, state_of, trained
 from tests.world import files_of, log_of
 
 
@@ -97,10 +97,42 @@ def test_run_ranks__a_mistake_is_one_line_and_status_2_for_all():
     used = trained(1, steps=1)
     for more, words in ((["--epochs", 0], "--epochs"), (["--data", "/none"], "/none"),
                         (["--out", used], "holds another run"),
-                        (["--device", "cuda:1"], "--device"),
-                        (["--batch-size", 100], "--batch-size")):
+                        (["--device", "cuda:1"], "--device")):
         out = os.path.join(tempfile.mkdtemp(), "run")
         statuses, output, errors = processes.run(3, *flags_of(out, *more))
         assert_equal(statuses, [2] * 3, errors)
         assert len(errors.splitlines()) == 1 and words in errors, errors
         assert not os.path.exists(out)
+
+
+def test_run_ranks__a_treatment_of_ones_own_may_draw_numbers_and_keep_a_state():
+    # It draws from numpy's global generator, which nobody has seeded.
+    path = os.path.join(tempfile.mkdtemp(), "own.py")
+    with open(path, "w") as file:
+        file.write("import numpy as np\n\nclass Own:\n    step = 0\n\n"
+                   "    def __call__(self, gram, losses):\n        self.step += 1\n"
+                   "        self.drawn = np.random.random(len(gram))\n"
+                   "        return self.drawn + losses / self.step\n")
+    out = trained(3, "--option", f"{path}:Own")
+    assert state_of(out)["treatment"]["attributes"]["units"]["list"][0]["attributes"][
+        "step"]["value"] == 3
+    # Had the ranks updated by numbers of their own, their θ would differ, and
+    # with_generators() would have refused to write the checkpoint.
+
+
+def test_run_ranks__each_rank_has_a_dropout_of_its_own():
+    def states(*more):
+        return {state["cpu"].numpy().tobytes()
+                for state in state_of(trained(3, *more, steps=1))["ranks"]}
+    assert len(states("--dropout", 0)) == 1, "without dropout SMART's noise must be shared"
+    assert len(states("--dropout", .1)) == 3, "ranks drop the same places of their slices"
+
+
+def test_run_ranks__as_many_processes_resume_bit_for_bit():
+    more = "--option", "gvac", "--smart", "--dropout", .1
+    whole, (out, output) = trained(2, *more, steps=6), interrupted(2, *more)
+    assert f"torchrun --nproc-per-node 2 train.py --resume {out}" in output
+    statuses, output, errors = processes.run(2, "--resume", out)
+    assert statuses == [0, 0], errors
+    assert files_of(out) == files_of(whole), "it does not go on as it would have"
+    assert "other random numbers" not in output

@@ -12,8 +12,15 @@ import unittest
 
 from tests import processes
 from tests.checks import assert_equal
-from tests.processes import assert_same_run, compare, flags_of, state_of, trained
-from tests.world import files_of, skip_without_torchjd, tiny_world
+from tests.processes import (
+    assert_same_run,
+    compare,
+    flags_of,
+    interrupted,
+    state_of,
+    trained,
+)
+from tests.world import skip_without_torchjd, tiny_world
 
 
 def test_run_torchrun__round_robin_and_sequential_make_the_updates_of_one_process():
@@ -26,52 +33,9 @@ def test_run_torchrun__frozen_encoder_and_idle_heads_make_the_updates_of_one_pro
     compare("--freeze", "--hlh", "--smart", "--tasks", "sst,sts", "--weight-decay", .1)
 
 
-def test_run_torchrun__a_treatment_of_ones_own_may_draw_numbers_and_keep_a_state():
-    # It draws from numpy's global generator, which nobody has seeded.
-    path = os.path.join(tempfile.mkdtemp(), "own.py")
-    with open(path, "w") as file:
-        file.write("import numpy as np\n\nclass Own:\n    step = 0\n\n"
-                   "    def __call__(self, gram, losses):\n        self.step += 1\n"
-                   "        self.drawn = np.random.random(len(gram))\n"
-                   "        return self.drawn + losses / self.step\n")
-    out = trained(3, "--option", f"{path}:Own")
-    assert state_of(out)["treatment"]["attributes"]["units"]["list"][0]["attributes"][
-        "step"]["value"] == 3
-    # Had the ranks updated by numbers of their own, their θ would differ, and
-    # with_generators() would have refused to write the checkpoint.
-
-
 def test_run_torchrun__a_library_treatment_makes_the_updates_of_one_process():
     skip_without_torchjd()
     compare("--option", "torchjd:UPGrad")
-
-
-def test_run_torchrun__each_rank_has_a_dropout_of_its_own():
-    def states(*more):
-        return {state["cpu"].numpy().tobytes()
-                for state in state_of(trained(3, *more, steps=1))["ranks"]}
-    assert len(states("--dropout", 0)) == 1, "without dropout SMART's noise must be shared"
-    assert len(states("--dropout", .1)) == 3, "ranks drop the same places of their slices"
-
-
-def interrupted(world, *more, step=3, steps=6):
-    """A run that all ranks get a SIGTERM in.   -> (folder, stdout)"""
-    out = os.path.join(tempfile.mkdtemp(), "run")
-    at = {"call": "multitask.treat", "number": step, "signal": signal.SIGTERM}
-    statuses, output, _ = processes.run(world, *flags_of(out, *more, steps=steps), at=at)
-    assert_equal(statuses, [143] * world)
-    assert f"stopped after update {step} of {steps}" in output, output
-    return out, output
-
-
-def test_run_torchrun__as_many_processes_resume_bit_for_bit():
-    more = "--option", "gvac", "--smart", "--dropout", .1
-    whole, (out, output) = trained(2, *more, steps=6), interrupted(2, *more)
-    assert f"torchrun --nproc-per-node 2 train.py --resume {out}" in output
-    statuses, output, errors = processes.run(2, "--resume", out)
-    assert statuses == [0, 0], errors
-    assert files_of(out) == files_of(whole), "it does not go on as it would have"
-    assert "other random numbers" not in output
 
 
 def test_run_torchrun__more_or_fewer_processes_resume():

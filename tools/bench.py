@@ -109,7 +109,7 @@ class Ours:
             teacher=smart.Teacher(model, self.flat) if terms.bregman_weight else None,
             streams={name: data.Stream(data.lengths(dataset, True), BATCH_SIZE, (0, k))
                      for k, (name, dataset) in enumerate(setup.sets["train"].items())},
-            rng=np.random.default_rng(0))
+            rng=np.random.default_rng(0), scale=optim.LossScale(False))
 
     def median_batches(self):
         """One batch of each task, of 32 the median in length.   -> {task: data.Batch}"""
