@@ -120,6 +120,7 @@ def test_tools_predict__many_texts_go_in_batches_and_say_how_far_they_are():
         shown = said.getvalue().split("\r")
         quick = model.predict("sst", ["good", "bad cat"])
     assert_equal(passes.call_count, 5, "64 + 64 + 64 + 8, and 2")
-    assert "64/200  sst" in shown[1] and "texts/s" in shown[1]
-    assert_equal(said.getvalue().count("\r"), 6, "nothing but a cleared line for two texts")
+    assert "] sst 1/4 batches [0:06<0:18, " in shown[1], shown[1]
+    assert_equal(len(shown), 10, "two for each of 4 lines, and one to remove the last")
+    assert_equal("\r".join(shown), said.getvalue(), "for two texts there is nothing to say")
     assert_equal(many[:2].tolist(), quick.tolist())
