@@ -25,7 +25,7 @@ import unicodedata
 import numpy as np
 import torch
 
-from plumbing import tsv, vocabulary
+from plumbing import progress, tsv, vocabulary
 
 # --- 4.1 WordPiece ---
 
@@ -171,7 +171,8 @@ def load(folder: str, task, split: str, tokenizer) -> Dataset:
     label = [] if split == "test" else [task.label]
     lines: dict[str, int] = {}              # id -> its line
     ids, tokens, labels = [], [], []
-    for line, (example, *values) in tsv.read(path, ["id", *task.texts, *label]):
+    rows = tsv.read(path, ["id", *task.texts, *label])
+    for line, (example, *values) in progress.track(rows, os.path.basename(path), "rows"):
         note_id(lines, example, path, line)
         ids.append(example)
         tokens.append(tuple(tokenizer(text) for text in values[:len(task.texts)]))
@@ -286,8 +287,11 @@ class Batch:
     labels: torch.Tensor | None             # [B] float32; None: a test set
 
     def to(self, device):
+        # Only there: elsewhere the host's memory may be gone before the copy is made.
+        on_gpu = torch.device(device).type == "cuda"
+
         def moved(tensor):
-            return None if tensor is None else tensor.to(device, non_blocking=True)
+            return None if tensor is None else tensor.to(device, non_blocking=on_gpu)
         return Batch(moved(self.input_ids), moved(self.token_type_ids),
                      moved(self.attention_mask), moved(self.labels))
 

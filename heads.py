@@ -34,7 +34,7 @@ import bert
 import data
 import optim
 import smart
-from plumbing import checkpoint, progress, safetensors
+from plumbing import checkpoint, progress, ranks, safetensors
 
 # --- 3.1 A task is a value ---
 
@@ -220,25 +220,35 @@ class MultitaskBert(nn.Module):
     con: encode a pair as one sequence [3.4]; hlh: hidden layers in the heads [3.6]; pool:
     "cls", BERT's pooler output, or "mean", the mean of the last hidden states over real
     tokens; sst_loss, sts_loss as for tasks(). Raises ValueError for another pool, and for
-    con with an encoder that knows one segment only.
+    con with an encoder that knows one segment only. max_length: a longer row of tokens is
+    cut, [CLS] and [SEP] counted; by default what the encoder has positions for.
     Every task has its head from the start, trained or not, so that a single-task model can
     be evaluated on all three, as in the report's Table 2.
     """
 
     def __init__(self, encoder, con=False, hlh=False, pool="cls", sst_loss="ce",
-                 sts_loss="mse", tokenizer=None, names=None, trained=None):
+                 sts_loss="mse", tokenizer=None, names=None, trained=None,
+                 max_length=None):
         super().__init__()
         if pool not in ("cls", "mean"):
             raise ValueError(f"pool must be 'cls' or 'mean', got {pool!r}")
         if con and encoder.config.type_vocab_size < 2:
             raise ValueError("needed weights with two segments (type_vocab_size 2) to "
                              "encode a pair as one sequence, got 1; train without --con")
+        positions = encoder.config.max_position_embeddings
+        if max_length is None:
+            max_length = positions
+        elif type(max_length) is not int or not 5 <= max_length <= positions:
+            raise ValueError(f"max_length (--max-length) must be from 5 to {positions}, "
+                             f"the positions of these weights; got {max_length!r}")
+        self.max_length = max_length
         self.bert, self.con, self.pool, self.tokenizer = encoder, con, pool, tokenizer
         self.tasks = {task.name: task for task in tasks(sst_loss, sts_loss)
                       if names is None or task.name in names}
         self.trained = [name for name in self.tasks if trained is None or name in trained]
         self.settings = {"con": con, "hlh": hlh, "pool": pool, "sst_loss": sst_loss,
-                         "sts_loss": sts_loss, "trained": self.trained}
+                         "sts_loss": sts_loss, "trained": self.trained,
+                         "max_length": max_length}
         H, config = encoder.config.hidden_size, encoder.config
         self.heads = nn.ModuleDict()
         for task in self.tasks.values():
@@ -296,15 +306,8 @@ class MultitaskBert(nn.Module):
         if not examples:
             return (np.zeros(0), None) if with_probabilities else np.zeros(0)
         dataset = data.Dataset("", [str(i) for i in range(len(examples))], examples, None)
-        bar = progress.Progress(len(examples), unit="texts")
-
-        def show(done):     # where it ends at once there is nothing to show
-            if done < len(examples) or bar.estimated:
-                bar.show(done, name)
-        predictions, probabilities = outputs(
-            self, task, dataset, self.tokenizer, device=next(self.parameters()).device,
-            show=show)
-        bar.clear()
+        predictions, probabilities = outputs(self, task, dataset, self.tokenizer,
+                                             device=next(self.parameters()).device)
         return (predictions, probabilities) if with_probabilities else predictions
 
     def save_pretrained(self, folder):
@@ -331,8 +334,9 @@ class MultitaskBert(nn.Module):
                              f"folder of a run")
         known = {"con": (False, True), "hlh": (False, True), "pool": ("cls", "mean"),
                  "sst_loss": ("ce", "mse"), "sts_loss": ("ce", "mse")}
-        if not isinstance(settings, dict) or set(settings) - {"trained"} != set(known) or (
-                any(settings[name] not in values for name, values in known.items())
+        if not isinstance(settings, dict) or (
+                set(settings) - {"trained", "max_length"} != set(known)
+                or any(settings[name] not in values for name, values in known.items())
                 or not isinstance(settings.get("trained", []), list)):
             raise ValueError(f"{path}: multitask must have one of these values for each: "
                              f"{known}, and trained, a list; got {str(settings)[:200]}")
@@ -429,28 +433,26 @@ def overall_score(scores: dict) -> float:
 
 
 def all_logits(model, task, dataset, tokenizer, device="cpu",
-               autocast=contextlib.nullcontext, batch_size=64,
-               show=lambda done: None) -> torch.Tensor:
+               autocast=contextlib.nullcontext, batch_size=64) -> torch.Tensor:
     """Logits of a whole set, [N, C] or [N], in the file's order.
 
-    autocast() is a context for the passes; show(done) is told the number of examples after
-    each batch. Leaves the model's training mode as it was.
+    autocast() is a context for the passes. Leaves the model's training mode as it was, and
+    shows how far it is if it takes long.
     """
     was_training = model.training
     model.eval()
     order = data.in_order_of_length(data.lengths(dataset, model.con), batch_size)
-    logits, done = [], 0
+    logits, label = [], os.path.basename(dataset.path) or task.name
     with torch.no_grad():
-        for indices in order:
+        for indices in progress.track(ranks.share(order), label, "batches",
+                                      -(-len(order) // ranks.here.world)):
             batch = data.collate(dataset, indices, tokenizer, model.con,
-                                 model.bert.config.max_position_embeddings).to(device)
+                                 model.max_length).to(device)
             with autocast():
                 logits.append(model(task, batch).cpu())
-            done += len(indices)
-            show(done)
     model.train(was_training)
     # Undo the sorting: np.concatenate(order)[i] is the example whose logits are in row i.
-    return torch.cat(logits)[np.argsort(np.concatenate(order))]
+    return torch.cat(ranks.gather(logits))[np.argsort(np.concatenate(order))]
 
 
 def evaluate(model, task, dataset, tokenizer, **where):

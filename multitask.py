@@ -301,21 +301,23 @@ class Treated:
     norm: float                 # of the update's gradient, before clipping
 
 
-def treat(flat, regions: list, rows: dict, treatment, clip=0.0, rng=None, losses=None):
+def treat(flat, regions: list, rows: dict, treatment, clip=0.0, rng=None, losses=None,
+          scale=1.0):
     """Task gradients G -> the update's gradient, in G[0], handed to the optimizer.
 
     regions: see regions(). rows: {task: row of G} for the tasks of this step. treatment:
     see TREATMENTS, such as pcgrad. clip: the largest norm of the update, or 0. losses: each
-    task's own [k], for a treatment that asks for them. A step has one task, or all. Returns
-    Treated, or None if some gradient is not finite (then no state was touched), or the
-    treatment's result is not. Raises ValueError if that has a wrong shape.
+    task's own [k], for a treatment that asks for them. scale: G holds so many times the
+    gradients (optim.LossScale). A step has one task, or all. Returns Treated, or None if
+    some gradient is not finite (then no state was touched), or the treatment's result is
+    not. Raises ValueError if that has a wrong shape.
     Trap: heads stay out. With them inside the vectors, ‖g_j‖² counts numbers that g_i
     doesn't have, so the projection falls short, and adding g_j to g_i moves task j's head.
     """
     # Rows of tasks that take no part in this step hold an old step's numbers.
     present = sorted(set(rows.values()))
     spans, k = [region.span for region in regions], len(present)
-    grams = flat.gram(spans, present)                                           # [R, k, k]
+    grams = flat.gram(spans, present) / scale ** 2                              # [R, k, k]
     squares = np.diagonal(grams, axis1=-2, axis2=-1)                            # [R, k]
     if not np.isfinite(squares).all():
         return None
@@ -343,9 +345,10 @@ def treat(flat, regions: list, rows: dict, treatment, clip=0.0, rng=None, losses
     norm = np.sqrt(max(0.0, np.einsum("ri,rij,rj->", factors, grams, factors)))
     terms = np.einsum("ri,rij,rj->", abs(factors), abs(grams), abs(factors))
     if norm ** 2 > 1e-3 * terms:
-        flat.combine(factors * (clip / norm if clip and norm > clip else 1), spans, present)
+        shrink = clip / norm if clip and norm > clip else 1
+        flat.combine(factors * shrink / scale, spans, present)
     else:       # the gradients cancel, and what is left is below the Gram matrix's rounding
-        flat.combine(factors, spans, present)
+        flat.combine(factors / scale, spans, present)
         parts = flat.gram(spans, [0])
         norm = np.sqrt(parts.sum())
         if clip and norm > clip:

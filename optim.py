@@ -2,7 +2,7 @@
 
     3.1    AdamW: the optimizer, in the course's form; FusedAdamW: the same, faster
     3.3    Block, FlatParameters: θ, the task gradients G, their inner products
-    4.3    learning_rate_factor(): linear warm-up and decay
+    4.3    learning_rate_factor(): linear warm-up and decay;  LossScale: for float16
 
 Symbols: P parameters in all, K task gradients held side by side.
     θ   theta [P]     all parameters of the model
@@ -97,21 +97,25 @@ class FusedAdamW(AdamW):
 
     One pass over θ, g, m and v instead of six: a quarter of the time and no temporary
     copies. torch's kernel divides by √v / √(1 - β₂ᵗ) + eps. If it gets eps / √(1 - β₂ᵗ)
-    instead of eps, that equals AdamW's equation up to rounding.
+    instead of eps, that equals AdamW's equation up to rounding. On a device for which torch
+    has no such kernel, it is AdamW itself.
     """
 
     def update(self, p, g, m, v, t, group):
         beta1, beta2 = group["betas"]
-        eps = group["eps"]
+        eps, count = group["eps"], t
         if group["correct_bias"]:
             eps /= math.sqrt(1 - beta2 ** t)
         else:
-            t = math.inf        # β^∞ = 0: the kernel has nothing to correct
-        # The kernel's caller counts the step before it takes it, hence t - 1.
-        step = torch.tensor(t - 1.0, dtype=torch.float32, device=p.device)
-        adamw(  # weight_decay is 0 here: torch would decay before the step
-            [p], [g], [m], [v], [], [step], fused=True, amsgrad=False, beta1=beta1,
-            beta2=beta2, lr=group["lr"], weight_decay=0.0, eps=eps, maximize=False)
+            count = math.inf    # β^∞ = 0: the kernel has nothing to correct
+        # The kernel's caller counts the step before it takes it, hence - 1.
+        step = torch.tensor(count - 1.0, dtype=torch.float32, device=p.device)
+        try:
+            adamw(  # weight_decay is 0 here: torch would decay before the step
+                [p], [g], [m], [v], [], [step], fused=True, amsgrad=False, beta1=beta1,
+                beta2=beta2, lr=group["lr"], weight_decay=0.0, eps=eps, maximize=False)
+        except NotImplementedError:
+            super().update(p, g, m, v, t, group)
 
 
 # --- 3.3 θ and the task gradients as vectors ---
@@ -218,16 +222,19 @@ class FlatParameters:
         first, last = min(rows), max(rows) + 1
         chosen = np.ix_([row - first for row in rows], [row - first for row in rows])
         k = last - first
-        sums = torch.zeros(len(spans), k, k, dtype=torch.float64, device=self.G.device)
-        for r, span in enumerate(spans):
+        parts = []
+        for span in spans:
             n = (span.stop - span.start) // self.CHUNK
             middle = span.start + n * self.CHUNK
             whole = self.G[first:last, span.start:middle].view(k, n, self.CHUNK)
             whole = whole.transpose(0, 1)                           # [n, k, CHUNK]
             rest = self.G[first:last, middle:span.stop]             # [k, < CHUNK]
             # One batched product, whose n chunks all cores share.
-            sums[r] = torch.bmm(whole, whole.mT).double().sum(0) + (rest @ rest.T).double()
-        grams = np.stack([gram[chosen] for gram in sums.cpu().numpy()])
+            parts += [torch.bmm(whole, whole.mT), (rest @ rest.T)[None]]
+        # On the host: Apple's GPUs have no float64.
+        sums = torch.cat(parts).cpu().double().split([len(part) for part in parts])
+        grams = np.stack([(whole.sum(0) + rest[0]).numpy()[chosen]
+                          for whole, rest in zip(sums[::2], sums[1::2])])
         # float32 squares overflow beyond 1e19 and vanish below 1e-23.
         for r, span in enumerate(spans):
             for row, square in zip(rows, np.diagonal(grams[r])):
@@ -264,7 +271,54 @@ class FlatParameters:
             leaf.parameter.grad = self.G[0, leaf.span] if leaf.block in used else None
 
 
-# --- 4.3 Learning rate ---
+# --- 4.3 float16 and learning rate ---
+
+class LossScale:
+    """The factor s of every loss, which keeps gradients in float16's range.   [Micikevicius
+    et al. 2018, sec. 3.2]
+
+        s ← s / 2    after a step whose gradient was not finite, which is skipped
+        s ← 2 s      after PATIENCE finite steps in a row
+
+    float16 turns gradients below 6e-8 into 0. value is s, always a power of 2, so that
+    scaling rounds nothing; without float16 it is 1, and stays.
+    Why not torch's GradScaler: it reads and writes all gradients once more, and only looks
+    at what the optimizer gets, when the vaccine's targets have already moved. The Gram
+    matrix shows what is not finite, and treat() divides its K × K numbers by s², and the
+    coefficients of the update by s: scaling costs no pass over P numbers.
+    """
+
+    # LARGEST: twenty skipped steps, which count as divergence, lead from there to s = 1.
+    START, LARGEST, PATIENCE = 2.0 ** 16, 2.0 ** 20, 2000
+
+    def __init__(self, float16):
+        self.float16, self.value, self.finite_steps = float16, 1.0, 0
+        if float16:
+            self.value = self.START
+
+    def update(self, skipped):
+        """After each step; skipped: was its gradient not finite?"""
+        if not self.float16:
+            return
+        self.finite_steps = 0 if skipped else self.finite_steps + 1
+        if skipped:
+            self.value /= 2
+        elif self.finite_steps == self.PATIENCE:
+            self.value, self.finite_steps = min(2 * self.value, self.LARGEST), 0
+
+    def log(self) -> dict:
+        return {"loss_scale": self.value} if self.float16 else {}
+
+    def state(self) -> dict | None:
+        return ({"value": self.value, "finite_steps": self.finite_steps} if self.float16
+                else None)
+
+    def restore(self, state):
+        """What state() returned; a run that goes on in another precision starts anew."""
+        if self.float16 and state is not None:
+            self.value, self.finite_steps = state["value"], state["finite_steps"]
+
+
 
 def learning_rate_factor(step: int, total: int, warmup: float) -> float:
     """What the learning rate is multiplied by in update `step` (0, 1, …) of `total`.

@@ -78,16 +78,17 @@ class Settings:
 
 def random_state(device):
     """The state of the generator that draws dropout on this device."""
-    return (torch.cuda.get_rng_state(device) if device.type == "cuda" else
-            torch.get_rng_state())
+    if device.type == "cpu":
+        return torch.get_rng_state()
+    return torch.get_device_module(device).get_rng_state(device)    # torch.cuda, torch.mps
 
 
 def set_random_state(state, device):
     """Set the generator back to what random_state(device) returned."""
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
+    if device.type == "cpu":
         torch.set_rng_state(state)
+    else:
+        torch.get_device_module(device).set_rng_state(state, device)
 
 
 def smoothness(f, x, divergence, eps, steps=1, attention_mask=None, noise=None):
@@ -166,23 +167,29 @@ def bregman(logits, teacher_logits, divergence):
 
 # --- 3.5 Both steps together ---
 
-def objective(model, task, batch, settings, teacher=None):
+def objective(model, task, batch, settings, teacher=None, scale=1.0,
+              randn_like=torch.randn_like):
     """𝓕(θ) = 𝓛(θ) + λ_s R_s(θ) + μ D_Breg(θ, θ̃).   [report 3.5]
 
     model: embed(batch) -> x, and logits(task, x, batch); task: loss and divergence;
-    settings: a Settings. A term whose weight is 0, or that has no teacher, costs nothing.
+    settings: a Settings; scale: see below; randn_like draws the noise. A term whose weight
+    is 0, or that has no teacher, costs nothing.
     Returns (𝓕, the terms without their weights: {"loss", "smooth", "bregman"}).
     """
     use_teacher = teacher is not None and settings.bregman_weight > 0
     device, parts = batch.input_ids.device, {}
     embed_state = random_state(device)
     x = model.embed(batch)                                          # [R, T, H]
-    noise = settings.eps * torch.randn_like(x) if settings.weight else None
+    noise = settings.eps * randn_like(x) if settings.weight else None
     encode_state = random_state(device)
     if settings.weight:
-        logits, parts["smooth"] = smoothness(
-            lambda x: model.logits(task, x, batch), x, task.divergence, settings.eps,
-            settings.steps, batch.attention_mask, noise)
+        # ∂ℓ_s/∂δ is tiny, and float16 would turn it into 0: hence scale · ℓ_s. Its length
+        # does not matter, as smoothness() divides it by ‖g‖_∞.
+        logits, scaled = smoothness(
+            lambda x: model.logits(task, x, batch), x,
+            lambda a, b: scale * task.divergence(a, b), settings.eps, settings.steps,
+            batch.attention_mask, noise)
+        parts["smooth"] = scaled / scale
     else:
         logits = model.logits(task, x, batch)
     total = parts["loss"] = task.loss(logits, batch.labels)

@@ -42,11 +42,11 @@ FILES = [f"test_{name}.py" for name in (
     "3_3_1_pcgrad", "3_3_2_gradvac", "3_3_treatments", "3_4_pairs", "3_5_smart",
     "3_6_heads", "4_1_text", "4_1_files", "4_1_weights", "4_1_names", "4_1_others_models",
     "4_1_untrusted_files", "4_2_scores", "4_3_settings", "4_3_tasks", "4_4_train",
-    "4_4_loop", "run_resume", "run_folder", "run_refusals", "run_sources")]
+    "4_4_loop", "run_resume", "run_ranks", "run_folder", "run_refusals", "run_sources")]
 # Lines that take minutes: only with --all, or by name.
 SLOW = ("4.3 tasks", "checks_main", "compare_models", "compare_torchjd",
-        "compare_transformers", "tools_fuzz", "tools_grader", "tools_make_assignment",
-        "tools_mutants", "tour")
+        "compare_transformers", "run_torchrun", "tools_fuzz", "tools_grader",
+        "tools_make_assignment", "tools_mutants", "tour")
 
 
 # --- The ladder ---

@@ -37,8 +37,18 @@ import heads
 import multitask
 import optim
 import smart
-from plumbing import command, flags, folder, loop, machine, plugins, reading, sources
-from plumbing.progress import clock
+from plumbing import (
+    board,
+    command,
+    flags,
+    folder,
+    loop,
+    machine,
+    plugins,
+    ranks,
+    sources,
+    summary,
+)
 
 # --- 4.3 Table 1 ---
 
@@ -87,7 +97,8 @@ SAMPLE_ROW = Row("the sample", epochs=8, lr=2e-3, warmup=0.1, pool="mean")
 
 def parser():
     return flags.parser([task.name for task in heads.tasks()],
-                        ["seq", "rr", *multitask.TREATMENTS])
+                        ["seq", "rr", *multitask.TREATMENTS],
+                        Row("default"), TABLE_1, SAMPLE_ROW)
 
 
 def parse(argv=None):
@@ -144,31 +155,32 @@ class Training:
     teacher: smart.Teacher | None       # θ̃
     streams: dict                       # {task: data.Stream}: their positions
     rng: np.random.Generator            # draws the orders of surgery and vaccine
+    scale: optim.LossScale              # s, the factor of all losses in float16
     skipped: int = 0                    # steps whose gradient was not finite
 
     def next_batch(self, name) -> data.Batch:
         """The next batch of a task's stream, on the device."""
         return data.collate(self.sets["train"][name], self.streams[name].next(),
                             self.model.tokenizer, self.model.con,
-                            self.model.bert.config.max_position_embeddings
-                            ).to(self.flat.theta.device)
+                            self.model.max_length).to(self.flat.theta.device)
 
-    def loss(self, name, batch, with_ratio=False):
+    def loss(self, name, batch, with_ratio=False, randn_like=torch.randn_like):
         """A task's loss with its SMART terms.   [report 3.5]   -> (scalar, {name: scalar})
 
-        The scalar is multiplied by the task's weight, what is logged is not. with_ratio
-        logs smart.gradient_ratio() too. Matrix products may run in bfloat16; θ, G and AdamW
-        never do.
+        The scalar is multiplied by the task's weight and by s, what is logged is not.
+        with_ratio logs smart.gradient_ratio() too; randn_like draws SMART's noise. Matrix
+        products may run in 16 bits; θ, G and AdamW never do.
         """
         with self.autocast():
             total, parts = smart.objective(self.model, self.model.tasks[name], batch,
-                                           self.smart_settings, self.teacher)
-        total = self.loss_weights.get(name, 1.0) * total
+                                           self.smart_settings, self.teacher,
+                                           self.scale.value, randn_like)
+        total = self.scale.value * self.loss_weights.get(name, 1.0) * total
         log = {key: value.detach() for key, value in parts.items()}
         if with_ratio and self.smart_settings.weight:
             log["smooth_grad_ratio"] = smart.gradient_ratio(
-                self.smart_settings.weight * parts["smooth"], parts["loss"],
-                self.flat.parameters.values())
+                self.scale.value * self.smart_settings.weight * parts["smooth"],
+                self.scale.value * parts["loss"], self.flat.parameters.values())
         return total, log
 
     def evaluate(self, model, split) -> dict:
@@ -188,7 +200,8 @@ class Training:
                 "streams": {name: list(stream.position)
                             for name, stream in self.streams.items()},
                 "rng": json.dumps(self.rng.bit_generator.state),
-                "random": machine.random_states(), "skipped": self.skipped}
+                "random": machine.random_states(self.flat.theta.device),
+                "skipped": self.skipped, "scale": self.scale.state()}
 
     def restore(self, state: dict):
         """Make this Training the one that state() described."""
@@ -201,8 +214,9 @@ class Training:
         for name, position in state["streams"].items():
             self.streams[name].position = position
         self.rng.bit_generator.state = json.loads(state["rng"])
-        machine.set_random_states(state["random"])
+        machine.set_random_states(state["random"], self.flat.theta.device)
         self.skipped = state["skipped"]
+        self.scale.restore(state["scale"])
 
 
 def prepare(args, device, autocast) -> tuple:
@@ -218,7 +232,8 @@ def prepare(args, device, autocast) -> tuple:
                                              pooler=args.pool == "cls")
     tokenizer = data.WordPiece(args.weights, encoder.config.vocab_size)
     model = heads.MultitaskBert(encoder, args.con, args.hlh, args.pool, args.sst_loss,
-                                args.sts_loss, tokenizer, trained=args.tasks)
+                                args.sts_loss, tokenizer, trained=args.tasks,
+                                max_length=args.max_length)
     used = {name: task for name, task in model.tasks.items()
             if name in args.tasks or name in heads.REPORT}
     sets, missing = data.load_sets(args.data, used, args.tasks, model.tokenizer)
@@ -253,7 +268,8 @@ def prepare(args, device, autocast) -> tuple:
                                    args.batch_size, (args.seed, k))
                  for k, name in enumerate(model.tasks) if name in args.tasks},
         # A generator of its own: drawing orders must shift no other random numbers.
-        rng=np.random.default_rng([args.seed, 3])), missing
+        rng=np.random.default_rng([args.seed, 3]),
+        scale=optim.LossScale(machine.is_float16(autocast, device))), missing
 
 
 def make_treatment(args, regions):
@@ -280,12 +296,13 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
         log_layers):
     """Algorithms 1 and 2, and an evaluation after each epoch.   [report 3.2, 3.3, 4.4]
 
-    session: a loop.Loop, which also continues where an earlier process stopped; plan: see
-    multitask.plan(). Leaves the best model in best/. Raises loop.Interrupted after a
-    signal, loop.Diverged if training cannot go on.
+    session: a loop.Loop, which continues where an earlier process stopped, and cuts epochs
+    into parts where dev is evaluated more often; plan: see multitask.plan(). Leaves the
+    best model in best/. Raises loop.Interrupted after a signal, loop.Diverged if training
+    cannot go on.
     """
     flat, total, skipped_in_a_row = training.flat, sum(map(len, plan)), 0
-    for epoch, steps in session.epochs(plan):
+    for epoch, steps in session.parts(plan):
         # The row without "RR" has no "saved state iterator". (After a resume in the middle
         # of an epoch, its streams have restarted already.)
         for stream in training.streams.values():
@@ -303,12 +320,15 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
             # 3.5: each task's loss with its SMART terms; its gradient goes to its row of G.
             # The ratio takes two more backward passes: 1% of the time at every 50th step.
             rows = {name: training.rows[name] for name in names}
-            losses = multitask.backward(flat, batches, training.loss, rows,
+            losses = multitask.backward(flat, batches, ranks.on_slice(training.loss), rows,
                                         with_ratio=step % 50 == 0)
+            # Under torchrun each process has seen its rows of the batches.
+            losses = ranks.summed(losses, flat.G, rows.values(), training.regions)
             # 3.3.1, 3.3.2: task gradients to one update, by surgery, vaccine or plain sum
             treated = multitask.treat(
-                flat, training.regions, rows, training.treatment, clip, training.rng,
-                losses=np.array([losses[f"loss_{name}"] for name in names]))
+                flat, training.regions, rows, ranks.from_first(training.treatment), clip,
+                training.rng, losses=np.array([losses[f"loss_{name}"] for name in names]),
+                scale=training.scale.value)
             # Trap: a skipped step still counts, or the schedule would run late.
             if treated is None:
                 training.skipped += 1
@@ -319,18 +339,21 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
                 # The teacher follows what AdamW has made of θ, so it comes second.
                 if training.teacher is not None:
                     training.teacher.follow(flat.theta, smart.momentum_beta(step, total))
-            session.log({"step": step + 1, "epoch": epoch + 1, "lr": rate, **losses,
-                         **multitask.describe(
-                             treated, training.regions if log_layers else None)},
-                        f"epoch {epoch + 1}  loss " + "  ".join(
-                            f"{name} {losses[f'loss_{name}']:.3f}" for name in names))
+            session.log_step({"step": step + 1, "epoch": epoch + 1, "lr": rate, **losses,
+                              **training.scale.log(),
+                              **multitask.describe(
+                                  treated, training.regions if log_layers else None)})
+            training.scale.update(skipped=treated is None)
             if treated is None:
                 loop.check_divergence(flat.theta, skipped_in_a_row, step, losses)
         keep_best(training, session, epoch)
 
 
 def keep_best(training, session, epoch):
-    """Evaluate on dev; if no earlier epoch was better, save the model.   [report 4.4]"""
+    """Evaluate on dev; if no earlier model was as good, save this one.   [report 4.4]
+
+    Otherwise it is one more evaluation that --patience has waited through.
+    """
     model = training.model
     with session.interruptible():
         results = training.evaluate(model, "dev")
@@ -341,11 +364,15 @@ def keep_best(training, session, epoch):
     # Trap: select by the trained tasks only; an untrained head's score is noise.
     selected = heads.overall_score({task: score for task, score in scores.items()
                                     if task.name in training.rows})
-    session.log({"step": session.step, "epoch": epoch + 1, "dev": dev})
+    here = {"step": session.step, "epoch": epoch + 1, "dev": dev}
+    session.log(here)
     if session.best is None or selected > session.best["selected"]:
-        session.best = {"epoch": epoch + 1, "selected": selected, "dev": dev}
+        session.best, session.waited = {**here, "selected": selected}, 0
         session.folder.replace_folder("best", model.save_pretrained)
-    session.say(f"epoch {epoch + 1}: dev " + "  ".join(
+    else:
+        session.waited += 1
+    update = f", update {session.step}" if session.eval_every else ""
+    session.say(f"epoch {epoch + 1}{update}: dev " + "  ".join(
         f"{name} {score:.3f}" for name, score in dev.items()))
 
 
@@ -358,6 +385,8 @@ def predict(path, training, best):
     os.makedirs(path, exist_ok=True)
     for split in ("dev", "test"):
         for name, (predictions, _) in training.evaluate(model, split).items():
+            if not ranks.first():
+                continue
             file = os.path.join(path, f"{name}-{split}-output.csv")
             with folder.naming(file):
                 data.write_predictions(file, model.tasks[name],
@@ -375,46 +404,43 @@ def train(args, source) -> int:
     if args.resume:
         values, settings = folder.resumed(vars(args), source, args.resume, parser())
         args = argparse.Namespace(**{**values, "resume": args.resume})
-        result = os.path.join(args.resume, "result.json")
-        if os.path.exists(result):
-            reading.read_json(result, {"dev": dict})        # an empty one is no result
+        if summary.is_finished(args.resume):
             print(f"the run in {args.resume} is finished; its scores are in result.json")
             return 0
     methods = [args.option, *(name for name in ("smart", "con", "hlh")
                               if getattr(args, name))]
     if args.out is None:
-        args.out = folder.new_path(methods)
+        args.out = ranks.said_by_first(folder.new_path(methods))
     elif not args.resume:
         folder.check_free(args.out)         # before the seconds that loading takes
     args.data, args.weights = sources.find(args.data, args.weights)
-    device = machine.find_device(args.device)
+    events = board.Board() if args.tensorboard else None
+    device = machine.find_device(ranks.device_name(args.device))
     # What SMART adds to x must survive rounding, or R_s measures the rounding.
     smallest_change = args.smart_eps if args.smart and args.smart_weight else 1.0
     autocast, precision = machine.choose_precision(args.amp, device, smallest_change)
     training, missing = prepare(args, device, autocast)
     plan = make_plan(args, training.sets["train"])
+    total = sum(map(len, plan))
+    flags.check_updates(args, total)
     # The folder comes last, so that a refusal leaves nothing behind.
     files = {**sources.files_of(training.sets, args.weights),
              **plugins.files_of(args.option)}
     here = machine.description(device, precision)
     if args.resume:
         folder.compare(settings, args.resume, files, here)
-        run = folder.Folder.reopen(args.resume, settings)
+        run = ranks.opened(folder.Folder.reopen, args.resume, settings)
     else:
-        run = folder.Folder.create(args.out, folder.new_settings(args, source, files, here))
+        run = ranks.opened(folder.Folder.create, args.out,
+                           folder.new_settings(args, source, files, here))
+    run.board = events
     if run.state:
         run.restore(training)
-    total = sum(map(len, plan))
-    session = loop.Loop(run, training.state, total, args.checkpoint_every)
-    note = sources.SAMPLE_NOTE if args.data == sources.SAMPLE else ""
-    print(f"{note}run: {run.path}\n  {' + '.join(methods)}: {', '.join(args.tasks)}")
-    for name in VALUES:
-        origin = "" if args.resume else f" ({source[name]})"
-        print(f"  --{name.replace('_', '-')} {getattr(args, name)}{origin}")
-    if missing:
-        print(f"  left out, as there is no such file: {', '.join(missing)}")
-    print(f"  {total} updates, {training.flat.theta.numel():,} parameters, {precision}"
-          + (f"; going on after update {session.step}" if args.resume else ""), flush=True)
+    about_ranks = ranks.begin(run.state, training, args)
+    session = loop.Loop(run, training.state, total, args.checkpoint_every, args.eval_every,
+                        args.patience, patience_from=args.para_first)
+    summary.begin(args, methods, {name: source[name] for name in VALUES}, missing, session,
+                  training, precision, device, about_ranks)
     try:
         with session:
             fit(training, session, plan, lr=args.lr, warmup=args.warmup, clip=args.clip,
@@ -424,35 +450,20 @@ def train(args, source) -> int:
                 predict(run / "predictions", training, run / "best")
     except loop.Interrupted:
         print(f"stopped after update {session.step} of {total}; to continue: "
-              f"python train.py --resume {run.path}")
+              f"{ranks.command()} --resume {run.path}")
         return 128 + session.stop.asked
     except loop.Diverged as error:
         print(f"train.py: {error}; the log is in {run.path}", file=sys.stderr)
         return 1
     except (RuntimeError, MemoryError) as error:
         raise machine.advice(error, args.batch_size, args.accumulate) from None
-    # Written last: a folder with a result.json is a finished run.
-    folder.write_json(run / "result.json", {
-        "dev": session.best["dev"], "epoch": session.best["epoch"],
-        "seconds": round(session.seconds, 1), "checkpoint_seconds": round(run.saving, 1),
-        "skipped": training.skipped, "args": vars(args)})
-    tasks = training.model.tasks
-    columns = {tasks[name].title if name in tasks else "Overall": score
-               for name, score in session.best["dev"].items()}
-    print(f"\nbest on dev, after epoch {session.best['epoch']}:\n" + "  ".join(columns))
-    print("  ".join(f"{score:{len(title)}.3f}" for title, score in columns.items()))
-    if training.skipped:
-        print(f"{training.skipped} updates were skipped: their gradient was not finite")
-    print(f"{clock(session.seconds)} in all; predictions in {run / 'predictions'}")
-    if args.weights == sources.SAMPLE:
-        print(sources.expected(vars(args)), end="")
-    print(note, end="")
+    summary.finish(args, session, training)
     return 0
 
 
 def main(argv=None) -> int:
     """-> exit status: 2 for a mistake in flags or files, which gets one line."""
-    with command.Mistakes() as mistakes:
+    with command.Mistakes() as mistakes, ranks.joined():
         args, source = parse(argv)
         return sources.download() if args.download else train(args, source)
     return mistakes.status

@@ -1,21 +1,41 @@
-"""How every command ends: a wrong flag or file gets one line and exit status 2."""
+"""How every command explains itself, and ends: a wrong flag or file gets one line and exit
+status 2.
+"""
 
 import argparse
 import errno
 import os
+import shutil
 import sys
+import textwrap
 import warnings
 
-from plumbing import console, machine
+from plumbing import console, machine, progress
 
 LONGEST = 800      # characters of a message
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse's, without abbreviated flags, and without 17 lines of usage at a mistake."""
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Lines of at most 80 columns, those of examples as they are."""
 
-    def __init__(self, **more):
-        super().__init__(allow_abbrev=False, usage=argparse.SUPPRESS, **more)
+    def __init__(self, prog, **_):
+        columns = shutil.get_terminal_size().columns
+        super().__init__(prog, max_help_position=26, width=max(40, min(80, columns - 2)))
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, without abbreviated flags, and without 17 lines of usage at a mistake.
+
+    doc: a module's docstring: its first line is the description, its indented lines with
+    "python" are the usage and examples.
+    """
+
+    def __init__(self, doc, epilog=None):
+        description, *lines = doc.splitlines()
+        usage = "\n       ".join(line.strip().replace("%", "%%") for line in lines
+                                if line.startswith("    ") and "python " in line)
+        super().__init__(description=textwrap.fill(description, 80), usage=usage,
+                         epilog=epilog, allow_abbrev=False, formatter_class=Help)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {console.printable(message, LONGEST)}\n")
@@ -23,6 +43,7 @@ class Parser(argparse.ArgumentParser):
 
 def show_warning(message, *_):
     """A warning as one printable line, instead of Python's two with a line of code."""
+    progress.make_room()
     return f"warning: {console.printable(str(message), LONGEST)}\n"
 
 

@@ -5,7 +5,7 @@ flags that contradict each other, and flags that would change nothing.
 import argparse
 import math
 
-from plumbing import command
+from plumbing import command, machine
 
 
 def text(value):
@@ -98,97 +98,162 @@ def given(parser, argv):
             for name, value in values.items()}
 
 
-def parser(tasks, options):
-    """One flag for one ablation. None is filled in from Table 1.
+USAGE = """Fine-tune one BERT for sentiment, paraphrase and similarity.
 
-    tasks, options: the names that --tasks and --option know.
+    python train.py [FLAG …]
+"""
+MORE = """\
+examples:
+  python train.py                                     the sample, round robin
+  python train.py --option gvac --smart --con --hlh   the report's best system
+  python train.py --con --data DIR --weights DIR --epochs 3 --lr 2e-5
+
+In brackets: the value of a flag that is not given, and where it comes from.
+"Table 1": with the flags of a row of the report's Table 1, that row's value;
+"sample": on the sample, which is used if there are no other data.
+D1, D2, …: errors and gaps in the report, by their numbers in docs/errata.md.
+"""
+
+
+def by_default(name, default, table, sample) -> str:
+    """The values that a flag takes if it is not given: "1e-05; Table 1: also 2e-05 …"
+
+    default, sample: rows, as train.Row makes them; table: the rows of Table 1.
+    """
+    def said(value):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    if default is None:
+        return ""
+    own = getattr(default, name)
+    others = sorted({getattr(row, name) for row in table} - {own})
+    parts = [said(own)]
+    if others:
+        parts.append(f"Table 1: also {', '.join(map(said, others))}")
+    if getattr(sample, name) != own:
+        parts.append(f"sample: {said(getattr(sample, name))}")
+    return f"({'; '.join(parts)})"
+
+
+def parser(tasks, options, default=None, table=(), sample=None):
+    """One flag for one ablation. None is filled in from a row.
+
+    tasks, options: the names that --tasks and --option know; the rest is for --help alone:
+    see by_default().
     """
     whole, share, amount = number(int, 1), number(float, 0, 1), number(float, 0)
-    p = command.Parser(description="Fine-tune one BERT for sentiment, paraphrase and "
-                       "similarity.")
+
+    def row(name):
+        return by_default(name, default, table, sample)
+    p = command.Parser(USAGE, epilog=MORE)
     g = p.add_argument_group("what the report compares")
-    g.add_argument("--option", type=option_name(options), default="rr", metavar="|".join(
-                   options), help="sequential (Algorithm 1), round robin (Algorithm 2), "
-                   "with gradient surgery, with gradient vaccine (ours: rr); or a "
-                   "treatment of your own, FILE.py:FUNCTION, or a library's, torchjd:NAME")
-    g.add_argument("--smart", action="store_true", help="both SMART terms (report 3.5)")
-    g.add_argument("--con", action="store_true", help="encode a pair together (report 3.4)")
+    g.add_argument("--option", type=option_name(options), default="rr", metavar="NAME",
+                   help=f"{', '.join(options)}: sequential (Algorithm 1), round robin "
+                   f"(Algorithm 2), with gradient surgery, with gradient vaccine; or a "
+                   f"treatment of your own, FILE.py:FUNCTION, or a library's, torchjd:NAME "
+                   f"(rr; ours)")
+    g.add_argument("--smart", action="store_true",
+                   help="both SMART terms, report 3.5 (off)")
+    g.add_argument("--con", action="store_true",
+                   help="encode a pair together, report 3.4 (off)")
     g.add_argument("--hlh", action="store_true",
-                   help="hidden layers in the heads (report 3.6)")
+                   help="hidden layers in the heads, report 3.6 (off)")
     g.add_argument("--tasks", type=task_list(tasks), default=",".join(tasks),
-                   metavar="NAME,…", help=f"train only some of {','.join(tasks)} (report, "
-                   f"Table 2)")
+                   metavar="NAME,…", help=f"train only some ({','.join(tasks)})")
     g.add_argument("--task-weights", type=task_weights, metavar="NAME=W,…",
-                   help="multiply the tasks' losses (ours: 1 for each)")
+                   help="factors of the tasks' losses, as in sst=2,para=.5 (1 each; ours)")
     g.add_argument("--para-first", type=number(int, 0), metavar="N",
-                   help="N epochs on paraphrase alone first (report 3.5.1: 5 with SMART, "
-                   "else 0)")
+                   help=f"epochs on paraphrase alone first, report 3.5.1 "
+                   f"{row('para_first')}")
     g.add_argument("--fresh-streams", action="store_true",
-                   help="reshuffle every set at each epoch: the row without RR "
-                   "(report, Table 2)")
-    g.add_argument("--freeze", action="store_true", help="train the heads only (course)")
+                   help="reshuffle every set at each epoch: Table 2's row without RR (off)")
+    g.add_argument("--freeze", action="store_true", help="train the heads only (off)")
     g = p.add_argument_group("optimization")
-    g.add_argument("--batch-size", type=whole,
-                   help="examples of a task at once (report, Table 1)")
+    g.add_argument("--batch-size", type=whole, metavar="N",
+                   help=f"examples of a task at once {row('batch_size')}")
     g.add_argument("--accumulate", type=whole, metavar="N",
-                   help="batches to one update (report, Table 1: 2 where it says batch 32)")
-    g.add_argument("--epochs", type=whole,
-                   help="passes over the aligned set (report, Table 1; else 15)")
+                   help=f"batches to one update: 2 where Table 1 says batch size 32 "
+                   f"{row('accumulate')}")
+    g.add_argument("--epochs", type=whole, metavar="N",
+                   help=f"passes over the aligned set {row('epochs')}")
     g.add_argument("--max-steps", type=whole, metavar="N",
-                   help="stop after N updates (ours)")
-    g.add_argument("--align", choices=tasks,
-                   help="the set whose size makes an epoch (report 3.3: sts)")
-    g.add_argument("--lr", type=amount, help="(report, Table 1; else 1e-5)")
-    g.add_argument("--warmup", type=share, metavar="SHARE", help="share of updates "
-                   "in which the learning rate rises; if not 0, it then falls to 0 "
-                   "(report: 0)")
+                   help="end after N updates (with the last epoch)")
+    g.add_argument("--align", choices=tasks, help="the set whose size makes an epoch "
+                   "(sts, report 3.3; without it the smallest)")
+    g.add_argument("--lr", type=amount, metavar="RATE", help=f"learning rate {row('lr')}")
+    g.add_argument("--warmup", type=share, metavar="SHARE",
+                   help=f"share of the updates in which the learning rate rises; if not 0, "
+                   f"it then falls to 0 {row('warmup')}")
     g.add_argument("--clip", type=amount, default=1.0, metavar="NORM",
-                   help="largest norm of an update's gradient, 0 for none (BERT: 1)")
-    g.add_argument("--weight-decay", type=amount, default=0.0,
-                   help="on matrices (course: 0)")
+                   help="largest norm of an update's gradient, 0 for none (1; BERT)")
+    g.add_argument("--weight-decay", type=amount, default=0.0, metavar="RATE",
+                   help="on matrices (0; course)")
     g.add_argument("--vaccine-granularity", choices=["model", "layer", "matrix"],
-                   default="model", help="what has a target of its own (report: model)")
-    g.add_argument("--vaccine-beta", type=share, default=0.01,
-                   help="(Gradient Vaccine: 0.01)")
+                   default="model", help="what has a target of its own (model; report)")
+    g.add_argument("--vaccine-beta", type=share, default=0.01, metavar="β",
+                   help="how fast targets follow (0.01; Gradient Vaccine)")
     g = p.add_argument_group("SMART")
-    g.add_argument("--smart-weight", type=amount, default=1.0, help="λ_s (ours)")
-    g.add_argument("--smart-eps", type=amount, default=0.02,
-                   help="radius ε (ours; SMART: 1e-5)")
-    g.add_argument("--smart-steps", type=whole, default=1, help="ascent steps (SMART: 1)")
-    g.add_argument("--bregman-weight", type=amount, default=0.1, help="μ (ours; SMART: 1)")
+    g.add_argument("--smart-weight", type=amount, default=1.0, metavar="λ",
+                   help="factor of R_s, 0 for none (1; ours)")
+    g.add_argument("--smart-eps", type=amount, default=0.02, metavar="ε",
+                   help="largest change of an embedding (0.02; ours, SMART has 1e-5)")
+    g.add_argument("--smart-steps", type=whole, default=1, metavar="N",
+                   help="ascent steps (1; SMART)")
+    g.add_argument("--bregman-weight", type=amount, default=0.1, metavar="μ",
+                   help="factor of D_Breg, 0 for none (0.1; ours, SMART has 1)")
     g = p.add_argument_group("model")
+    g.add_argument("--max-length", type=number(int, 5), metavar="TOKENS",
+                   help="cut texts, and with --con pairs, that are longer (the positions "
+                   "that the weights have: 512 in bert-base; sample: 64)")
     g.add_argument("--pool", choices=["cls", "mean"],
-                   help="a sequence as BERT's pooler output, or the mean over its tokens "
-                   "(cls)")
+                   help=f"a sequence as BERT's pooler output, or the mean over its tokens "
+                   f"{row('pool')}")
     g.add_argument("--dropout", type=number(float, 0, 0.99), metavar="P",
-                   help="everywhere (default: what config.json says)")
-    g.add_argument("--sst-loss", choices=["ce", "mse"], default="ce", help="(ours, see D1)")
+                   help="everywhere (what config.json says: 0.1 in bert-base; sample: 0)")
+    g.add_argument("--sst-loss", choices=["ce", "mse"], default="ce",
+                   help="cross-entropy or squared error (ce; the report has mse, see D1)")
     g.add_argument("--sts-loss", choices=["mse", "ce"], default="mse",
-                   help="(ours, see D1)")
+                   help="the same for STS (mse; the report has ce, see D1)")
     g = p.add_argument_group("run")
     g.add_argument("--data", type=text, metavar="DIR",
-                   help="folder of the CSV files (data/)")
+                   help="folder of the CSV files (data/, or else the sample)")
     g.add_argument("--weights", type=text, metavar="DIR|NAME",
                    help="a pre-trained BERT: a folder, a name under weights/, or an "
-                   "installed package (weights/bert-base-uncased)")
+                   "installed package (weights/bert-base-uncased/, or else the sample's)")
     g.add_argument("--download", action="store_true",
-                   help="get data/ and weights/bert-base-uncased/, then stop")
-    g.add_argument("--out", type=text, metavar="DIR", help="new folder for this run (under "
-                   "runs/)")
+                   help="get data/ and weights/bert-base-uncased/, 450 MB, and end")
+    g.add_argument("--out", type=text, metavar="DIR",
+                   help="new folder for this run (one under runs/)")
     g.add_argument("--resume", type=text, metavar="RUN",
                    help="continue the run in this folder")
     g.add_argument("--checkpoint-every", type=whole, default=500, metavar="N",
-                   help="updates between checkpoints; there is one at each epoch's end "
-                   "(ours)")
+                   help="updates between checkpoints; there is one after each evaluation "
+                   "too (500; ours)")
+    g.add_argument("--eval-every", type=whole, metavar="N",
+                   help="evaluate on dev after every N updates too, and choose the best "
+                   "model there (after epochs only)")
+    g.add_argument("--patience", type=whole, metavar="N",
+                   help="end after N evaluations in a row without a better dev score; "
+                   "those of --para-first do not count (never)")
     g.add_argument("--log-layers", action="store_true",
-                   help="log each layer's cosines between task gradients too (ours: off)")
-    g.add_argument("--seed", type=number(int, 0, 2 ** 32 - 1), default=0,
+                   help="log each layer's cosines between task gradients too (off)")
+    g.add_argument("--tensorboard", action="store_true",
+                   help="write the log as event files too, to RUN/tensorboard/ (off; needs "
+                   "the package tensorboard)")
+    g.add_argument("--seed", type=number(int, 0, 2 ** 32 - 1), default=0, metavar="N",
                    help="of the heads, dropout, orders and noise (0)")
-    g.add_argument("--device", type=text, default="auto",
-                   help="cpu, cuda, cuda:1, … (auto: cuda if there is one)")
-    g.add_argument("--amp", choices=["auto", "off", "bf16"], default="auto",
-                   help="bfloat16 in the forward passes (auto: where the machine has it)")
+    g.add_argument("--device", type=text, default="auto", metavar="NAME",
+                   help="cpu, cuda, cuda:1, …, mps (auto: cuda, else mps, else cpu)")
+    g.add_argument("--amp", choices=["auto", "off", *machine.HALVES], default="auto",
+                   help="forward passes in bfloat16, or in float16 with scaled losses "
+                   "(auto: bf16 where the machine has it, fp16 on a GPU without it)")
     return p
+
+
+def check_updates(args, total):
+    """Raise ValueError for what would change nothing in a run of so many updates."""
+    if args.eval_every and args.eval_every >= total:
+        raise ValueError(f"--eval-every {args.eval_every} would change nothing: the run "
+                         f"has {total} updates; use fewer")
 
 
 def check(parser, args, source):
@@ -215,9 +280,18 @@ def check(parser, args, source):
             (args.para_first and "para" not in args.tasks,
              f"--para-first {args.para_first}", f"--tasks {tasks}",
              "add para to the tasks"),
-            (args.amp == "bf16" and args.smart and args.smart_weight
-             and args.smart_eps < 1e-2, "--amp bf16", f"--smart-eps {args.smart_eps:g}",
-             "so small a change is lost in bfloat16; use --amp auto")):
+            (args.amp in machine.HALVES and args.smart and args.smart_weight
+             and args.smart_eps < machine.SMALLEST_CHANGE[args.amp], f"--amp {args.amp}",
+             f"--smart-eps {args.smart_eps:g}",
+             "so small a change is lost in 16 bits; use --amp auto"),
+            (args.eval_every and args.max_steps and args.eval_every >= args.max_steps,
+             f"--eval-every {args.eval_every}", f"--max-steps {args.max_steps}",
+             "the run would end first"),
+            # The first evaluation is the best so far, unless paraphrase comes first.
+            (args.patience and not args.eval_every
+             and args.patience + (not args.para_first) >= args.epochs,
+             f"--patience {args.patience}", f"--epochs {args.epochs}",
+             "the run would end first")):
         if wrong:
             parser.error(f"{one} and {other} contradict each other: {why}")
     if min(args.epochs, args.max_steps or args.epochs) > 10 ** 5:

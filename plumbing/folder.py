@@ -6,6 +6,7 @@
     last.pt         all that an exact resume needs; before.pt is the one before it
     predictions/    dev and test, in the course's format
     result.json     the dev scores of the best model; only a finished run has it
+    tensorboard/    with --tensorboard: metrics.jsonl as event files
 
 A process can be killed at any moment. So every file that a resume reads is written to a
 temporary file, fsynced and renamed, which is atomic. And a file can be changed by hand or
@@ -51,6 +52,7 @@ class Folder:
         self.path, self.state, self.settings_digest = path, None, settings.get("digest")
         self.created = False    # by this process?
         self.saving = 0.0       # seconds spent on checkpoints
+        self.board = None       # a board.Board that gets each line of the log too
         self.metrics = open(self / "metrics.jsonl", "ab")
         try:
             lock(self.metrics)
@@ -123,7 +125,7 @@ class Folder:
         Its digest is right by now, but only says that somebody wrote it so.
         """
         kinds = {"metrics_bytes": int, "metrics_digest": str, "saving": float, "step": int,
-                 "epochs": int, "seconds": float, "best": (dict, type(None))}
+                 "parts": int, "waited": int, "seconds": float, "best": (dict, type(None))}
         for name, kind in kinds.items():
             value = self.state.get(name, path)
             if not isinstance(value, kind) or name not in self.state or (
@@ -173,7 +175,10 @@ class Folder:
         text = json.dumps(finite(line), allow_nan=False).encode() + b"\n"
         with naming(self / "metrics.jsonl"):
             self.metrics.write(text)
+            self.metrics.flush()        # for those who watch: analyze.py --watch, tail -f
         self.metrics_digest.update(text)
+        if self.board:
+            self.board.add(self.path, line)
 
     def checkpoint(self, state: dict):
         """Write last.pt; the one that was last becomes before.pt."""
@@ -181,6 +186,8 @@ class Folder:
         with naming(self / "metrics.jsonl"):
             self.metrics.flush()
             os.fsync(self.metrics.fileno())
+        if self.board:
+            self.board.flush()
         state = {**state, "metrics_bytes": self.metrics.tell(), "saving": self.saving,
                  "metrics_digest": self.metrics_digest.hexdigest(),
                  "settings_digest": self.settings_digest}
@@ -223,6 +230,8 @@ class Folder:
 
     def close(self):
         """If no step was ever logged, the start failed: remove what create() has made."""
+        if self.board:
+            self.board.close()
         nothing = self.created and self.metrics.tell() == 0
         with contextlib.suppress(OSError):      # lines that the last checkpoint lacks
             self.metrics.close()

@@ -1,10 +1,10 @@
 """What a training loop needs besides training: checkpoints, signals, progress, resuming.
 
     with Loop(folder, state, total, checkpoint_every=500) as loop:
-        for epoch, steps in loop.epochs(plan):      # after a resume, what is left of them
+        for epoch, steps in loop.parts(plan):       # after a resume, what is left of them
             for step, item in steps:
                 …                                   # one update
-                loop.log({…}, "what to show")
+                loop.log_step({…})
             with loop.interruptible():
                 …                                   # evaluation
 
@@ -19,7 +19,7 @@ import time
 
 import torch
 
-from plumbing.progress import Progress
+from plumbing import progress, ranks
 
 
 class Interrupted(Exception):
@@ -65,6 +65,15 @@ class Stop:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
+    def agreed(self):
+        """asked, in whichever process of the run; all get the same answer."""
+        self.asked = ranks.largest(self.asked)
+        return self.asked
+
+    def raise_if_agreed(self):
+        if self.agreed():
+            raise Interrupted
+
     def hear(self, number, frame):
         self.asked = number
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -73,31 +82,57 @@ class Stop:
 
     @contextlib.contextmanager
     def abandon(self):
-        self.abandoning = True
+        # Several processes must stop at the same place, so each asks the others there.
+        self.abandoning, ranks.here.between = ranks.here.world == 1, self.raise_if_agreed
         try:
-            if self.asked:          # the request came just before
+            if self.asked and self.abandoning:          # the request came just before
                 raise Interrupted
             yield
         finally:
             self.abandoning = False
 
 
+def cut(plan, every):
+    """Epochs, cut after each `every`-th step too.   -> [(epoch, [item, …]), …]
+
+    Steps are counted from the start: [[a, b, c], [d, e, f]] and 2 give ab, c, d, ef.
+    Without `every` the parts are the epochs.
+    """
+    parts, first = [], 0
+    for epoch, items in enumerate(plan):
+        end = first + len(items)
+        ends = [step for step in range(first + 1, end) if every and step % every == 0]
+        for a, b in zip([first, *ends], [*ends, end]):
+            parts.append((epoch, items[a - first:b - first]))
+        first = end
+    return parts
+
+
 class Loop:
     """Counts steps and epochs, writes checkpoints, shows progress, obeys signals.
 
     folder: a folder.Folder; state() -> all that later steps depend on, for a checkpoint;
-    total: steps in all. step counts finished steps. best is whatever the caller wants to be
-    remembered about the best model so far. Leaving the `with` closes the folder.
+    total: steps in all; eval_every: steps between evaluations within an epoch, or None;
+    patience: parts in a row without a better model that end the loop, or None; those of the
+    epochs before `patience_from` do not count.
+    step counts finished steps. best is whatever the caller wants to be remembered about the
+    best model so far; waited, which the caller counts, the parts since then. Leaving the
+    `with` closes the folder.
     """
 
-    def __init__(self, folder, state, total, checkpoint_every):
+    def __init__(self, folder, state, total, checkpoint_every, eval_every=None,
+                 patience=None, patience_from=0):
         saved = folder.state or {}
         folder.state = None         # as large as θ and AdamW's state together
         self.folder, self.state, self.checkpoint_every = folder, state, checkpoint_every
-        self.step, self.finished_epochs = saved.get("step", 0), saved.get("epochs", 0)
-        self.best = saved.get("best")
+        self.eval_every, self.patience = eval_every, patience
+        self.patience_from = patience_from
+        self.total = total
+        self.step, self.finished_parts = saved.get("step", 0), saved.get("parts", 0)
+        self.best, self.waited = saved.get("best"), saved.get("waited", 0)
         self.start = time.monotonic() - saved.get("seconds", 0.0)
-        self.stop, self.progress = Stop(), Progress(total, self.step)
+        self.stop, self.progress = Stop(), progress.Progress(total, done=self.step)
+        self.losses, self.dev = progress.Means(), None      # only to be shown
 
     def __enter__(self):
         self.stop.__enter__()
@@ -113,13 +148,26 @@ class Loop:
         """Since the start, without the time between an interruption and its resume."""
         return time.monotonic() - self.start
 
-    def epochs(self, plan):
-        """[[item, …], …] -> (epoch, an iterator of (step, item)), for all that is left."""
-        first = 0
-        for epoch, items in enumerate(plan):
-            if epoch >= self.finished_epochs:
+    @property
+    def out_of_patience(self) -> bool:
+        return self.patience is not None and self.waited >= self.patience
+
+    def parts(self, plan):
+        """[[item, …], …] -> (epoch, an iterator of (step, item)), for all that is left.
+
+        A part is an epoch, or with eval_every a piece of one: see cut(). The caller
+        evaluates after each, and the checkpoint comes after that: so a resume never finds
+        an evaluation half counted.
+        """
+        first, self.epochs = 0, len(plan)
+        for number, (epoch, items) in enumerate(cut(plan, self.eval_every)):
+            if self.out_of_patience:
+                break
+            if number >= self.finished_parts:
                 yield epoch, self.steps(first, items)
-                self.finished_epochs = epoch + 1
+                self.finished_parts = number + 1
+                if epoch < self.patience_from:
+                    self.waited = 0
                 self.checkpoint()
             first += len(items)
 
@@ -127,16 +175,30 @@ class Loop:
         for step in range(self.step, first + len(items)):
             yield step, items[step - first]
             self.step = step + 1
-            if self.stop.asked or self.step % self.checkpoint_every == 0:
+            if self.stop.agreed() or self.step % self.checkpoint_every == 0:
                 self.checkpoint()
-            if self.stop.asked:
-                raise Interrupted
+                self.stop.raise_if_agreed()
 
-    def log(self, line: dict, shown=None):
-        """A line of metrics.jsonl; shown: what the progress line says of this step."""
+    def log(self, line: dict):
+        """A line of metrics.jsonl."""
         self.folder.log(line)
-        if shown is not None:
-            self.progress.show(self.step + 1, shown)
+        if "dev" in line:
+            self.dev = line["dev"]["overall"]
+
+    def log_step(self, line: dict):
+        """A step's line, and the progress line with the running mean of each loss_T."""
+        self.log(line)
+        for name, value in line.items():
+            if name.startswith("loss_") and math.isfinite(value):
+                self.losses.add(name.removeprefix("loss_"), value)
+        fields = [f" {name} {progress.short(mean)}"
+                  for name, mean in self.losses.values.items()]
+        fields[:1] = [f"  loss{field}" for field in fields[:1]]
+        if "epoch" in line:
+            fields.append(f"  epoch {line['epoch']}/{self.epochs}")
+        if self.dev is not None:
+            fields.append(f"  dev {progress.short(self.dev, 3)}")
+        self.progress.show(self.step + 1, fields)
 
     def say(self, text):
         self.progress.clear()
@@ -146,8 +208,9 @@ class Loop:
         # θ with AdamW's m and v, and θ̃ with SMART: 3 to 4 numbers a parameter, 1.3 to 1.8
         # GB for bert-base. Hence not after every step.
         self.progress.clear()
-        self.folder.checkpoint({**self.state(), "step": self.step, "best": self.best,
-                                "epochs": self.finished_epochs, "seconds": self.seconds})
+        self.folder.checkpoint(ranks.with_generators({
+            **self.state(), "step": self.step, "best": self.best, "waited": self.waited,
+            "parts": self.finished_parts, "seconds": self.seconds}))
 
     @contextlib.contextmanager
     def interruptible(self):

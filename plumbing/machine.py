@@ -10,15 +10,47 @@ import torch
 
 
 def find_device(name):
-    """"auto" | "cpu" | "cuda" | "cuda:1" -> torch.device. Raises ValueError if absent."""
+    """"auto" | "cpu" | "cuda" | "cuda:1" | "mps" -> torch.device
+
+    auto is the first of devices(). Raises ValueError if this machine has no such device.
+    """
+    here = devices()
     try:
-        device = torch.device(name if name != "auto" else
-                              "cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(here[0] if name == "auto" else name)
         torch.zeros(1, device=device).item()        # "meta" has no numbers
     except Exception:       # torch has an exception of another kind for each unknown device
-        raise ValueError(f"--device must be auto, or a device of this machine, such as cpu "
-                         f"or, with a GPU, cuda; got {name!r}") from None
+        gpu = "; a GPU is called cuda, or mps on a Mac" if name.startswith("gpu") else ""
+        raise ValueError(f"--device must be auto or a device of this machine, which has "
+                         f"{', '.join(here)}; got {name!r}{gpu}") from None
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     return device
+
+
+def devices() -> list:
+    """What --device can name on this machine, the fastest first."""
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())
+            ] if torch.cuda.is_available() else []
+    return gpus + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+
+
+def why_device(asked, device) -> str:
+    """One line: the device, why it was chosen, and what else is there."""
+    if device.type == "cuda":
+        about = torch.cuda.get_device_properties(device)
+        line, count = f"{device}: {about.name}, {about.total_memory / 2 ** 30:.0f} GiB", (
+            torch.cuda.device_count())
+        # torchrun gives each process its rank.
+        if count > 1 and "LOCAL_RANK" not in os.environ:
+            line += (f", the only one used of {count} GPUs; for all of them: "
+                     f"torchrun --nproc-per-node {count} train.py …")
+        return line
+    if asked != "auto":
+        return f"{device}: given"
+    if device.type == "mps":
+        return "mps: Apple's GPU"
+    built = torch.backends.cuda.is_built() or torch.backends.mps.is_built()
+    return "cpu: no GPU found" + ("" if built else ", and this torch is built without them")
 
 
 def advice(error, batch_size, accumulate):
@@ -42,29 +74,48 @@ def memory_asked(error) -> str | None:
     return found.group(1) if found else "more bytes than there are"
 
 
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+NAMES = {"bf16": "bfloat16", "fp16": "float16"}
+# Smaller changes of x are lost: 1 + 1e-5 is 1 in bfloat16, which has 8 bits, as in float16,
+# which has 11. Measured: docs/devices.md.
+SMALLEST_CHANGE = {"bf16": 1e-2, "fp16": 1e-3}
+
+
+def is_float16(autocast, device) -> bool:
+    """Do forward passes in the context that autocast() makes compute in float16?"""
+    with autocast():
+        return (torch.is_autocast_enabled(device.type)
+                and torch.get_autocast_dtype(device.type) == torch.float16)
+
+
 def choose_precision(amp, device, smallest_change=1.0):
     """--amp -> (a function that makes the context of a forward pass, why it was chosen).
 
-    smallest_change: size of the smallest change to x that must survive rounding.
+    smallest_change: size of the smallest change to x that must survive rounding. With
+    float16 losses must be scaled: see is_float16().
     """
-    def bfloat16():
-        return torch.autocast(device.type, torch.bfloat16)
+    def autocast(dtype):
+        return lambda: torch.autocast(device.type, dtype)
 
-    if amp == "bf16":
-        return bfloat16, "bfloat16 autocast (given)"
+    if amp in HALVES:
+        return autocast(HALVES[amp]), f"{NAMES[amp]} autocast (given)"
     if amp == "off":
         return contextlib.nullcontext, "float32 (given)"
-    if smallest_change < 1e-2:       # 1 + 1e-5 is 1 in bfloat16, which has 8 bits
-        return contextlib.nullcontext, f"float32 (--smart-eps {smallest_change:g} needs it)"
     if device.type == "cuda":
         # Trap: without this a T4, the free GPU, says yes: it emulates, in float32's time.
         has = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
+    elif device.type == "cpu":
         has = any(getattr(torch.cpu, f"_is_{unit}_supported", lambda: False)()
                   for unit in ("avx512_bf16", "amx_tile"))
-    if has:
-        return bfloat16, f"bfloat16 autocast (this {device.type} has it)"
-    return contextlib.nullcontext, f"float32 (this {device.type} has no bfloat16)"
+    else:
+        return contextlib.nullcontext, f"float32 (16 bits on {device.type} are untried)"
+    why = f"this {device.type} has {'it' if has else 'no bfloat16'}"
+    if not has and device.type == "cpu":        # where float16 is slower than float32
+        return contextlib.nullcontext, f"float32 ({why})"
+    amp = "bf16" if has else "fp16"
+    if smallest_change < SMALLEST_CHANGE[amp]:
+        return contextlib.nullcontext, f"float32 (--smart-eps {smallest_change:g} needs it)"
+    return autocast(HALVES[amp]), f"{NAMES[amp]} autocast ({why})"
 
 
 def description(device, precision):
@@ -75,15 +126,16 @@ def description(device, precision):
             "cpu": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count()}
 
 
-def random_states():
-    """All generators that torch draws from.   -> a dict for a checkpoint"""
+def random_states(device):
+    """All generators that a run on this device draws from.   -> a dict for a checkpoint"""
     states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state(device)
     return states
 
 
-def set_random_states(states):
+def set_random_states(states, device):
+    """What random_states() returned; a generator that it lacks stays as it is."""
     torch.set_rng_state(states["cpu"])
-    if "cuda" in states:
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if device.type in states and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(states[device.type], device)

@@ -73,7 +73,14 @@ def read_json(path, fields, only=False):
     return check_fields(path, parse(path, read_text(path)), fields, only=only)
 
 
-def read_json_lines(path):
-    """A file with a JSON object on each line.   -> [object]"""
+def read_json_lines(path, growing=False):
+    """A file with a JSON object on each line.   -> [object]
+
+    growing: a last line without its end is left out, as its writer may not be done.
+    """
+    text = read_text(path)
+    lines = text.splitlines()
+    if growing and not text.endswith("\n"):
+        lines = lines[:-1]
     return [check_fields(path, parse(path, line, number), {}, number)
-            for number, line in enumerate(read_text(path).splitlines(), 1)]
+            for number, line in enumerate(lines, 1)]

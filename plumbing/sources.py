@@ -9,10 +9,10 @@ never looks whole. Files that are already there and right are not fetched again.
 import http.client
 import importlib.util
 import os
+import shutil
+import urllib.request
 
-import torch
-
-from plumbing import reading
+from plumbing import progress, reading
 from plumbing.folder import file_digest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -75,7 +75,7 @@ def download(root=ROOT, data_url=DATA_URL, weights_url=WEIGHTS_URL, data=None,
             print(f"{url}{name} -> {path}", flush=True)
             partial = path + ".part"
             try:
-                torch.hub.download_url_to_file(url + name, partial)
+                fetch(url + name, partial)
                 if not is_right(partial, expected):
                     raise ValueError(f"{url}{name} is not the file it should be, by size "
                                      f"or digest ({os.path.getsize(partial)} bytes came); "
@@ -94,9 +94,20 @@ def download(root=ROOT, data_url=DATA_URL, weights_url=WEIGHTS_URL, data=None,
     return 0
 
 
+def fetch(url, path):
+    """Copy what a server sends to a file."""
+    asked = urllib.request.Request(url, headers={"User-Agent": "minbert"})
+    with urllib.request.urlopen(asked) as reply, open(path, "wb") as file:
+        size = int(reply.headers.get("Content-Length") or 0)
+        # Pieces of a MB, so that what is counted is MB.
+        for _ in progress.track(range(-(-size // 10 ** 6)), os.path.basename(url), "MB"):
+            file.write(reply.read(10 ** 6))
+        shutil.copyfileobj(reply, file)         # a server may not have told the size
+
+
 SAMPLE = os.path.join(ROOT, "sample")
-SAMPLE_NOTE = ("This is the sample: made-up sentences and a very small BERT, to show how "
-               "the methods work.\nTo get the real data and bert-base-uncased: "
+SAMPLE_NOTE = ("This is the sample: made-up sentences and a very small BERT, to show how\n"
+               "the methods work. To get the real data and bert-base-uncased:\n"
                "python train.py --download\n")
 NEITHER = ("needed data and weights: give the folder of the nine CSV files with --data and "
            "a pre-trained BERT with --weights, or get both by python train.py --download")

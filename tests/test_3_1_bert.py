@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import bert
 from tests import oracles
-from tests.checks import assert_close, assert_equal, assert_raises
+from tests.checks import assert_close, assert_equal, assert_raises, skip_in_a_copy
 from tests.world import SMALL, small_bert
 
 
@@ -20,6 +20,7 @@ def test_3_1_attention__two_tokens_by_hand():
     assert_close(bert.attention(q, q, v).flatten(), [0.5, 0.617855], 1e-6, mistakes={
         "softmax runs over the queries, not the keys, or the weights are transposed":
             [.382145, .617855],
+        "softmax runs over the heads, not the keys": [1, 1],
         "there is no softmax": [0, .480453]})
 
 
@@ -30,6 +31,7 @@ def test_3_1_attention__scores_are_divided_by_root_D():
     got = bert.attention(q, q, v)[0, 0, 1, 0]
     assert_close(got, 1 / (1 + math.exp(-8)), 1e-7, mistakes={
         "√D is missing": 1 / (1 + math.exp(-16)),
+        "the scores are divided by √T, not √D": 1 / (1 + math.exp(-16 / 2 ** .5)),
         "the scores are divided by D instead of √D": 1 / (1 + math.exp(-4))})
 
 
@@ -100,8 +102,7 @@ class OnGPU(torch.Tensor):
 
 
 def test_3_1_attention__on_a_GPU_it_is_the_same_function():
-    if bert.fused_attention is bert.attention:
-        raise unittest.SkipTest("a student's copy has one form of attention")
+    skip_in_a_copy("one form of attention")
     q, k, v = (torch.arange(3 * 2 * 2 * 4 * 8) * 7 % 11 - 5).view(3, 2, 2, 4, 8) / 4
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
     on_gpu = [x.as_subclass(OnGPU) for x in (q, k, v)]
@@ -120,7 +121,8 @@ def test_3_1_attention__large_scores_stay_finite():
     # A score of 400 stands against 0: e^400 overflows, e^(400 - 400) does not.
     q, v = torch.tensor([0.0, 20.0]).view(1, 1, 2, 1), torch.tensor([3.0, 5.0])
     assert_close(bert.attention(q, q, v.view(1, 1, 2, 1)).flatten(), [4, 5], 1e-6,
-                 "e^score overflowed; softmax subtracts the largest score first")
+                 "e^score overflowed; softmax subtracts the largest score first", mistakes={
+        "the weights do not add up to 1: a sigmoid in place of the softmax": [4, 6.5]})
 
 
 def test_3_1_sixteen_bit_dropout__keeps_its_share_and_rescales_it():
@@ -139,6 +141,11 @@ def test_3_1_sixteen_bit_dropout__keeps_its_share_and_rescales_it():
     assert torch.equal(bert.sixteen_bit_dropout(x, 0.0), x)
 
 
+def values(query, key, value, *more, **named):
+    """It replaces attention(), whose part may still be open."""
+    return value
+
+
 def test_3_1_BertLayer__head_a_reads_features_aD_to_aD_plus_D():
     layer = small_bert(hidden_size=4, num_attention_heads=2).layers[0]
     x = torch.arange(12.0).view(1, 3, 4)        # token t is (4t, 4t + 1, 4t + 2, 4t + 3)
@@ -155,12 +162,14 @@ def test_3_1_BertLayer__heads_are_put_side_by_side_again():
     layer.attention_dense.register_forward_pre_hook(
         lambda module, args: seen.append(args[0]))
     x = torch.arange(12.0).view(1, 3, 4)
-    with unittest.mock.patch.object(bert, "attention", lambda q, k, v, *more: v):
+    with unittest.mock.patch.object(bert, "attention", values):
         layer(x)
     assert seen, "attention_dense is never called"
     assert_close(seen[0], x, 1e-6, mistakes={
         "the heads were joined without a transpose, which mixes tokens":
-            [[[0, 1, 4, 5], [8, 9, 2, 3], [6, 7, 10, 11]]]})
+            [[[0, 1, 4, 5], [8, 9, 2, 3], [6, 7, 10, 11]]],
+        "query, key and value were not split into heads":
+            [[[0, 4, 8, 1], [5, 9, 2, 6], [10, 3, 7, 11]]]})
 
 
 def test_3_1_BertLayer__one_token_by_hand():
@@ -179,8 +188,7 @@ def test_3_1_BertLayer__one_token_by_hand():
             part.weight.copy_(matrix)
         layer.attention_norm.weight.fill_(2.0)
     x = torch.tensor([[[1.0, 2, 3, 6]]])
-    # The part "attention" may still be open.
-    with unittest.mock.patch.object(bert, "attention", lambda q, k, v, *more: v):
+    with unittest.mock.patch.object(bert, "attention", values):
         got = layer(x)
     assert_close(got, [[[1.415589, -1.057479, -.816913, .458803]]], 1e-5, mistakes={
         name + what: [[value]] for name, what, value in (
@@ -205,6 +213,10 @@ def test_3_1_BertLayer__one_token_by_hand():
             ("the first norm", " takes the place of the last too",
              [2.831178, -2.114958, -1.633826, .917606]),
             ("the two norms are swapped", "", [2.741338, -2.386673, -1.344801, .990136]),
+            ("the norm is on the branch, not on the sum", ": x + LN(…), after attention",
+             [1.561941, -.409371, -1.179836, .027266]),
+            ("the norm is on the branch, not on the sum", ": x + LN(…), at the end",
+             [3.676833, -2.763467, -2.149899, 1.236533]),
             ("attention_dense", " was left out",
              [-1.165913, -.448698, .053703, 1.560908]))})
 
@@ -214,9 +226,9 @@ def test_3_1_BertLayer__dropout_before_both_sums_and_the_mask_go_in():
     layer = small_bert(hidden_dropout_prob=0.99).layers[0].train()
     x, seen = torch.tensor([1.0, -1] * 8).expand(1, 200, 16), []
 
-    def attention(q, k, v, attention_mask=None, dropout=0.0):
+    def attention(query, key, value, attention_mask=None, dropout=0.0):
         seen.append((attention_mask, dropout))
-        return v
+        return value
     with unittest.mock.patch.object(bert, "attention", attention):
         got = layer(x, torch.ones(1, 200))
         layer.eval()(x)
@@ -237,7 +249,7 @@ def test_3_1_BertLayer__dropout_falls_on_outputs_not_on_what_a_matrix_reads():
         x = torch.tensor([1.0, -1] * 8).expand(1, 200, 16)
         with torch.no_grad():
             getattr(layer, part).bias.copy_(torch.linspace(-1, 1, 16))
-        with unittest.mock.patch.object(bert, "attention", lambda q, k, v, *more: v):
+        with unittest.mock.patch.object(bert, "attention", values):
             got = layer(x)
         untouched = ((got - x).abs() < 1e-5).all(-1).float().mean()
         assert untouched > .6, (f"got many changed tokens; dropout falls on {what}, not on "
@@ -274,7 +286,10 @@ def test_3_1_BertLayer__gelu_is_the_exact_one():
         layer.intermediate.bias[:3] = torch.tensor([-1.0, 1.0, 3.0])
     layer(torch.randn(1, 1, 4))
     assert_close(seen[0][0, 0, :3], [-.158655, .841345, 2.995950], 2e-6,
-                 "tanh approximation, or ReLU?")
+                 "GELU(intermediate(x)) goes into `output`", mistakes={
+        "GELU is its tanh form": [-.158808, .841192, 2.996363],
+        "ReLU takes the place of GELU": [0, 1, 3],
+        "GELU does not come after W_1 (intermediate)": [-1, 1, 3]})
 
 
 class AddsTheMask(torch.nn.Module):
@@ -327,7 +342,8 @@ def test_3_1_BertModel__embedding_adds_word_position_and_segment():
                 table.weight[i] = torch.tensor(row)
     assert_close(model.embed(torch.tensor([[5, 6]]), torch.tensor([[0, 1]]))[0],
                  [[.632456, -.632456, 1.264911, -1.264911],
-                  [.447214, 1.341641, -.447214, -1.341641]], 1e-5, mistakes={
+                  [.447214, 1.341641, -.447214, -1.341641]], 1e-5,
+                 "LN(word + position + segment), at positions 0, 1, 2, …", mistakes={
         "positions are missing": [[.301511, -.904534, 1.507557, -.904534],
                                   [-.904534, 1.507557, .301511, -.904534]],
         "segments (token_type_ids) are missing": [
@@ -369,7 +385,9 @@ def test_3_1_BertModel__encode_runs_all_layers_and_pools_the_first_token():
     hidden_states, pooled = model.encode(x, torch.tensor([[1.0, 1, 0]]))
     assert_close(hidden_states[0, :, 0], [2, 3, 5], 1e-6, mistakes={
         "only one layer ran": [1, 2, 5], "no layer ran": [0, 1, 5]})
+    assert_equal(list(pooled.shape), [1, 4], "one token of each row is pooled")
     assert_close(pooled[0, 0], math.tanh(.5), 1e-6, mistakes={
+        "the pooler's matrix is missing": math.tanh(2),
         "tanh is missing": .5, "the mean over all tokens was pooled": math.tanh(10 / 12),
         "the last token was pooled": math.tanh(1.25),
         "the embedding was pooled, not the last hidden state": 0.0})
@@ -396,7 +414,8 @@ def test_3_1_BertModel__every_parameter_gets_a_gradient():
                 torch.tensor([[0, 0, 1, 1]]))
     (out["last_hidden_state"].square().sum() + out["pooler_output"].sum()).backward()
     for name, p in model.named_parameters():
-        assert p.grad is not None and p.grad.abs().sum() > 0 or "key.bias" in name, name
+        assert p.grad is not None and p.grad.abs().sum() > 0 or "key.bias" in name, (
+            f"{name} gets no gradient: is it used, and is nothing detached?")
 
 
 def test_3_1_BertModel__dropout_is_off_in_eval_and_on_in_train():

@@ -15,7 +15,7 @@ def test_3_3_1_pcgrad__two_tasks_by_hand():
     C = multitask.pcgrad(gram_of(g), orders=[[1], [0]])
     # One visit each, and none to a task that was treated before: no g_j' can be taken.
     probe = multitask.pcgrad(gram_of([[1.0, 0], [-1, 1], [-1, -2]]), [[1], [2], [0]])
-    half = ("only tasks j > i are visited" if probe[2][0] == 0 else
+    half = ("only tasks j > i are visited" if np.ndim(probe) == 2 and probe[2][0] == 0 else
             "g_2 was projected on g_1' instead of the ORIGINAL g_1")
     assert_close(C, [[1, .5], [1, 1]], mistakes={
         "divided by ‖g_i‖² instead of ‖g_j‖², or C is transposed":
@@ -25,7 +25,9 @@ def test_3_3_1_pcgrad__two_tasks_by_hand():
         "nothing was projected: it must be if g_i' · g_j < 0": [[1, 0], [0, 1]],
         "the dot product was not divided by ‖g_j‖²": [[1, 1], [1, 1]],
         "the dot product was divided by ‖g_j‖ instead of its square": [
-            [1, .5 ** .5], [1, 1]]})
+            [1, .5 ** .5], [1, 1]],
+        "C gram was returned, not C": [[.5, 0], [0, 1]],
+        "the columns were added up: return C itself": [2, 1.5]})
     assert_close(C @ g, [[.5, .5], [0, 1]])
     assert_close(C.sum(-2) @ g, [.5, 1.5])
 
@@ -68,7 +70,8 @@ def test_3_3_1_pcgrad__D3_acts_only_on_conflict():
 def test_3_3_1_pcgrad__D3_projects_on_the_other_gradient_not_on_the_sum():
     # "normal plane of the gradient vector sum": g1 - (g1·s/‖s‖²) s with s = (0, 1) is g1.
     g = np.array([[1.0, 0], [-1, 1]])
-    assert abs((multitask.pcgrad(gram_of(g), [[1], [0]]) @ g)[0] @ g[1]) < 1e-12
+    assert_close((multitask.pcgrad(gram_of(g), [[1], [0]]) @ g)[0] @ g[1], 0, 1e-12,
+                 "g_1' must be orthogonal to g_2, on whose normal plane it was projected")
 
 
 def test_3_3_1_pcgrad__zero_gradient_changes_nothing():

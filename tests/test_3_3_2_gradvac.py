@@ -32,10 +32,13 @@ def test_3_3_2_GradVac__D4_the_cosine_becomes_the_target():
         "the tilt lacks its denominator √(1 - φᵀ²)": [1, 2.5],
         "φᵀ_ji was taken for φᵀ_ij": [1, .871029098],
         "the target is not used: that is surgery": [1, 1.5],
+        "φᵀ was updated before it was used": [1, 2.62119471],
         "nothing was tilted: it must be if φ < φᵀ": [1, 0]})
     assert_close(cosine((C @ g)[0], g[1]), 0.5, 1e-9)
     assert_close(gv.target[0, 1], .489, 1e-12, "φᵀ ← .99 · .5 + .01 · (-.6)", mistakes={
         "φᵀ was not updated, or with the φ after the tilt": .5,
+        "φ is no cosine: it lacks ‖g_i'‖ or ‖g_j‖": .485,
+        "φ is the dot product, not the cosine": .435,
         "β and 1 - β are exchanged in φᵀ's update": -.589})
 
 
@@ -52,7 +55,9 @@ def test_3_3_2_GradVac__similar_gradients_are_tilted_too():
 def test_3_3_2_GradVac__first_step_is_gradient_surgery():
     for gradients, orders, _ in random_problems(100, seed=2):
         assert_close(multitask.GradVac()(gram_of(gradients), orders) @ gradients,
-                     oracles.naive_pcgrad(gradients, orders), 1e-8, relative=1e-7)
+                     oracles.naive_pcgrad(gradients, orders), 1e-8, relative=1e-7,
+                     hint="φᵀ starts at 0, and is updated after its use: the first step is "
+                          "surgery")
 
 
 def test_3_3_2_GradVac__frozen_at_zero_it_stays_gradient_surgery():

@@ -9,6 +9,7 @@ import multitask
 from plumbing import plugins
 from tests.checks import assert_close, assert_equal, assert_one_line, assert_raises
 from tests.world import (
+    ROWS,
     files_of,
     log_of,
     resume,
@@ -33,7 +34,7 @@ def test_3_3_treatment__weights_are_coefficients_of_the_update():
     assert_close(flat.G[0, :2], [-1, 3], 1e-6, "2 g_0 + 3 g_1")
     assert_close(flat.G[0, 2:], [3, 5], 1e-6, "a head's gradient passes through unchanged")
     log = multitask.describe(treated)
-    assert_equal((log["coefficient_0"], log["coefficient_1"]), (2, 3))
+    assert_equal((log["coefficient_a"], log["coefficient_b"]), (2, 3))
     assert not any(name.startswith(("acted", "treated")) for name in log), (
         "weights treat no gradient by itself")
 
@@ -46,9 +47,9 @@ def test_3_3_treatment__gets_what_its_parameters_name():
         return np.ones(gram.shape[:-1])
     flat, _ = toy_step(multitask.plain_sum)
     regions = multitask.regions(flat)
-    multitask.treat(flat, regions, {0: 0, 1: 1}, asks, losses=np.array([.5, 2.0]))
+    multitask.treat(flat, regions, ROWS, asks, losses=np.array([.5, 2.0]))
     assert_equal(seen, {"losses": [.5, 2.0], "rng": None})
-    multitask.treat(flat, regions, {0: 0, 1: 1}, lambda gram: gram * 0 + np.eye(2))
+    multitask.treat(flat, regions, ROWS, lambda gram: gram * 0 + np.eye(2))
 
 
 def test_3_3_treatment__results_of_another_shape_are_refused():

@@ -11,7 +11,15 @@ import heads
 import multitask
 import optim
 from tests.checks import assert_close, assert_equal, assert_raises
-from tests.world import FakeTokenizer, flat_model, small_bert, tiny_batch, toy, toy_step
+from tests.world import (
+    ROWS,
+    FakeTokenizer,
+    flat_model,
+    small_bert,
+    tiny_batch,
+    toy,
+    toy_step,
+)
 
 # --- The parameters as one vector ---
 
@@ -98,13 +106,17 @@ def test_3_3_FlatParameters__gram_in_chunks_is_exact():
 
 # --- One step ---
 
+NOTHING = ("no gradient arrived in G: flat.attach(rows[task]) comes before each task's "
+           ".backward()")
+
+
 def test_3_3_update__rows_of_absent_tasks_are_not_touched():
     flat, loss_fn = toy()
     flat.G[0].fill_(float("nan"))
-    multitask.backward(flat, [{1: 1.0}], loss_fn, {1: 1})
-    multitask.treat(flat, multitask.regions(flat, "model"), {1: 1}, multitask.pcgrad, 0,
+    multitask.backward(flat, [{"b": 1.0}], loss_fn, {"b": 1})
+    multitask.treat(flat, multitask.regions(flat, "model"), {"b": 1}, multitask.pcgrad, 0,
                     np.random.default_rng(0))
-    assert_close(flat.G[0], [-1, 1, 0, 5], 1e-6)
+    assert_close(flat.G[0], [-1, 1, 0, 5], 1e-6, mistakes={NOTHING: [0, 0, 0, 0]})
 
 
 def test_3_3_update__heads_stay_out_of_the_surgery():
@@ -117,7 +129,7 @@ def test_3_3_update__heads_stay_out_of_the_surgery():
 
 def test_3_3_update__plain_sum_is_the_gradient_of_the_summed_losses():
     flat, _ = toy_step(multitask.plain_sum)
-    assert_close(flat.G[0], [0, 1, 3, 5], 1e-6)
+    assert_close(flat.G[0], [0, 1, 3, 5], 1e-6, mistakes={NOTHING: [0, 0, 0, 0]})
 
 
 def test_3_3_update__D2_treatment_needs_each_tasks_own_gradient():
@@ -127,27 +139,28 @@ def test_3_3_update__D2_treatment_needs_each_tasks_own_gradient():
 
 
 def test_3_3_update__D5_accumulated_gradients_are_averaged():
-    # Batches of size 1 and 3 on task 0, then their mean, 2: not the printed sum, 4.
-    flat, _ = toy_step(multitask.plain_sum, [{0: 1.0, 1: 1.0}, {0: 3.0, 1: 1.0}])
+    # Batches of size 1 and 3 on task a, then their mean, 2: not the printed sum, 4.
+    flat, _ = toy_step(multitask.plain_sum, [{"a": 1.0, "b": 1.0}, {"a": 3.0, "b": 1.0}])
     assert_close(flat.G[0], [2 - 1, 1, 6, 5], 1e-6, mistakes={
         "accumulated gradients are summed, not averaged": [2, 2, 12, 10],
         "only the last batch counts": [2, 1, 9, 5],
         "only the last batch counts, and only in part": [1, .5, 4.5, 2.5],
-        "only the first batch counts": [0, 1, 3, 5]})
+        "only the first batch counts": [0, 1, 3, 5], NOTHING: [0, 0, 0, 0]})
 
 
 def test_3_3_update__rows_are_emptied_first_and_losses_are_averaged():
-    # Losses at w = h = 1: task 0 has 1 + 3 = 4, task 1 has 0 + 5.
+    # Losses at w = h = 1: task a has 1 + 3 = 4, task b has 0 + 5.
     flat, loss_fn = toy()
     flat.theta.fill_(1.0)
     for _ in range(2):
-        logs = multitask.backward(flat, [{0: 1.0, 1: 1.0}, {0: 3.0, 1: 1.0}], loss_fn,
-                                  {0: 0, 1: 1})
+        logs = multitask.backward(flat, [{"a": 1.0, "b": 1.0}, {"a": 3.0, "b": 1.0}],
+                                  loss_fn, ROWS)
     assert_close(flat.G, [[2, 0, 6, 0], [-1, 1, 0, 5]], 1e-6, mistakes={
         "the last step's gradients are still in G": [[4, 0, 12, 0], [-2, 2, 0, 10]],
-        "all tasks were added up in one row": [[1, 1, 6, 5], [0, 0, 0, 0]]})
-    assert_equal(sorted(logs), ["loss_0", "loss_1"], "`loss` of task 0 becomes `loss_0`")
-    assert_close([logs["loss_0"], logs["loss_1"]], [8, 5], 1e-5, mistakes={
+        "all tasks were added up in one row": [[1, 1, 6, 5], [0, 0, 0, 0]],
+        NOTHING: [[0, 0, 0, 0]] * 2})
+    assert_equal(sorted(logs), ["loss_a", "loss_b"], "`loss` of task a becomes `loss_a`")
+    assert_close([logs["loss_a"], logs["loss_b"]], [8, 5], 1e-5, mistakes={
         "the logged losses are summed over the micro-batches": [16, 10],
         "only the last micro-batch's loss is logged": [12, 5],
         "the logged losses were divided twice": [4, 2.5]})
@@ -156,14 +169,14 @@ def test_3_3_update__rows_are_emptied_first_and_losses_are_averaged():
 def test_3_3_update__tasks_that_share_a_row_are_added_up_there():
     # Without treatment one row collects the sum of the tasks' gradients.
     flat, loss_fn = toy(rows=1)
-    multitask.backward(flat, [{0: 1.0, 1: 1.0}], loss_fn, {0: 0, 1: 0})
+    multitask.backward(flat, [{"a": 1.0, "b": 1.0}], loss_fn, {"a": 0, "b": 0})
     assert_close(flat.G[0], [0, 1, 3, 5], 1e-6, mistakes={
         "the row was emptied between two tasks": [-1, 1, 0, 5]})
 
 
 def test_3_3_update__treatment_comes_after_the_last_batch():
-    # Task 0 pulls +1 and -1 on w in two micro-batches: its mean is 0, nothing conflicts.
-    flat, _ = toy_step(multitask.pcgrad, [{0: 1.0, 1: 1.0}, {0: -1.0, 1: 1.0}])
+    # Task a pulls +1 and -1 on w in two micro-batches: its mean is 0, nothing conflicts.
+    flat, _ = toy_step(multitask.pcgrad, [{"a": 1.0, "b": 1.0}, {"a": -1.0, "b": 1.0}])
     assert_close(flat.G[0, :2], [-1, 1], 1e-6, "surgery on each micro-batch separately?")
 
 
@@ -194,7 +207,7 @@ def test_3_3_update__norm_is_true_where_gradients_cancel():
         for clip in (0.0, left / 10):
             flat = two_rows(g + rest, -g)
             want = (flat.G[0].double() + flat.G[1].double()).norm().item()
-            treated = multitask.treat(flat, multitask.regions(flat), {0: 0, 1: 1},
+            treated = multitask.treat(flat, multitask.regions(flat), ROWS,
                                       multitask.plain_sum, clip)
             assert_close(treated.norm, want, 0, relative=1e-3)
             assert_close(flat.G[0].double().norm(), clip or want, 0, relative=1e-3)
@@ -204,7 +217,7 @@ def test_3_3_update__gradients_of_every_finite_size_are_used():
     # float32 squares overflow beyond 1e19 and vanish below 1e-23.
     for size in (1e-30, 1e-20, 1.0, 1e20, 1e30):
         flat = two_rows(np.array([size, 0]), np.array([-size, size]))
-        treated = multitask.treat(flat, multitask.regions(flat), {0: 0, 1: 1},
+        treated = multitask.treat(flat, multitask.regions(flat), ROWS,
                                   multitask.pcgrad, rng=np.random.default_rng(0))
         assert treated is not None, f"{size:g} counts as not finite"
         assert_close(flat.G[0] / size, [.5, 1.5], 1e-5)
@@ -216,16 +229,16 @@ def test_3_3_update__gradient_that_is_not_finite_changes_nothing():
     for bad in (float("nan"), float("inf")):
         flat, loss_fn = toy()
         gv = multitask.GradVac()
-        multitask.backward(flat, [{0: bad, 1: 1.0}], loss_fn, {0: 0, 1: 1})
-        assert multitask.treat(flat, multitask.regions(flat), {0: 0, 1: 1}, gv, 1.0,
+        multitask.backward(flat, [{"a": bad, "b": 1.0}], loss_fn, ROWS)
+        assert multitask.treat(flat, multitask.regions(flat), ROWS, gv, 1.0,
                                np.random.default_rng(0)) is None
         assert gv.target is None, "the vaccine's state was touched"
 
 
 def test_3_3_update__idle_head_gets_no_gradient_and_stays():
     flat, loss_fn = toy()
-    multitask.backward(flat, [{0: 1.0}], loss_fn, {0: 0})
-    multitask.treat(flat, multitask.regions(flat, "model"), {0: 0}, multitask.pcgrad, 0,
+    multitask.backward(flat, [{"a": 1.0}], loss_fn, {"a": 0})
+    multitask.treat(flat, multitask.regions(flat, "model"), {"a": 0}, multitask.pcgrad, 0,
                     np.random.default_rng(0))
     idle = [leaf.parameter.grad is None for leaf in flat.leaves]
     assert_equal(idle, [False, False, True])
@@ -290,13 +303,13 @@ def test_3_3_describe__surgery_by_hand():
     # g1 = (1, 0), g2 = (-1, 1): cosine -1/√2.
     # g1' = (½, ½), g2' = (0, 1): cosine ½ / √½ = 1/√2.
     log = multitask.describe(toy_step(multitask.pcgrad)[1])
-    assert_close([log[name] for name in ("cos_0_1", "treated_cos_0_1", "norm_0", "norm_1",
-                                         "coefficient_0", "coefficient_1", "acted",
-                                         "acted_0_1")],
+    assert_close([log[name] for name in ("cos_a_b", "treated_cos_a_b", "norm_a", "norm_b",
+                                         "coefficient_a", "coefficient_b", "acted",
+                                         "acted_a_b")],
                  [-.5 ** .5, .5 ** .5, 1, 2 ** .5, 2, 1.5, 1, 1], 1e-6)
     assert not any("target" in name or name == "layers" for name in log)
     log = multitask.describe(toy_step(multitask.plain_sum)[1])
-    assert_close([log["treated_cos_0_1"], log["acted"], log["acted_1_0"]],
+    assert_close([log["treated_cos_a_b"], log["acted"], log["acted_b_a"]],
                  [-.5 ** .5, 0, 0], 1e-6)
 
 

@@ -21,10 +21,11 @@ def test_3_5_divergence__by_hand():
     quarter = .25 * math.log(3)
     mistakes = {"it is only KL(P‖Q), not symmetric": .130812,
                 "it is only KL(Q‖P), not symmetric": .143841,
-                "half of the sum was taken": quarter / 2,
+                "half of the sum was taken, or the mean over two classes": quarter / 2,
                 "it is summed over the batch, not averaged": 2 * quarter}
     assert_close(smart.symmetric_kl(a, b), quarter, 1e-5, mistakes={
-        **mistakes, "the sign is wrong": -quarter})
+        **mistakes, "the sign is wrong": -quarter,
+        "softmax runs over the batch, not over the classes": 0.0})
     assert_close(smart.binary_symmetric_kl(a[:, 0], b[:, 0]), quarter, 1e-5, mistakes={
         **mistakes, "the difference of probabilities was squared": .0625,
         "only one side of the coin counts": .101366})
@@ -86,8 +87,11 @@ def test_3_5_smoothness__one_step_by_hand():
     # goes to the corner (ε, -ε); R_s = (σ(1 + 3ε) - σ(1)) · 3ε = 1.7695e-10 at ε = 1e-5.
     x = torch.ones(1, 1, 2, dtype=torch.float64)
     noise = torch.tensor([[[1e-5, 0.0]]], dtype=torch.float64)
-    logits, R = smart.smoothness(coin, x, smart.binary_symmetric_kl, 1e-5, noise=noise)
-    assert_close(logits, [1.0])
+    result = smart.smoothness(coin, x, smart.binary_symmetric_kl, 1e-5, noise=noise)
+    assert isinstance(result, (tuple, list)) and len(result) == 2, (
+        "smoothness() returns two results, f(x) and R_s")
+    logits, R = result
+    assert_close(logits, [1.0], hint="f(x) comes first, then R_s")
     assert_close(R, 1.76949513e-10, 1e-17)
 
 
@@ -315,6 +319,7 @@ def test_3_5_smoothness__gradient_flows_through_both_sides():
     assert w.grad is not None, "both sides are detached: R_s has no gradient"
     assert_close(w.grad, 2 * 2 * .01, 1e-5, "one side is detached", mistakes={
         "the clean side is detached: the gradient must flow through both": .44,
+        "the ascent's backward() left gradients in .grad": .48,
         "the perturbed side is detached": -.4})
 
 
@@ -371,7 +376,8 @@ def test_3_5_Teacher__owns_its_parameters():
         assert_close(p.flatten(), teacher.theta[flat.place[name]], 0,
                      f"{name} is not a view of θ̃")
     assert layer.training, "the model is no longer in training mode"
-    assert layer.weight.requires_grad, "the model itself can no longer be trained"
+    assert layer.weight.requires_grad, (
+        "the model itself can no longer be trained; was it copied?")
 
 
 def test_3_5_bregman__by_hand():

@@ -13,7 +13,7 @@ import torch
 import bert
 import data
 from plumbing import safetensors
-from tests.checks import assert_equal, assert_raises
+from tests.checks import assert_equal, assert_raises, skip_in_a_copy
 from tests.test_4_1_others_models import load, saved, vocabulary_folder
 from tests.world import WORDS, write_file
 
@@ -269,6 +269,7 @@ def test_4_1_untrusted_files__other_formats_are_named():
 
 
 def test_3_1_attention__the_fused_kernel_is_the_same_function():
+    skip_in_a_copy("one form of attention")
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 4, 5, 8)
     mask = torch.tensor([[1, 1, 1, 0, 0], [1] * 5])

@@ -15,13 +15,14 @@ import bert
 import data
 import heads
 from tests import oracles
-from tests.checks import assert_close, assert_equal, assert_raises
+from tests.checks import assert_close, assert_equal, assert_raises, skip_in_a_copy
 from tests.world import FakeTokenizer, small_bert, tiny_batch, tiny_world
 
 
 def test_4_2_accuracy__by_hand():
     assert_close(heads.accuracy([1, 2, 3, 4], [1, 0, 3, 3]), .5, 0, mistakes={
         "the right ones are counted, not their share": 2.0,
+        "two lists were compared as wholes, not number by number": 0.0,
         "it is a percentage": 50.0})
     assert_close(heads.accuracy([1, 2, 3], [1, 0, 0]), 1 / 3, 1e-9, mistakes={
         "it is the share of wrong ones": 2 / 3})
@@ -51,9 +52,19 @@ def test_4_2_pearson__by_hand():
 def test_4_2_pearson__constant_prediction_is_zero_and_says_so():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert_close(heads.pearson([0.1] * 7, range(7)), 0.0, 0, "0/0 is reported as 0")
-    assert caught, "got no warning that r is undefined"
-    assert "undefined" in str(caught[0].message)
+        assert_close(heads.pearson([0.5] * 7, list(range(7))), 0.0, 0,
+                     "0/0 is reported as 0")
+        assert_close(heads.pearson(list(range(7)), [2] * 7), 0.0, 0,
+                     "the labels may be constant too")
+    assert len(caught) == 2, "warnings.warn() must say that r is undefined, each time"
+
+
+def test_4_2_pearson__rounding_does_not_make_a_constant_side_vary():
+    skip_in_a_copy("it need not know that the mean of seven times .1 is not exactly .1")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert_close(heads.pearson([0.1] * 7, range(7)), 0.0, 0)
+    assert caught and "undefined" in str(caught[0].message)
 
 
 def test_4_2_overall_score__D12_recomputes_the_reports_column():
@@ -62,6 +73,7 @@ def test_4_2_overall_score__D12_recomputes_the_reports_column():
     assert_close(overall(.517, .871, .891), .778, 5e-4, mistakes={
         "r was not moved to (r + 1) / 2": .759667,
         "r was halved, not moved to (r + 1) / 2": .611167,
+        "every score was moved to (r + 1) / 2, not r alone": .879833,
         "the scores were added up, not averaged": 2.3335})
     assert_close(overall(.52, .43, .057), .493, 5e-4)           # printed 0.0493
     assert_close(overall(.521, .854, .887), .773, 5e-4)         # printed 0.772

@@ -2,11 +2,15 @@
 
 import contextlib
 import io
+import os
+import re
+import unittest.mock
 
 import optim
 import train
 from tests.checks import assert_close
 from tests.world import settings_of
+from tools import analyze, baseline, bench, export, predict, pretrain, table
 
 
 def test_4_3_learning_rate__rises_and_falls():
@@ -39,6 +43,40 @@ def test_4_3_parse__zero_is_a_value_that_can_be_given():
                                "--para-first", "0", "--seed", "0", "--clip", "0")
     assert (args.para_first, args.clip) == (0, 0)
     assert [source[name] for name in ("para_first", "seed", "clip")] == ["given"] * 3
+
+
+def test_4_3_parse__help_says_each_default_in_80_columns():
+    parser = train.parser()
+    for action in parser._actions[1:]:
+        if action.dest in ("download", "resume"):       # which change what is done
+            continue
+        assert "(" in action.help, action.help
+        shown = action.help.rpartition("(")[2]
+        values = [getattr(row, action.dest) for row in (
+            train.Row(""), *train.TABLE_1, train.SAMPLE_ROW)
+                  ] if action.dest in train.VALUES else [action.default]
+        for value in values:
+            word = f"{value:g}" if isinstance(value, float) else str(value)
+            word = {"False": "", "None": ""}.get(word, word)
+            assert word in re.findall(r"[\w.+-]+(?:,\w+)*", shown) or not word, (
+                f"{action.option_strings[0]}: no {word} in {shown}")
+    for columns in ("80", "200"):
+        with unittest.mock.patch.dict(os.environ, COLUMNS=columns):
+            text = parser.format_help()
+        assert text.startswith("usage: python train.py ") and "docs/errata.md" in text
+        assert text.count("\n  python train.py ") == 3, "three examples"
+        assert max(map(len, text.splitlines())) <= 80
+
+
+def test_4_3_parse__help_of_the_tools_has_usage_and_examples_in_80_columns():
+    for module in (analyze, baseline, bench, export, predict, pretrain, table):
+        said, name = io.StringIO(), module.__name__.replace(".", "/")
+        with (contextlib.redirect_stdout(said), contextlib.suppress(SystemExit),
+              unittest.mock.patch.dict(os.environ, COLUMNS="80")):
+            module.main(["--help"])
+        lines = said.getvalue().splitlines()
+        assert lines[0].startswith(f"usage: python {name}.py "), lines[0]
+        assert max(map(len, lines)) <= 80, f"{name}: {max(lines, key=len)}"
 
 
 def test_4_3_parse__D11_sequential_takes_the_epochs_of_its_scores():
@@ -78,7 +116,12 @@ def test_4_3_parse__values_out_of_range_and_contradictions_are_refused():
             (["--lr", "inf"], ["--lr", "'inf'"]),
             (["--smart", "--smart-weight", "0", "--smart-eps", "1"], ["--smart-eps"]),
             (["--vaccine-beta", "1"], ["--option gvac"]),
-            (["--freeze", "--option", "gvac"], ["--freeze", "--option gvac"])):
+            (["--freeze", "--option", "gvac"], ["--freeze", "--option gvac"]),
+            (["--max-length", "4"], ["--max-length", "'4'"]),
+            (["--eval-every", "9", "--max-steps", "9"], ["--eval-every 9", "--max-steps"]),
+            (["--patience", "2", "--epochs", "3"], ["--patience 2", "--epochs 3"]),
+            (["--patience", "3", "--epochs", "3", "--para-first", "1"],
+             ["--patience 3", "--epochs 3"])):
         errors = io.StringIO()
         with contextlib.redirect_stderr(errors):
             try:

@@ -16,7 +16,7 @@ import smart
 import train
 from plumbing import machine, safetensors
 from plumbing.folder import content_digest, load_checkpoint
-from tests.checks import assert_close, assert_equal
+from tests.checks import assert_close, assert_equal, assert_one_line
 from tests.world import log_of, run_train, training_of
 
 SHORT = ("--batch-size", 20, "--epochs", 3)         # 2 updates an epoch, 6 in all
@@ -32,16 +32,16 @@ def run(*flags, steps=6):
 
 @contextlib.contextmanager
 def scored(**scores):
-    """Within this, dev scores are these, epoch by epoch.   -> θ at each dev evaluation"""
+    """Within this, dev scores are these, one by one.   -> θ at each dev evaluation"""
     original, thetas = train.Training.evaluate, []
+    number = len(next(iter(scores.values())))
 
     def evaluate(self, model, split):
         results = original(self, model, split)
-        if split == "dev" and len(thetas) < 3:
-            epoch = len(thetas)
-            thetas.append(self.flat.theta.clone())
+        if split == "dev" and len(thetas) < number:
             for name, values in scores.items():
-                results[name] = results[name][0], values[epoch]
+                results[name] = results[name][0], values[len(thetas)]
+            thetas.append(self.flat.theta.clone())
         return results
     with unittest.mock.patch.object(train.Training, "evaluate", evaluate):
         yield thetas
@@ -90,6 +90,66 @@ def test_4_4_best__r_counts_as_in_the_overall_score():
     with scored(sst=[.6, .5, .1], para=[.5] * 3, sts=[0.0, .15, 0.0]):
         assert_equal(run()[1]["epoch"], 1, mistakes={
             "r itself was averaged, not (r + 1) / 2": 2})
+
+
+# --- When dev is evaluated, and when it is enough ---
+
+def evaluations(out):
+    return [(line["step"], line["epoch"]) for line in log_of(out) if "dev" in line]
+
+
+def test_4_4_evaluations__also_within_an_epoch_and_the_best_of_all_is_kept():
+    with scored(sst=[.2, .9, .5, .1], para=[.5] * 4, sts=[0.0] * 4) as thetas:
+        out, result = run("--eval-every", 3)
+    assert_equal(evaluations(out), [(2, 1), (3, 2), (4, 2), (6, 3)], mistakes={
+        "--eval-every is ignored": [(2, 1), (4, 2), (6, 3)],
+        "an epoch's end has no evaluation": [(3, 2), (6, 3)],
+        "steps are counted from each epoch's start": [(2, 1), (4, 2), (6, 3)]})
+    assert_equal((result["step"], result["epoch"]), (3, 2), "update 3, in epoch 2")
+    status, _, errors = run_train(*SHORT, "--eval-every", 6, steps=9)
+    assert_one_line(status, errors, "--eval-every 6", "6 updates")
+    saved = safetensors.load(os.path.join(out, "best", "model.safetensors"))
+    assert_close(saved["heads.sts.layers.0.bias"], [thetas[1][-1].item()], 0,
+                 "best/ is not the model of update 3")
+
+
+def test_4_4_evaluations__training_does_not_notice_them():
+    flags = ("--smart", "--option", "gvac", "--dropout", .1)
+    steps = [[line for line in log_of(run(*flags, *more)[0]) if "lr" in line]
+             for more in ((), ("--eval-every", 1))]
+    assert_equal(*steps, "an evaluation changes what is trained after it")
+
+
+def test_4_4_evaluations__the_run_stops_when_patience_is_over():
+    # Dev: better, worse, better, worse, worse; 2 in a row come after the fifth.
+    with scored(sst=[.2, .1, .5, .5, .4, .9], para=[.5] * 6, sts=[0.0] * 6):
+        out, result = run("--epochs", 6, "--patience", 2, steps=12)
+    assert_equal([step for step, _ in evaluations(out)], [2, 4, 6, 8, 10], mistakes={
+        "--patience is ignored": [2, 4, 6, 8, 10, 12],
+        "all evaluations without a better score are counted, not those in a row":
+            [2, 4, 6, 8], "a tie counts as better": [2, 4, 6, 8, 10, 12],
+        "it stops one evaluation early": [2, 4, 6, 8]})
+    assert_equal((result["stopped"], result["epoch"]), ("--patience 2", 3))
+    assert os.path.exists(os.path.join(out, "predictions", "sts-test-output.csv"))
+    for flags, stopped in ((["--patience", 2, "--epochs", 9], "--max-steps 6"),
+                           (["--max-steps", 50], "--epochs 3")):
+        with scored(sst=[.2, .3, .5], para=[.5] * 3, sts=[0.0] * 3):
+            assert_equal(run(*flags)[1]["stopped"], stopped)
+
+
+def test_4_4_evaluations__with_eval_every_patience_counts_evaluations():
+    with scored(sst=[.5, .4, .3, .9], para=[.5] * 4, sts=[0.0] * 4):
+        out, result = run("--eval-every", 1, "--patience", 2)
+    assert_equal((evaluations(out), result["stopped"]),
+                 ([(1, 1), (2, 1), (3, 2)], "--patience 2"))
+
+
+def test_4_4_evaluations__paraphrase_first_does_not_try_patience():
+    # Epochs 1 to 3 are paraphrase's: 4 and 5 are the first that count.
+    with scored(sst=[.5] * 6, para=[.5] * 6, sts=[0.0] * 6):
+        out, _ = run("--para-first", 3, "--patience", 2, steps=12)
+    assert_equal([epoch for _, epoch in evaluations(out)], [1, 2, 3, 4, 5], mistakes={
+        "epochs on paraphrase alone count": [1, 2, 3]})
 
 
 def test_4_4_predictions__are_those_of_the_best_model():
@@ -259,17 +319,21 @@ def test_4_4_precision__a_small_eps_of_SMART_needs_float32():
 def test_4_4_checkpoint__restores_everything():
     flags = ("--option", "gvac", "--smart", "--dropout", ".1")
     a, plan = training_of(*flags)
+    a.scale = optim.LossScale(True)
+    a.scale.value, a.scale.finite_steps = 8.0, 5
     rows = a.rows
     for _ in range(2):
         batches = [{name: a.next_batch(name) for name in rows}]
         multitask.backward(a.flat, batches, a.loss, rows)
-        multitask.treat(a.flat, multitask.regions(a.flat), rows, a.treatment, 1.0, a.rng)
+        multitask.treat(a.flat, multitask.regions(a.flat), rows, a.treatment, 1.0, a.rng,
+                        scale=a.scale.value)
         a.optimizer.step()
         a.teacher.follow(a.flat.theta, .5)
     a.skipped = 3
     state = a.state()
     before = {name: content_digest(value) for name, value in state.items()}
     b, _ = training_of(*flags, "--seed", "5")
+    b.scale = optim.LossScale(True)
     for name, value in b.state().items():
         assert name == "random" or content_digest(value) != before[name], (
             f"{name} is the same from the start: this test would see nothing")
@@ -280,5 +344,5 @@ def test_4_4_checkpoint__restores_everything():
     b.flat.check_views()
     assert_equal(sorted(before), sorted(
         ["theta", "optimizer", "treatment", "teacher", "streams", "rng", "random",
-         "skipped"]))
+         "skipped", "scale"]))
     assert np.isfinite(b.treatment.target).all()

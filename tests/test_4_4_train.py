@@ -2,10 +2,12 @@
 
 import json
 import os
+import unittest.mock
 
 import numpy as np
 import torch
 
+import bert
 import data
 import heads
 import multitask
@@ -43,7 +45,7 @@ def test_4_4_train__every_other_flag_changes_the_result():
             (BASE, ["--vaccine-granularity", "layer"]),
             (BASE, ["--vaccine-granularity", "matrix"]),
             (BASE + ("--max-steps", 8), ["--vaccine-beta", 1]),
-            ((), ["--pool", "mean"]), ((), ["--clip", .1]),
+            ((), ["--pool", "mean"]), ((), ["--clip", .1]), ((), ["--max-length", 6]),
             ((), ["--clip", 0]), ((), ["--warmup", 1.0]), ((), ["--dropout", .4]),
             ((), ["--sst-loss", "mse"]), ((), ["--sts-loss", "ce"]),
             ((), ["--weight-decay", .1]), ((), ["--lr", .02]), ((), ["--seed", 1]),
@@ -133,6 +135,35 @@ def test_4_4_train__run_leaves_what_it_promises():
     dev = data.load(folder, model.tasks["sts"], "dev", tokenizer)
     _, score = heads.evaluate(model, model.tasks["sts"], dev, tokenizer)
     assert_close(score, result["dev"]["sts"], 1e-6)
+
+
+def test_4_4_train__max_length_cuts_in_training_evaluation_and_prediction():
+    # 7 ids: five words of a text, or two of each side of a joined pair.
+    encode = bert.BertModel.encode
+    for con, pair, cut in (
+            ([], ("a b c d e good", "bad"), ("a b c d e", "bad")),
+            (["--con"], ("a b good bad", "how what is the"), ("a b", "how what"))):
+        longest = {True: 0, False: 0}
+
+        def note(self, x, mask=None, longest=longest):
+            longest[self.training] = max(longest[self.training], x.shape[1])
+            return encode(self, x, mask)
+        with unittest.mock.patch.object(bert.BertModel, "encode", note):
+            status, out, errors = run_train("--max-length", 7, *con)
+        assert_equal(status, 0, errors)
+        assert_equal(longest, {True: 7, False: 7},
+                     "the longest row in training (True) and evaluation (False)")
+        model = heads.MultitaskBert.from_pretrained(os.path.join(out, "best"))
+        for task, texts in (("sst", ["a b c d e good bad", "a b c d e"]),
+                            ("para", [pair, cut])):
+            long, short = model.predict(task, texts, with_probabilities=True)[1]
+            assert_close(long, short, 0, "best/ has forgotten --max-length")
+            model.max_length = 40
+            long, short = model.predict(task, texts, with_probabilities=True)[1]
+            assert np.abs(long - short).max() > 0, "this test would see nothing"
+            model.max_length = 7
+    status, _, errors = run_train("--max-length", 41)
+    assert_one_line(status, errors, "--max-length", "5 to 40", "41")
 
 
 def test_4_4_train__logging_layers_changes_only_the_log():

@@ -7,7 +7,6 @@ import os
 import pathlib
 import signal
 import tempfile
-import time
 import types
 import unittest.mock
 import warnings
@@ -15,7 +14,7 @@ import warnings
 import torch
 
 from plumbing import folder as folders
-from plumbing import loop, machine, progress, sources
+from plumbing import loop, machine, sources
 from tests.checks import assert_close, assert_equal, assert_raises
 from tests.world import send
 
@@ -79,7 +78,7 @@ def test_run_checkpoint__its_digest_covers_every_number_and_name():
 
 def state_at(step):
     """What loop.Loop adds to a checkpoint."""
-    return {"step": step, "epochs": 0, "seconds": 0.0, "best": None}
+    return {"step": step, "parts": 0, "waited": 0, "seconds": 0.0, "best": None}
 
 
 def test_run_checkpoint__seconds_of_saving_go_on_after_a_resume():
@@ -265,7 +264,7 @@ def steps_of(folder, plan, every=100, stop_at=None):
     with contextlib.redirect_stderr(io.StringIO()), \
             loop.Loop(folder, dict, sum(map(len, plan)), every) as session:
         with contextlib.suppress(loop.Interrupted):
-            for epoch, steps in session.epochs(plan):
+            for epoch, steps in session.parts(plan):
                 for step, item in steps:
                     seen.append((epoch, step, item))
                     if step == stop_at:
@@ -280,18 +279,18 @@ def test_run_loop__steps_go_on_after_the_last_checkpoint():
         "items are not counted from their epoch's beginning": [
             (0, 0, "a"), (0, 1, "a"), (1, 2, "c"), (1, 3, "c"), (1, 4, "c")],
         "steps are counted anew in each epoch": [(0, 0, "a"), (0, 1, "b"), (1, 2, "e")]})
-    session = loop.Loop(FakeFolder({"step": 2, "epochs": 1}), dict, 5, 100)
-    assert_equal([epoch for epoch, _ in session.epochs(plan)], [1],
+    session = loop.Loop(FakeFolder({"step": 2, "parts": 1}), dict, 5, 100)
+    assert_equal([epoch for epoch, _ in session.parts(plan)], [1],
                  "a finished epoch, with its evaluation, is done again after a resume")
     for step, epochs, left in ((1, 0, 1), (2, 1, 2), (3, 1, 3), (2, 0, 2)):
-        found = steps_of(FakeFolder({"step": step, "epochs": epochs}), plan)
+        found = steps_of(FakeFolder({"step": step, "parts": epochs}), plan)
         assert_equal(found, every[left:], f"resumed after {step} steps")
 
 
 def test_run_loop__checkpoints_at_their_steps_at_epochs_ends_and_at_a_signal():
     folder = FakeFolder()
     steps_of(folder, ["abc", "de"], every=2)
-    assert_equal([(state["step"], state["epochs"]) for state in folder.written],
+    assert_equal([(state["step"], state["parts"]) for state in folder.written],
                  [(2, 0), (3, 1), (4, 1), (5, 2)], mistakes={
         "an epoch's end writes no checkpoint": [(2, 0), (4, 1)],
         "the epoch is not finished yet in its last checkpoint": [
@@ -301,6 +300,32 @@ def test_run_loop__checkpoints_at_their_steps_at_epochs_ends_and_at_a_signal():
                  "a signal ends the loop after the step in which it came")
     assert_equal([state["step"] for state in folder.written], [2],
                  "a signal writes a checkpoint")
+
+
+def test_run_loop__parts_end_at_every_nth_step_and_with_their_epoch():
+    assert_equal(loop.cut(["abc", "def", "g"], 2),
+                 [(0, "ab"), (0, "c"), (1, "d"), (1, "ef"), (2, "g")], mistakes={
+        "steps are counted from each epoch's start": [
+            (0, "ab"), (0, "c"), (1, "de"), (1, "f"), (2, "g")]})
+    assert_equal(loop.cut(["abc", "def"], 3), [(0, "abc"), (1, "def")])
+    assert_equal(loop.cut(["abc", "de"], None), [(0, "abc"), (1, "de")])
+
+
+def test_run_loop__patience_lasts_through_a_resume():
+    folder = FakeFolder()
+    session = loop.Loop(folder, dict, 5, 100, patience=2)
+    for _, steps in session.parts(["ab", "c", "de"]):
+        list(steps)
+        session.waited += 1         # no evaluation is better
+    assert_equal([(state["step"], state["waited"]) for state in folder.written],
+                 [(2, 1), (3, 2)], "it ends after two parts without a better model")
+    for state, left in zip(folder.written, (1, 0)):
+        session = loop.Loop(FakeFolder(state), dict, 5, 100, patience=2)
+        seen = 0
+        for _, steps in session.parts(["ab", "c", "de"]):
+            list(steps)
+            session.waited, seen = session.waited + 1, seen + 1
+        assert_equal(seen, left, "a resume forgets how many evaluations were no better")
 
 
 def test_run_loop__seconds_before_a_resume_are_counted():
@@ -330,45 +355,30 @@ def test_run_loop__divergence_is_told_apart_from_one_bad_step():
 
 # --- The generators ---
 
-def test_run_machine__a_GPUs_generators_are_saved_and_restored():
-    restored = []
-    with unittest.mock.patch.multiple(
-            torch.cuda, is_available=lambda: True, get_rng_state_all=lambda: "all of them",
-            set_rng_state_all=restored.append):
-        states = machine.random_states()
-        assert_equal(states.get("cuda"), "all of them",
-                     "the GPU's generators are not saved")
-        machine.set_random_states(states)
-    assert_equal(restored, ["all of them"], "the GPU's generators are not restored")
+def test_run_machine__a_GPUs_generator_is_saved_and_restored():
+    for module, name in ((torch.cuda, "cuda:1"), (torch.mps, "mps")):
+        restored, device = [], torch.device(name)
+        with unittest.mock.patch.multiple(
+                module, get_rng_state=lambda device: f"that of {device}",
+                set_rng_state=lambda *state: restored.append(state)):
+            states = machine.random_states(device)
+            assert_equal(states.get(device.type), f"that of {name}",
+                         "the GPU's generator is not saved")
+            machine.set_random_states(states, device)
+            # what a run on another machine has left lacks it
+            machine.set_random_states({"cpu": states["cpu"]}, device)
+        assert_equal(restored, [(f"that of {name}", device)],
+                     "the GPU's generator is not restored")
 
 
 def test_run_machine__the_CPUs_generator_is_saved_and_restored():
-    states = machine.random_states()
+    states = machine.random_states(torch.device("cpu"))
     first = torch.rand(3)
-    machine.set_random_states(states)
+    machine.set_random_states(states, torch.device("cpu"))
     assert_close(torch.rand(3), first, 0, "the CPU's generator is not restored")
 
 
-# --- What is shown ---
-
-def test_run_progress__clock_rounds_to_the_nearest_second():
-    assert_equal([progress.clock(s) for s in (0.4, 0.6, 59.6, 3599.7, 125)],
-                 ["0:00", "0:01", "1:00", "1:00:00", "2:05"], mistakes={
-        "seconds are rounded down": ["0:00", "0:00", "0:59", "59:59", "2:05"],
-        "seconds are rounded up": ["0:01", "0:01", "1:00", "1:00:00", "2:05"]})
-
-
-def test_run_progress__speed_is_that_of_this_process():
-    # Resumed after 90 of 100 steps; 5 more in 10 seconds: 0.5 a second, 10 s for the rest.
-    log, now = io.StringIO(), [1000.0]
-    with unittest.mock.patch.object(time, "monotonic", lambda: now[0]):
-        shown = progress.Progress(100, done=90, every=0.0, stream=log)
-        now[0] += 10
-        shown.show(95, "text")
-    assert "0.50 steps/s" in log.getvalue(), (
-        f"steps of an earlier process are counted: {log.getvalue()!r}")
-    assert "0:10 left" in log.getvalue(), f"the time left is wrong: {log.getvalue()!r}"
-
+# --- The log ---
 
 def test_run_json__numbers_that_are_not_finite_become_null():
     run = new_folder()

@@ -1,13 +1,11 @@
 """The folder of a run, and what it prints."""
 
 import hashlib
-import io
 import json
 import os
 import tempfile
 
 from plumbing import folder as folders
-from plumbing.progress import Progress, clock
 from tests import ROOT
 from tests.checks import assert_raises
 from tests.world import (
@@ -64,16 +62,6 @@ def test_run_folder__a_checkpoint_is_never_seen_half_written():
         folders.replace(path, fails)
     with open(path) as file:
         assert json.load(file) == [1]
-
-
-def test_run_folder__progress_tells_step_losses_speed_and_time_left():
-    log = io.StringIO()
-    progress = Progress(10, every=0.0, stream=log)
-    progress.show(4, "epoch 1  loss sst 1.234")
-    line = log.getvalue()
-    assert line.startswith("4/10  epoch 1  loss sst 1.234  ") and line.endswith(" left\n")
-    assert "steps/s" in line
-    assert [clock(s) for s in (5, 65, 3665)] == ["0:05", "1:05", "1:01:05"]
 
 
 def test_run_folder__every_name_in_the_log_is_in_docs():

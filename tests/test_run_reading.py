@@ -81,7 +81,7 @@ def forge(path, change):
 
 
 def test_run_reading__a_forged_checkpoint_is_refused_by_what_it_lacks():
-    for name, value in (("step", -1), ("metrics_bytes", 10 ** 30), ("epochs", "2"),
+    for name, value in (("step", -1), ("metrics_bytes", 10 ** 30), ("parts", "2"),
                         ("best", [1]), ("seconds", None), ("metrics_digest", 3)):
         out = stopped()
         forge(os.path.join(out, "last.pt"), lambda state, name=name, value=value:

@@ -88,11 +88,11 @@ def test_run_precision__the_choice_says_why_and_emulation_is_no_reason():
         def supported(including_emulation=True, native=native):
             return native or including_emulation
         with unittest.mock.patch("torch.cuda.is_bf16_supported", supported):
-            context, why = machine.choose_precision("auto", gpu)
-        assert (context is contextlib.nullcontext) == (not native)
+            _, why = machine.choose_precision("auto", gpu)
         assert why == ("bfloat16 autocast (this cuda has it)" if native else
-                       "float32 (this cuda has no bfloat16)")
+                       "float16 autocast (this cuda has no bfloat16)")
     assert machine.choose_precision("off", cpu)[1] == "float32 (given)"
     assert machine.choose_precision("bf16", cpu)[1] == "bfloat16 autocast (given)"
-    context, why = machine.choose_precision("auto", cpu, 1e-5)
-    assert context is contextlib.nullcontext and "--smart-eps 1e-05" in why
+    with unittest.mock.patch("torch.cuda.is_bf16_supported", lambda **_: True):
+        context, why = machine.choose_precision("auto", gpu, 9e-3)
+    assert context is contextlib.nullcontext and "--smart-eps 0.009" in why

@@ -1,12 +1,16 @@
 """Runs that are interrupted and resumed."""
 
+import contextlib
+import itertools
 import os
 import shutil
 import signal
 import tempfile
 import unittest.mock
 
+import data
 import heads
+import multitask
 from plumbing import loop
 from plumbing.folder import load_checkpoint
 from tests.checks import assert_one_line
@@ -24,6 +28,19 @@ from tests.world import (
 )
 
 
+@contextlib.contextmanager
+def during(name, module, number):
+    """Within this context the number-th call of a module's function gets a SIGTERM."""
+    original, calls = getattr(module, name), itertools.count(1)
+
+    def call(*args, **more):
+        if next(calls) == number:
+            send(signal.SIGTERM)
+        return original(*args, **more)
+    with unittest.mock.patch.object(module, name, call):
+        yield
+
+
 def test_run_resume__stopped_by_a_signal_it_goes_on_bit_for_bit():
     for number, status, steps in ((signal.SIGTERM, 143, (1, 5, 8)),
                                   (signal.SIGINT, 130, (5,))):
@@ -36,6 +53,31 @@ def test_run_resume__stopped_by_a_signal_it_goes_on_bit_for_bit():
             assert status_ == 0 and f"after update {step}" in output
             for name, content in uninterrupted().items():
                 assert files_of(out)[name] == content, f"{name} differs, stopped at {step}"
+
+
+def test_run_resume__between_evaluations_within_an_epoch_it_goes_on_bit_for_bit():
+    flags = (*HARD, "--eval-every", 3, "--patience", 4, "--max-length", 9)
+    whole = run_train(*flags, steps=12)[1]
+    for step in (2, 3, 7):
+        with signalled_at(step):
+            stopped, out, _ = run_train(*flags, "--checkpoint-every", 2, steps=12)
+        assert stopped == 143 and resume(out)[0] == 0
+        assert files_of(out) == files_of(whole), f"stopped at {step}"
+    with during("evaluate", heads, 2):          # the first evaluation within an epoch
+        stopped, out, _ = run_train(*flags, steps=12)
+    assert stopped == 143 and resume(out)[0] == 0
+    assert files_of(out) == files_of(whole), "stopped during an evaluation"
+
+
+def test_run_resume__after_its_patience_it_only_predicts():
+    flags = (*HARD, "--eval-every", 2, "--patience", 1, "--lr", 0)      # never better
+    whole = run_train(*flags, steps=12)[1]
+    with during("write_predictions", data, 2):
+        stopped, out, _ = run_train(*flags, steps=12)
+    assert stopped == 143
+    with unittest.mock.patch.object(multitask, "backward", None):       # no step is taken
+        assert resume(out)[0] == 0
+    assert files_of(out) == files_of(whole)
 
 
 def test_run_resume__a_second_ctrl_c_ends_the_process_at_once():

@@ -1,23 +1,22 @@
 """tools/analyze.py."""
 
+import dataclasses
+import itertools
 import json
 import math
 import os
+import re
 import shutil
-import sys
 import tempfile
+import time
 import unittest.mock
+import xml.etree.ElementTree
 
 import numpy as np
 
 import heads
-from tests.checks import (
-    assert_close,
-    assert_equal,
-    assert_one_line,
-    assert_raises,
-    skip_without,
-)
+from plumbing import folder as run_folder
+from tests.checks import assert_close, assert_equal, assert_one_line, assert_raises
 from tests.world import (
     analyzed,
     from_scratch,
@@ -25,9 +24,8 @@ from tests.world import (
     run_pretrain,
     run_tool,
     tiny_world,
-    write_file,
 )
-from tools import analyze, gradients, page
+from tools import analyze, chart, curves, page
 
 
 def dev_of(name, truth, predicted, probabilities=None, texts=None):
@@ -91,82 +89,6 @@ def test_tools_analyze__the_reports_examples_are_found_by_their_text():
     assert_equal(analyze.quoted({"para": found["para"]}), [], "no section without one")
 
 
-def test_tools_analyze__the_gradients_part_averages_what_was_logged():
-    path = os.path.join(analyzed(), "metrics.jsonl")
-    logged = [line for line in log_of(analyzed()) if "cos_sst_para" in line]
-    by_epoch, changes, layers = tables_of(gradients.gradients(
-        gradients.read_steps(path, ["sst", "para", "sts"])))
-    assert_equal([row[0] for row in by_epoch.rows], ["1", "2"], "a row an epoch")
-    for row, epoch in zip(by_epoch.rows, (1, 2)):
-        want = np.mean([line["treated_cos_sst_sts"] for line in logged
-                        if line["epoch"] == epoch])
-        assert_close(float(row[by_epoch.header.index("after: sst sts")]), want, 6e-4)
-    fired = {tuple(row[:2]): float(row[2]) for row in changes.rows}
-    assert_close(fired["para", "sts"], np.mean([line["acted_para_sts"] for line in logged]),
-                 .006)
-    assert_close(float(changes.rows[0][3]), logged[-1]["target_sst_para"], 6e-4)
-    by_layer = {row[0]: row for row in layers.rows}
-    want = np.mean([line["layers"]["layer 2"]["cos_sst_para"] for line in logged])
-    assert_close(float(by_layer["layer 2"][1]), want, 6e-4)
-    untreated = os.path.join(write_file('{"step": 1, "loss_sst": 1}\n', "m"), "m")
-    parts = gradients.gradients(gradients.read_steps(untreated, ["sst", "para", "sts"]))
-    assert "pcgrad" in parts[1].text
-
-
-def test_tools_analyze__a_method_of_weights_shows_what_it_has():
-    # No "acted" and no cosines after treatment: it weighs gradients and changes none.
-    line = {"step": 1, "epoch": 1, "cos_a_b": -.5, **{
-        f"{kind}_{task}": 2.0 for kind in ("norm", "coefficient") for task in "ab"}}
-    path = os.path.join(write_file(json.dumps(line) + "\n", "m.jsonl"), "m.jsonl")
-    steps = gradients.read_steps(path, ["a", "b"])
-    parts = gradients.gradients(steps)
-    assert "only weighs them" in parts[1].text and "a and b 1 (100.0%)" in parts[1].text
-    table, = tables_of(parts)
-    assert_equal((table.header, table.rows), (
-        ["epoch", "cos a b", "coeff. a", "coeff. b"], [["1", "-0.500", "2.00", "2.00"]]))
-
-
-def step_line(cosine, layer_cosine, tasks=("a_b", "c")):
-    """A line of metrics.jsonl with two tasks."""
-    a, b = tasks
-    line = {"step": 1, "epoch": 1, "acted": .5, f"cos_{a}_{b}": cosine,
-            f"treated_cos_{a}_{b}": .5, f"acted_{a}_{b}": 1.0, f"acted_{b}_{a}": 0.0,
-            "layers": {"layer 1": {f"cos_{a}_{b}": layer_cosine}}}
-    for name in tasks:
-        line.update({f"norm_{name}": 1.0, f"coefficient_{name}": 2.0})
-    return line
-
-
-def test_tools_analyze__a_conflict_is_a_negative_cosine_and_names_may_hold_underscores():
-    # Cosines -1, .5, .25, -.25 and .5: two of five. In the layer: one of five.
-    lines = [step_line(cosine, layer) for cosine, layer in
-             ((-1, .5), (.5, -1), (.25, .5), (-.25, .5), (.5, .5))]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    path = os.path.join(write_file(text, "metrics.jsonl"), "metrics.jsonl")
-    parts = gradients.gradients(gradients.read_steps(path, ["a_b", "c"]))
-    assert "a_b and c 2 (40.0%)" in parts[1].text
-    by_epoch, changes, layers = tables_of(parts)
-    assert_equal(by_epoch.rows, [["1", "+0.000", "+0.500", "2.00", "2.00", "0.50"]])
-    assert_equal(changes.rows, [["a_b", "c", "1.00"], ["c", "a_b", "0.00"]])
-    assert_equal(layers.rows, [["layer 1", "+0.200", "0.20"]])
-
-
-def test_tools_analyze__a_damaged_log_is_named_by_line():
-    good = step_line(.5, .5)
-    missing = {name: value for name, value in good.items() if name != "norm_c"}
-    no_layers = {name: value for name, value in good.items() if name != "layers"}
-    for bad, words in (
-            ("{", ["JSON"]), ("[1]", ["object"]), (json.dumps(missing), ["norm_c"]),
-            (json.dumps({**good, "acted": "yes"}), ["acted", "a number", "yes"]),
-            (json.dumps({**good, "epoch": None}), ["epoch", "null"]),
-            (json.dumps(no_layers), ["layers"]),
-            (json.dumps({**good, "layers": {"layer 1": 3}}), ["layer 1", "3"])):
-        folder = write_file(f"{json.dumps(good)}\n{bad}\n", "m.jsonl")
-        path = os.path.join(folder, "m.jsonl")
-        with assert_raises("m.jsonl, line 2: needed", *words):
-            gradients.read_steps(path, ["a_b", "c"])
-
-
 def test_tools_analyze__predictions_that_a_task_does_not_have_are_named():
     run = shutil.copytree(analyzed(), os.path.join(tempfile.mkdtemp(), "run"))
     for name, wrong in (("sst", "7"), ("sst", "-9223372036854775808"), ("para", "0.5")):
@@ -193,46 +115,217 @@ def test_tools_analyze__a_run_of_pre_training_is_refused():
     assert_one_line(status, errors, "pre-training", "train.py")
 
 
+def page_in(folder):
+    with open(os.path.join(folder, "analysis.html"), encoding="utf-8") as file:
+        return file.read()
+
+
 def test_tools_analyze__texts_cannot_command_the_terminal_or_the_page():
     sst = dev_of("sst", [4], [3], np.full((1, 5), .2), [("a \x1b[2J <b>\u202e film",)])
     parts = analyze.classes(sst)
     text = "\n".join(part.as_text() for part in parts)
     assert "\\x1b[2J <b>\\u202e film" in text and "\x1b" not in text
-    assert "&lt;b&gt;" in "".join(part.as_html({}) for part in parts)
+    assert "&lt;b&gt;" in "".join(part.as_html() for part in parts)
+    # Names in a log and flags reach titles, tips and legends too.
+    evil = "</title></svg><script>\x1b"
+    panel = chart.Panel(evil, evil, (0, 1), (0, 1), y_label=evil, x_ticks={0: evil})
+    panel.cell(0, 0, "none", evil)
+    panel.hits([0, 1], [evil])
+    figure = page.Figure("f", evil, [panel], [(0, evil)])
+    html = page.render(evil, [figure, page.Heading(evil), page.Legend([(1, evil)])])
+    xml.etree.ElementTree.fromstring(chart.sheet([panel], evil, [(0, evil)]))
+    assert "<script" not in html and html.count("</html>") == 1
 
 
-def test_tools_analyze__words_come_without_matplotlib():
-    out = tempfile.mkdtemp()
-    with unittest.mock.patch.dict(sys.modules, {"matplotlib": None,
-                                                "matplotlib.figure": None}):
-        status, output, errors = run_tool(analyze, analyzed(), "--out", out)
-    assert status == 0, errors
-    assert "pip install matplotlib" in output and "analysis.html" in output
-    for heading in ("SST", "Para", "STS", "The task gradients"):
-        assert f"\n{heading}\n---" in output
-    assert os.listdir(out) == ["analysis.html"]
-
-
-def test_tools_analyze__one_page_that_holds_its_figures():
-    skip_without("matplotlib")
+def test_tools_analyze__one_page_that_loads_nothing():
     out = tempfile.mkdtemp()
     status, output, errors = run_tool(analyze, analyzed(), "--out", out)
-    assert status == 0 and "matplotlib" not in output, errors
-    figures = {"figure1.png", "figure2.png", "figure3.png", "gradients.png", "layers.png"}
-    assert set(os.listdir(out)) == figures | {"analysis.html"}
-    with open(os.path.join(out, "analysis.html"), encoding="utf-8") as file:
-        text = file.read()
-    assert text.count('src="data:image/png;base64,') == text.count('src="') == 5
-    assert "://" not in text and "<link" not in text
+    assert status == 0, errors
+    names = {"loss", "dev", "rate", "figure1", "figure2", "figure3", "conflicts", "cosines",
+             "weights"}
+    assert_equal(set(os.listdir(out)), {f"{name}.svg" for name in names}
+                 | {"analysis.html"})
+    for name in names:          # each is a whole file by itself
+        xml.etree.ElementTree.parse(os.path.join(out, f"{name}.svg"))
+        assert f"{name}.svg]" in output
+    text = page_in(out)
+    assert "default-src 'none'" in text and "<script" not in text
+    for word in ("://", "<link", "<img", "src=", "href=", "url(", "@import"):
+        assert word not in text, f"{word} could load something"
+    for heading in ("Training", "SST", "Para", "STS", "Conflicts between tasks"):
+        assert f"<h2>{heading}</h2>" in text and f"\n{heading}\n---" in output
 
 
-def test_tools_analyze__needs_a_finished_run_and_its_data():
-    unfinished = tempfile.mkdtemp()
-    status, _, errors = run_tool(analyze, unfinished)
-    assert_one_line(status, errors, unfinished, "train.py")
-    shutil.copy(os.path.join(analyzed(), "args.json"), unfinished)
-    status, _, errors = run_tool(analyze, unfinished)
-    assert_one_line(status, errors, "--resume", unfinished)
+def test_tools_analyze__the_title_says_flags_and_data_and_not_the_folder():
+    run = curves.read_run(analyzed())
+    title = curves.title([run])
+    assert title.startswith("train.py --option gvac --con") and "--log-layers" in title
+    data_folder = os.path.basename(tiny_world()[0])
+    assert title.endswith(f", on {data_folder}") and "--out" not in title
+    other = dataclasses.replace(run, values={**run.values, "option": "rr", "lr": 2e-5,
+                                             "smart": True})
+    assert_equal(curves.labels([run, other]), [
+        "A: --option gvac, no --smart, --lr 0.01", "B: --option rr, --smart, --lr 2e-05"])
+    assert curves.title([run, other]).startswith("2 runs of train.py compared")
+
+
+def unfinished(lines=None, half=""):
+    """A copy of analyzed() as it is while it goes on: its log, and no result.
+
+    lines: how many of metrics.jsonl; half: the line that is just being written.
+    """
+    run = os.path.join(tempfile.mkdtemp(), "run")
+    os.mkdir(run)
+    shutil.copy(os.path.join(analyzed(), "args.json"), run)
+    with open(os.path.join(run, "metrics.jsonl"), "w") as file:
+        file.writelines(json.dumps(line) + "\n" for line in log_of(analyzed())[:lines])
+        file.write(half)
+    return run
+
+
+def test_tools_analyze__a_run_that_goes_on_can_be_looked_at():
+    run = unfinished(7, half='{"step": 8, "epo')
+    with open(os.path.join(run, "metrics.jsonl"), "rb") as file:
+        run_folder.lock(file)               # as the run does
+        status, output, errors = run_tool(analyze, run)
+    assert status == 0, errors
+    assert "Running after update 7, in epoch 1 of 2" in output
+    assert os.listdir(os.path.join(run, "analysis")) and "\nSST\n" not in output
+    status, output, errors = run_tool(analyze, run)
+    assert status == 0 and "Stopped after update 7" in output, errors
+    assert f"--resume {run}" in " ".join(output.split())
+    # Before the first line there are no curves yet, and no mistake either.
+    status, output, errors = run_tool(analyze, unfinished(0))
+    assert status == 0 and "Stopped before its first update" in output, errors
+    # In the middle of the log, or in a finished run, a broken line is a mistake.
+    status, _, errors = run_tool(analyze, unfinished(7, half='{"step": 8, "epo\n'))
+    assert_one_line(status, errors, "metrics.jsonl, line 8")
+
+
+def test_tools_analyze__watching_renews_the_page_until_the_end():
+    run, seen = unfinished(5), []
+
+    def later(seconds):         # instead of waiting: the run goes on, then ends
+        seen.append(page_in(os.path.join(run, "analysis")))
+        shutil.copy(os.path.join(analyzed(), "metrics.jsonl"), run)
+        if len(seen) == 2:
+            for name in ("result.json", "best", "predictions"):
+                source = os.path.join(analyzed(), name)
+                copy = shutil.copytree if os.path.isdir(source) else shutil.copy
+                copy(source, os.path.join(run, name))
+    with unittest.mock.patch.object(time, "sleep", later):
+        status, output, errors = run_tool(analyze, run, "--watch")
+    assert status == 0 and len(seen) == 2, errors
+    assert output.count("analysis.html") == 3 and output.endswith("finished\n")
+    updates = [re.search(r"after update (\d+)", text)[1] for text in seen]
+    assert_equal(updates, ["5", "20"])
+    assert all('http-equiv="refresh"' in text for text in seen)
+    assert "refresh" not in page_in(os.path.join(run, "analysis")), "no end of renewing"
+
+
+def test_tools_analyze__curves_are_means_of_what_was_logged():
+    # Bins (0, 2] and (2, 4]; the step that was skipped has no loss.
+    edges = np.array([0., 2, 4])
+    steps, values = np.array([1., 2, 3, 4]), np.array([1, 3, math.nan, 5])
+    assert_equal(curves.binned(steps, values, edges).tolist(), [2, 5])
+    low, high = curves.binned(steps, values, edges, mean=False)
+    assert_equal([low.tolist(), high.tolist()], [[1, 5], [3, 5]])
+    run = curves.read_run(analyzed())
+    tips = re.findall(r"<title>(step.+?)</title>", curves.curve(
+        [run], "loss_sst", "loss", curves.edges_of([run])).svg())
+    logged = [line["loss_sst"] for line in log_of(analyzed()) if "loss_sst" in line]
+    assert_equal(tips, [f"step {k}: {chart.short(value)}"
+                        for k, value in enumerate(logged, 1)])
+    table = curves.by_epoch(run, curves.names_of([run]))[0]
+    assert_close(float(table.rows[0][1]), np.mean(logged[:10]), 6e-4)
+    assert_equal([row[0] for row in table.rows], ["1", "2"])
+    _, dev = [line["dev"] for line in log_of(analyzed()) if "dev" in line]
+    assert_close(float(table.rows[1][-1]), dev["overall"], 6e-4)
+    assert curves.curve([run], "smooth_sst", "R_s", edges) is None, "no empty panels"
+
+
+def test_tools_analyze__several_runs_share_one_page_and_one_legend():
+    out, other = tempfile.mkdtemp(), unfinished(9)
+    status, output, errors = run_tool(analyze, analyzed(), other, "--out", out)
+    assert status == 0, errors
+    text = page_in(out)
+    assert_equal(text.count('class="legend sticky"'), 1)
+    loss = re.search(r'aria-label="loss, SST".+?</svg>', text, re.DOTALL)[0]
+    assert "line s0" in loss and "line s1" in loss and "A  " in loss and "B  " in loss
+    rows = [line.split() for line in output.splitlines() if re.match("  +[AB] ", line)]
+    dev = log_of(analyzed())[-1]["dev"]
+    assert_close(sorted(map(float, rows[0][1:5])), sorted(
+        run_folder.reading.read_json(os.path.join(analyzed(), "result.json"),
+                                     {})["dev"].values()), 6e-4)
+    assert len(dev) == 4 and rows[1][-2:] == ["9", "run"]
+    assert "B: Stopped after update 9" in output and "\nSST\n" not in output
+
+
+def test_tools_analyze__evaluations_within_an_epoch_are_drawn_by_step():
+    run = curves.read_run(analyzed())
+    assert ">epoch<" in curves.dev_curve([run], "sst", "dev").svg()
+    run.lines.append((99, {"step": 20, "epoch": 2, "dev": {"sst": .5, "overall": .5}}))
+    run.lines.insert(3, (99, {"step": 3, "epoch": 1, "dev": {"sst": .25, "overall": .5}}))
+    panel = curves.dev_curve([run], "sst", "dev").svg()
+    assert ">step<" in panel and "<title>step 3: 0.25</title>" in panel
+
+
+def test_tools_analyze__lines_can_be_told_apart_in_grey_and_by_the_color_blind():
+    def linear(color):
+        part = np.array([int(color[i:i + 2], 16) for i in (1, 3, 5)]) / 255
+        return np.where(part <= .04045, part / 12.92, ((part + .055) / 1.055) ** 2.4)
+
+    def lab(rgb):
+        white = np.array([.9505, 1, 1.089])
+        x = np.array([[.4124, .3576, .1805], [.2126, .7152, .0722],
+                      [.0193, .1192, .9505]]) @ rgb / white
+        f = np.where(x > .008856, np.cbrt(x), 7.787 * x + 16 / 116)
+        return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+    # Deuteranopia, protanopia [Machado et al. 2009].
+    blind = [np.eye(3),
+             np.array([[.367322, .860646, -.227968], [.280085, .672501, .047413],
+                       [-.011820, .042940, .968881]]),
+             np.array([[.152286, 1.052583, -.204868], [.114503, .786281, .099216],
+                       [-.003882, -.048116, 1.051998]])]
+    for theme in (0, 1):
+        def light(name, theme=theme):
+            return linear(chart.COLORS[name][theme]) @ [.2126, .7152, .0722] + .05
+        for name, least in (("ink", 7), ("soft", 4.5), *((f"s{k}", 3) for k in range(6))):
+            contrast = light(name) / light("paper")
+            assert max(contrast, 1 / contrast) >= least, (name, theme)
+        for eye in blind:
+            seen = [lab(np.clip(eye @ linear(chart.COLORS[f"s{k}"][theme]), 0, 1))
+                    for k in range(6)]
+            for k, m in itertools.combinations(range(6), 2):
+                assert np.linalg.norm(seen[k] - seen[m]) > (18 if m < 3 else 12), (k, m)
+    # Without any color there are the dashes, and in cells the sign.
+    dashes = [chart.DASHES[k % len(chart.DASHES)] for k in range(5)]
+    assert_equal(len(set(dashes)), 5)
+    looks = {(k % chart.LINES, k % len(chart.DASHES)) for k in range(30)}
+    assert_equal(len(looks), 30, "each of 30 lines has a look of its own")
+    assert_equal([chart.sign(look)[:1] for look in ("minus", "plus weak", "none")],
+                 [("−",), ("+",), ()])
+
+
+def test_tools_analyze__axes_have_round_numbers():
+    assert_equal(chart.ticks(0, 744), [0, 200, 400, 600])
+    assert_equal(chart.ticks(-.03, .02), [-.02, 0, .02])
+    assert_equal(chart.log_ticks(.0008, 2), [.001, .01, .1, 1])
+    assert_equal(chart.log_ticks(.2, 4), [.3, 1, 3])
+    assert_equal(chart.log_ticks(2, 6), [2, 5])
+    assert_equal([chart.number(x) for x in (.25, 12000, 2e-5)], ["0.25", "12000", "2e-5"])
+    panel = chart.Panel("", "", (0, 10), (1, 100), log=True)
+    # 1 and 100 are the ends of the axis, so 10 is in the middle.
+    assert_close(panel.up(10), (panel.up(1) + panel.up(100)) / 2, 1e-9)
+
+
+def test_tools_analyze__needs_a_run_and_its_data():
+    empty = tempfile.mkdtemp()
+    status, _, errors = run_tool(analyze, empty)
+    assert_one_line(status, errors, empty, "train.py")
+    shutil.copy(os.path.join(analyzed(), "args.json"), empty)
+    status, _, errors = run_tool(analyze, empty)
+    assert_one_line(status, errors, os.path.join(empty, "metrics.jsonl"))
     other = tempfile.mkdtemp()
     for name in os.listdir(tiny_world()[0]):
         if name.endswith(".csv"):

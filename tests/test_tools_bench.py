@@ -1,5 +1,7 @@
 """tools/bench.py."""
 
+import dataclasses
+import functools
 import os
 import pathlib
 import tempfile
@@ -15,7 +17,7 @@ import smart
 from tests import ROOT
 from tests.checks import assert_close, assert_equal
 from tests.world import SMALL, gram_of, run_tool, tiny_world
-from tools import bench, timing
+from tools import bench, memory, timing
 
 
 def test_tools_bench__both_sides_of_surgery_and_vaccine_compute_the_same():
@@ -85,6 +87,33 @@ def test_tools_bench__a_roofline_is_operations_over_speed_plus_bytes_over_bandwi
     assert_close(machine.roofline(config, 500, timing.FLOAT32, 100), .5 + 2)
 
 
+def test_tools_bench__a_ring_of_processes_adds_up():
+    # Of three, each sends two of its thirds twice: 4/3 of 9 bytes.
+    assert_close(timing.sent(9, 3), 12)
+    assert timing.all_reduce(2, 1000, 1) > 0
+
+
+def test_tools_bench__the_arithmetic_of_the_page_on_scaling():
+    text = pathlib.Path(ROOT, "docs", "scaling.md").read_text(encoding="utf-8")
+    table = text.partition("<!-- arithmetic -->")[2].partition("<!-- end -->")[0]
+    base, P, checked = bert.BertConfig(), 109.5e6, 0
+    computing = 6 * timing.matrix_parameters(base) * 3 * 16 * 64 / 100e12
+    assert f"{1e3 * computing:.1f} ms a step" in text
+    for row in table.strip().splitlines()[3:]:
+        N, speed, *cells = (cell.strip() for cell in row.strip("|").split("|"))
+        expected = []
+        for K in (1, 3):
+            size = timing.sent(4 * K * P, int(N))
+            expected += [f"{size / 1e9:.2f}", f"{1e3 * size / float(speed) / 1e9:.1f}"]
+        sending = size / float(speed) / 1e9
+        expected.append(f"{computing / (computing + sending):.0%}")
+        assert_equal(cells, expected)
+        for times in (3, 4):        # SMART; four accumulated batches
+            assert f"{times * computing / (times * computing + sending):.0%}" in text
+        checked += 1
+    assert_equal(checked, 2)
+
+
 def test_tools_bench__our_side_takes_the_step_of_train():
     folder, weights = tiny_world()
     with unittest.mock.patch.object(bench, "BATCH_SIZE", 4):
@@ -101,3 +130,38 @@ def test_tools_bench__our_side_takes_the_step_of_train():
 def test_tools_bench__words_that_name_no_measurement_are_refused():
     _, _, errors = run_tool(bench, "nonsense")
     assert "nonsense" in errors and "adamw" in errors
+
+
+def test_tools_bench__activations_of_any_shape_follow_from_four_counts():
+    # Counted on one and two layers with one and two rows; looked at with four and five.
+    folder, weights = tiny_world()
+    setup = bench.Setup(folder, weights, "cpu")
+    config = dataclasses.replace(setup.shapes["weights"], num_hidden_layers=4)
+    for case in memory.CASES.values():
+        for precision in (timing.FLOAT32, timing.BFLOAT16):
+            make = functools.partial(bench.ours_of, setup, case, precision)
+            ours = make(config)
+            counted = memory.saved_bytes(ours, memory.batch_of(5, 12, setup.device))
+            assert counted > 1000
+            assert_close(memory.activations(make, config, rows=5, length=12) / counted, 1,
+                         .01, f"{case.flags}, {precision.name}")
+            numbers = memory.numbers(config, case, setup.tokenizer)
+            assert_equal(numbers["θ"], ours.flat.theta.nbytes)
+            assert_equal(numbers["G"], ours.flat.G.nbytes)
+            assert_equal("θ̃" in numbers, ours.training.teacher is not None)
+
+
+def test_tools_bench__memory_says_which_gpu_has_room():
+    def line(computed, measured=None):
+        return timing.Memory("S", "rr", "float32", computed, {"θ": computed}, measured)
+    assert_equal([line(size).fits for size in (4.5, 4.6, 6.4, 13, 20, 21)],
+                 [6, 8, 16, 16, 24, None])       # 1.1 times as much, and 1 GB
+    result = timing.Result("M", 3, {"memory": [line(4.0, 4.2), line(30.0)],
+                                    "a": [timing.Line("a", "x", .5, 2.0, 5.0, 1.0)]}, {})
+    table = result.markdown()
+    assert "| S | rr | float32 | 4.00 | θ 4.00 | 4.20 (1.05) | 6 GB |" in table
+    assert "| 30.00 | θ 30.00 |  | none of these |" in table
+    assert "| a | x | 2 | 5 | 0.40 |" in table
+    path = os.path.join(tempfile.mkdtemp(), "bench")
+    result.write(path)
+    assert_equal(timing.Result.read(path + ".json"), result)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import unittest.mock
@@ -97,6 +98,30 @@ def test_tools_table__after_an_interruption_it_continues_and_keeps_finished_runs
     assert len(started) == 1, "other flags, another run"
 
 
+def test_tools_table__each_run_says_which_it_is_and_how_long_the_rest_takes():
+    output, _ = run_table("--rows", "3,6", "--seeds", 2, "--max-steps", 2, "--runs",
+                          tempfile.mkdtemp())
+    found = re.findall(r"^run (\d) of 8(, about [\d:]+ left)?: (.+), seed (\d)$", output,
+                        re.MULTILINE)
+    assert_equal([(number, seed) for number, _, _, seed in found], [
+        (str(i), str(int(i > 4))) for i in range(1, 9)])
+    assert_equal([bool(left) for _, left, _, _ in found], [False] + [True] * 7)
+    # Finished: 60 and 120 s of one row, 30 s of another. Left: 90 + 30 + (60+120+30) / 3.
+    runs = [table.Run(results.ROWS[row], 0, [], write_file(json.dumps(
+        {"dev": {}, "seconds": took}), "result.json") if took else "nowhere", [], None)
+        for row, took in ((3, 60), (3, 120), (4, 30), (3, 0), (4, 0), (5, 0))]
+    assert_equal(table.time_left(runs), ", about 3:10 left")
+    assert_equal(table.time_left(runs[3:]), "")
+
+
+def test_tools_table__what_a_run_prints_takes_the_place_of_its_progress_line():
+    output, errors = io.StringIO(), io.StringIO()
+    errors.isatty = lambda: True
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        table.copy_output(["a banner\n", "epoch 1: dev\n"], ["a banner"])
+    assert_equal((output.getvalue(), errors.getvalue()), ("epoch 1: dev\n", "\r\x1b[J"))
+
+
 def test_tools_table__its_numbers_are_those_of_the_runs():
     runs, columns = tempfile.mkdtemp(), ("sst", "para", "sts")
     run_table("--rows", "3,6", "--seeds", 2, "--max-steps", 3, "--runs", runs, "--name",
@@ -184,7 +209,7 @@ def test_tools_table__a_trial_has_its_own_name_and_says_once_that_it_is_the_samp
         output, _ = run_table("--rows", "2,6", "--seeds", 1, "--max-steps", 2, "--runs",
                               runs)
     assert_equal(output.count(sources.SAMPLE_NOTE.splitlines()[0]), 1)
-    assert "\nrun 1 of 2: Sequential" in output and "\nrun 2 of 2: Gradient" in output
+    assert "\nrun 1 of 2: Sequential" in output and "\nrun 2 of 2, about 0:" in output
     assert_equal([name for name in os.listdir(runs) if name.endswith(".md")],
                  [f"table2-{os.path.basename(world)}-weights-2-steps.md"])
 

@@ -75,32 +75,38 @@ def gram_of(gradients):
     return gradients @ gradients.T
 
 
+ROWS = {"a": 0, "b": 1}        # the toy tasks' rows of G
+
+
 def toy(rows=2):
     """Two tasks with a shared vector w and a head each.   -> (flat, loss_fn)
 
-    task k: loss = scale · (w · a_k + b_k · h_k), where the batch is the scale,
-    a = (1, 0), (-1, 1) and b = 3, 5.
+    Tasks "a" and "b": loss = scale · (w · c + s · h), where the batch is the scale, c is
+    (1, 0) for "a" and (-1, 1) for "b", s 3 and 5.
     """
     import optim
-    a = torch.tensor([[1.0, 0.0], [-1.0, 1.0]])
     w = torch.nn.Parameter(torch.zeros(1, 2))
     h = [torch.nn.Parameter(torch.zeros(1, 1)) for _ in range(2)]
+    own = {"a": (torch.tensor([1.0, 0]), 3.0, h[0]),
+           "b": (torch.tensor([-1.0, 1]), 5.0, h[1])}
     flat = optim.FlatParameters([optim.Block("shared", {"w": w}),
-                                 optim.Block("head 0", {"h0": h[0]}, shared=False),
-                                 optim.Block("head 1", {"h1": h[1]}, shared=False)], rows)
+                                 optim.Block("head a", {"h_a": h[0]}, shared=False),
+                                 optim.Block("head b", {"h_b": h[1]}, shared=False)], rows)
 
     def loss_fn(task, batch):
-        loss = batch * (w[0] @ a[task] + (3.0, 5.0)[task] * h[task][0, 0])
+        c, s, head = own[task]
+        loss = batch * (w[0] @ c + s * head[0, 0])
         return loss, {"loss": loss.detach()}
     return flat, loss_fn
 
 
-def toy_step(treatment, micro_batches=({0: 1.0, 1: 1.0},), clip=0.0, granularity="model"):
+def toy_step(treatment, micro_batches=({"a": 1.0, "b": 1.0},), clip=0.0,
+             granularity="model"):
     """backward() and treat() on the toy problem.   -> (flat, what treat() returned)"""
     import multitask
     flat, loss_fn = toy()
-    multitask.backward(flat, list(micro_batches), loss_fn, {0: 0, 1: 1})
-    treated = multitask.treat(flat, multitask.regions(flat, granularity), {0: 0, 1: 1},
+    multitask.backward(flat, list(micro_batches), loss_fn, ROWS)
+    treated = multitask.treat(flat, multitask.regions(flat, granularity), ROWS,
                               treatment, clip, np.random.default_rng(0))
     return flat, treated
 

@@ -1,24 +1,27 @@
-"""Section 5 of the report, for any finished run: its errors, and what its gradients did.
+"""What a run did: curves while it goes on, and section 5 of the report when it is finished.
 
-    python tools/analyze.py RUN [--data DIR] [--out DIR]
+    python tools/analyze.py RUN [RUN …] [--watch] [--data DIR] [--out DIR]
 
+    4.4    tools/curves.py: losses, dev scores, learning rate, SMART's terms; several runs
     5      classes(): confusion matrix, how often off by 1, 2, …        (Figure 1: SST)
     5      binary(): false positives and negatives, the score           (Figure 2: para)
     5      graded(): errors, their mean, sd and skew                    (Figure 3: STS)
     5      quoted(): the examples that the report quotes
-    3.3    tools/gradients.py: the task gradients over training, and by layer
+    3.3    tools/gradients.py: which task gradients conflict, and what is chance
 
 Everything is about dev. It is printed as text, and written with figures to
-RUN/analysis/analysis.html and PNG files beside it; only the figures need matplotlib.
+RUN/analysis/analysis.html, with an SVG file for each figure beside it.
 
 An error is truth minus prediction, so that above 0 the model "underpredicts" (D17).
 D15: Figure 1 is captioned STS in the report and shows SST.
 """
 
 import dataclasses
+import math
 import os
 import re
 import sys
+import time
 import warnings
 
 import numpy as np
@@ -27,10 +30,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import data
 import heads
-import multitask
-from plumbing import command, flags, folder, machine, reading
+from plumbing import command, machine, reading, safetensors
 from plumbing.console import printable
-from tools import page
+from tools import chart, curves, page
 from tools.gradients import gradients, read_steps
 from tools.page import Figure, Heading, Paragraph, Table, share
 
@@ -147,12 +149,12 @@ def remark(dev):
     return f" (The report: {said}.)" if said else ""
 
 
-def figure(dev, draw):
+def figure(dev, panels, legend=()):
     """The task's figure, under its number in the report where it has one."""
     number, caption = FIGURES.get(dev.task.name), f"rrors on {dev.task.heading}, dev"
     if number:
-        return Figure(f"figure{number}", f"Figure {number}: e{caption}", draw)
-    return Figure(f"errors_{dev.task.name}", f"E{caption}", draw)
+        return Figure(f"figure{number}", f"Figure {number}: e{caption}", panels, legend)
+    return Figure(f"errors_{dev.task.name}", f"E{caption}", panels, legend)
 
 
 def named(task, label):
@@ -162,13 +164,15 @@ def named(task, label):
 
 
 def examples(dev, order, name, values):
-    """A table of examples: truth, prediction, a value [N] with its name, text."""
+    """A table of examples: truth, prediction, a value [N] or None with its name, text."""
     def row(i):
         predicted = (f"{dev.predicted[i]:.0f}" if dev.task.whole_labels
                      else f"{dev.predicted[i]:.3f}")
-        return [f"{dev.truth[i]:g}", predicted, f"{values[i]:.3f}",
+        return [f"{dev.truth[i]:g}", predicted,
+                *([] if values is None else [f"{values[i]:.3f}"]),
                 "  |  ".join(printable(text.strip()) for text in dev.texts[i])]
-    return Table(["truth", "predicted", name, "text"], [row(i) for i in order])
+    return Table(["truth", "predicted", *([] if values is None else [name]), "text"],
+                 [row(i) for i in order])
 
 
 def worst_and_best(dev, sure, name, values):
@@ -178,8 +182,13 @@ def worst_and_best(dev, sure, name, values):
     best = [i for i in np.argsort(-sure, kind="stable") if not size[i]][:EXAMPLES]
     first = "the largest errors first, of these the surest" if dev.task.ordered else (
         "the surest first")
-    return [Paragraph(f"Worst, {first}:"), examples(dev, worst, name, values),
-            Paragraph("Best:"), examples(dev, best, name, values)]
+    if values is None:      # nothing says how sure it is: the file's order
+        first = "the largest errors first" if dev.task.ordered else "the first in the file"
+    surest = "the first in the file" if values is None else "the surest first"
+    return [*([Paragraph(f"Worst, {first}:"), examples(dev, worst, name, values)]
+              if worst else []),
+            *([Paragraph(f"Right, {surest}:"), examples(dev, best, name, values)]
+              if best else [])]
 
 
 def classes(dev):
@@ -198,28 +207,13 @@ def classes(dev):
     sure = (np.zeros(N) if dev.probabilities is None
             else dev.probabilities.max(-1).astype(np.float64))
     right = np.diagonal(counts) / np.maximum(1, number)
-
-    def draw(figure):
-        left, second = figure.subplots(1, 2)
-        left.imshow(counts, cmap="Greys", vmax=1.4 * counts.max())
-        for (i, j), count in np.ndenumerate(counts):
-            left.text(j, i, str(count), ha="center", va="center",
-                      color="white" if count > .8 * counts.max() else "black")
-        ticks = {"xticks": range(K), "xticklabels": labels}
-        left.set(xlabel="predicted class", ylabel="true class", title="confusion matrix",
-                 yticks=range(K), yticklabels=labels, **ticks)
-        if task.ordered:
-            sizes = np.arange(1 - K, K)
-            bars = second.bar(sizes, [(error == size).sum() for size in sizes], color=".6",
-                              edgecolor="black")
-            second.set(xlabel="error: truth - prediction, in classes", ylabel="examples",
-                       xticks=sizes, title="errors")
-        else:
-            bars = second.bar(range(K), right.round(2), color=".6", edgecolor="black")
-            second.set(xlabel="true class", ylabel="share that is right", ylim=(0, 1),
-                       title="right by class", **ticks)
-        second.bar_label(bars)
-        second.margins(y=.12)
+    if task.ordered:
+        sizes = np.arange(1 - K, K)
+        bars = [((error == size).sum(), f"{size:+d}" if size else "0") for size in sizes]
+        panel = bars_of("errors", "error: truth - prediction, in classes", bars, "examples")
+    else:
+        panel = bars_of("right by class", "true class",
+                        [(value, label) for value, label in zip(right, labels)], "share")
 
     words = f"Of {N} examples {share(off[0], N)} are right"
     if task.ordered:
@@ -234,9 +228,32 @@ def classes(dev):
     return [
         Heading(task.heading), Paragraph(words + remark(dev)),
         Table(["true class", *(f"predicted {label}" for label in labels)],
-              [[name, *map(str, row)] for name, row in zip(names, counts)]),
-        figure(dev, draw),
-        *worst_and_best(dev, sure, "p", sure)]
+              [[name, *map(str, row)] for name, row in zip(names, counts)],
+              [[0, *row] for row in counts / np.maximum(1, number)[:, None]]),
+        figure(dev, [panel]),
+        *worst_and_best(dev, sure, "p", None if dev.probabilities is None else sure)]
+
+
+def bars_of(title, x_label, bars, unit):
+    """A panel with a bar for each (height, its label)."""
+    heights = [float(height) for height, _ in bars]
+    top = 1.15 * (max(heights) or 1)
+    panel = chart.Panel(title, x_label, (-.6, len(bars) - .4), (0, top), y_label=unit,
+                        x_ticks={k: str(label) for k, (_, label) in enumerate(bars)})
+    for k, (height, label) in enumerate(bars):
+        shown = f"{height:.2f}" if isinstance(height, float) else f"{height}"
+        panel.bar(k, .7, height, f"{label}: {shown} {unit}", label=shown)
+    return panel
+
+
+def histogram(panel, edges, values, classes="bar", side=0, words=""):
+    """Bars of counts in a panel; side: 0, or -1 and 1 for the halves of two groups."""
+    counts, width = np.histogram(values, edges)[0], edges[1] - edges[0]
+    for low, count in zip(edges, counts):
+        if count:
+            panel.bar(low + width * (.5 + .22 * side), width * (.42 if side else .9), count,
+                      f"{words}{chart.short(low)} to {chart.short(low + width)}: "
+                      f"{count} examples", classes)
 
 
 def binary(dev):
@@ -248,37 +265,32 @@ def binary(dev):
     if p is not None:
         p = (p[:, 1] if p.ndim == 2 else p).astype(np.float64)      # [N]: of the label 1
 
-    def draw(figure):
-        left, right = figure.subplots(1, 2)
-        bars = left.bar(["false positives", "false negatives"], [positive, negative],
-                        color=["white", ".5"], edgecolor="black", width=.6)
-        bars[0].set_hatch("///")
-        left.bar_label(bars)
-        left.set(ylabel="examples", title="errors")
-        left.margins(y=.12)
-        if p is None:
-            right.remove()
-            return
-        _, _, bars = right.hist([p[~true], p[true]], bins=np.linspace(0, 1, 21),
-                                color=["white", ".5"], edgecolor="black", label=[no, yes])
-        for bar in bars[0]:
-            bar.set_hatch("///")
-        right.axvline(.5, color="black", linestyle="--")
-        right.set(xlabel=f"predicted probability of {yes}", ylabel="examples",
-                  title="score")
-        right.margins(y=.4)             # room for the legend
-        right.legend(title="truth", loc="upper center", ncols=2)
+    panels, legend = [bars_of("errors", "", [(positive, "false positives"),
+                                            (negative, "false negatives")],
+                              "examples")], []
+    if p is not None:
+        edges = np.linspace(0, 1, 21)
+        most = max(np.histogram(p[group], edges)[0].max() for group in (true, ~true))
+        score = chart.Panel("score", f"predicted probability of {yes}", (0, 1),
+                            (0, 1.1 * max(1, most)), y_label="examples")
+        histogram(score, edges, p[~true], "open", -1, f"truth {no}, p ")
+        histogram(score, edges, p[true], "bar", 1, f"truth {yes}, p ")
+        score.rule(x=.5)
+        panels.append(score)
+        legend = [("open", f"score where the truth is {no}"),
+                  ("bar", f"where it is {yes}")]
 
     words = (f"Of {len(true)} examples {share((~wrong).sum(), len(true))} are right. False "
              f"positives: {share(positive, (~true).sum())} of the {(~true).sum()} that are "
              f"{no}; false negatives: {share(negative, true.sum())} of the {true.sum()} "
              f"that are {yes}.")
     if p is not None and true.any() and not true.all():
-        words += (f" Mean probability of {yes}: {p[~true].mean():.3f} and "
-                  f"{p[true].mean():.3f}.")
+        words += (f" Mean probability of {yes}: {p[~true].mean():.3f} where it is {no}, "
+                  f"{p[true].mean():.3f} where it is {yes}.")
     shown = np.zeros(len(true)) if p is None else p
-    return [Heading(dev.task.heading), Paragraph(words + remark(dev)), figure(dev, draw),
-            *worst_and_best(dev, np.abs(shown - .5), "p", shown)]
+    return [Heading(dev.task.heading), Paragraph(words + remark(dev)),
+            figure(dev, panels, legend),
+            *worst_and_best(dev, np.abs(shown - .5), "p", None if p is None else shown)]
 
 
 def moments(error):
@@ -293,27 +305,30 @@ def graded(dev):
     mean, sd, skew = moments(error)
     order = np.argsort(np.abs(error), kind="stable")
 
-    def draw(figure):
-        left, right = figure.subplots(1, 2)
-        edges = np.histogram_bin_edges(error, 30)
-        left.hist(error, bins=edges, color=".8", edgecolor="black")
-        x = np.linspace(edges[0], edges[-1], 200)
-        if sd > 0:
-            left.plot(x, N * (edges[1] - edges[0]) / (sd * np.sqrt(2 * np.pi))
-                      * np.exp(-((x - mean) / sd) ** 2 / 2), color="black",
-                      label="normal, same mean and sd")
-        left.axvline(mean, color="black", linestyle="--", label=f"mean {mean:+.2f}")
-        left.set(xlabel="error: truth - prediction", ylabel="examples", title="errors")
-        left.margins(y=.25)
-        left.legend(fontsize="small")
-        right.plot(dev.truth, dev.predicted, ".", color="black", markersize=4, alpha=.35,
-                   markeredgewidth=0)
-        ends = [dev.task.lowest, dev.task.highest]
-        right.plot(ends, ends, color="black", linestyle="--", label="no error")
-        label = dev.task.label
-        right.set(xlabel=f"true {label}", ylabel=f"predicted {label}",
-                  title="predicted and true")
-        right.legend(fontsize="small")
+    edges = np.histogram_bin_edges(error, 30)
+    most = np.histogram(error, edges)[0].max()
+    errors = chart.Panel("errors", "error: truth - prediction", (edges[0], edges[-1]),
+                         (0, 1.15 * most), y_label="examples")
+    histogram(errors, edges, error, "open")
+    if sd > 0:
+        x = np.linspace(edges[0], edges[-1], 100)
+        errors.line(x, N * (edges[1] - edges[0]) / (sd * np.sqrt(2 * np.pi))
+                    * np.exp(-((x - mean) / sd) ** 2 / 2), 1)
+    errors.rule(x=mean)
+    label, ends = dev.task.label, (dev.task.lowest, dev.task.highest)
+    both = chart.Panel(f"predicted {label} (up) and true", f"true {label}",
+                       chart.wide(*ends), chart.wide(
+                           min(ends[0], dev.predicted.min()),
+                           max(ends[1], dev.predicted.max())))
+    both.line(ends, ends, 1)
+    both.dots(dev.truth, dev.predicted)
+    tenths = np.linspace(*ends, 11)
+    bins = np.clip(np.searchsorted(tenths, dev.truth) - 1, 0, 9)
+    both.hits(tenths, [
+        f"true {low:g} to {high:g}: {(bins == k).sum()} examples"
+        + (f", predicted {dev.predicted[bins == k].mean():.2f} ± "
+           f"{dev.predicted[bins == k].std():.2f}" if (bins == k).any() else "")
+        for k, (low, high) in enumerate(zip(tenths, tenths[1:]))])
 
     lean = "under" if mean > 0 else "over"
     return [
@@ -322,9 +337,12 @@ def graded(dev):
             f"Errors of {N} examples (truth minus prediction): mean {mean:+.3f}, sd "
             f"{sd:.3f}, skew {skew:+.3f}; {share((error > 0).sum(), N)} are above 0. On "
             f"the whole the model {lean}predicts." + remark(dev)),
-        figure(dev, draw),
-        Paragraph("Worst:"), examples(dev, order[::-1][:EXAMPLES], "error", error),
-        Paragraph("Best:"), examples(dev, order[:EXAMPLES], "error", error)]
+        figure(dev, [errors, both],
+               [(1, "left: normal, same mean and sd; right: no error")]),
+        Paragraph("Worst, the largest errors first:"),
+        examples(dev, order[::-1][:EXAMPLES], "error", error),
+        Paragraph("Best, the smallest errors first:"),
+        examples(dev, order[:EXAMPLES], "error", error)]
 
 
 SECTIONS = {"classes": classes, "binary": binary, "graded": graded}     # by Task.kind
@@ -359,57 +377,85 @@ def quoted(found):
 
 # --- The command ---
 
-def command_of(settings):
-    """The line that started a run, without its folders."""
-    words = ["python train.py"]
-    for name, entry in settings.items():
-        if entry["from"] == "given" and name not in ("data", "weights", "out"):
-            words.append(f"--{name.replace('_', '-')}")
-            value = entry["value"]
-            if value is not True:
-                words.append(",".join(value) if isinstance(value, list) else str(value))
-    return printable(" ".join(words))
+def sizes_of(run):
+    """Parameters of each shared block of θ, by the shapes in best/.   -> {block: P}
+
+    {} before the first epoch's end, or in the moment in which best/ is replaced.
+    """
+    path, sizes = os.path.join(run.path, "best", "model.safetensors"), {}
+    try:
+        tensors, _ = safetensors.read_header(path)
+    except (OSError, ValueError):
+        return {}
+    for name, (_, shape, _, _) in tensors.items():
+        layer = re.match(r"encoder\.layer\.(\d+)\.", name)
+        block = f"layer {int(layer[1]) + 1}" if layer else name.split(".")[0]
+        if block != "heads":
+            sizes[block] = sizes.get(block, 0) + math.prod(shape)
+    return sizes
 
 
-def analyze(path, data_folder=None, out=None):
-    """Analyze the run in the folder `path`.   -> exit status"""
-    if not os.path.exists(os.path.join(path, "args.json")):
-        raise ValueError(f"{path} is not the folder of a run; give one that train.py wrote")
-    settings = folder.read_settings(path)
-    values = folder.values_of(settings, path, flags.parser(
-        [task.name for task in heads.tasks()], ["seq", "rr", *multitask.TREATMENTS]))
-    if "tasks" not in values:
-        raise ValueError(f"{path} is a run of pre-training, which has no tasks; give one "
-                         f"that train.py wrote")
-    if not os.path.exists(os.path.join(path, "result.json")):
-        raise ValueError(f"{path} is not finished, so it has no predictions yet; continue "
-                         f"it with python train.py --resume {path}")
-    steps = read_steps(os.path.join(path, "metrics.jsonl"), values["tasks"])
-    model = heads.MultitaskBert.from_pretrained(os.path.join(path, "best"),
-                                                machine.find_device("auto"))
-    found = read_dev(path, data_folder or values["data"], model)
+def page_of(paths, data_folder=None):
+    """The runs in these folders -> (title, parts, are all finished?)"""
+    runs = [curves.read_run(path) for path in paths]
+    parts = []
+    if len(runs) > 1:
+        parts += curves.compared(runs)
+    else:
+        run, = runs
+        weights = printable(curves.place_of(run.values["weights"]))
+        parts.append(Paragraph(f"{curves.state(run)} From the weights of {weights}."))
+    parts += curves.training(runs)
+    if len(runs) == 1 and run.result:
+        model = heads.MultitaskBert.from_pretrained(os.path.join(run.path, "best"),
+                                                    machine.find_device("auto"))
+        found = read_dev(run.path, data_folder or run.values["data"], model)
+        scores = {dev.task: dev.task.metric(dev.predicted, dev.truth)
+                  for dev in found.values()}
+        words = [f"{task.name} {value:.3f}" for task, value in scores.items()]
+        parts.insert(1, Paragraph(f"Dev: {', '.join(words)}, overall "
+                                  f"{heads.overall_score(scores):.3f}."))
+        parts += [part for dev in found.values() for part in SECTIONS[dev.task.kind](dev)]
+        parts += quoted(found)
+    explain = True
+    for k, run in enumerate(runs):
+        found = gradients(read_steps(run.log, run.lines, run.tasks), sizes_of(run),
+                          curves.letter(k) if len(runs) > 1 else "", explain)
+        parts, explain = parts + found, explain and not found
+    return curves.title(runs), parts, all(run.result for run in runs)
 
-    scores = {dev.task: dev.task.metric(dev.predicted, dev.truth) for dev in found.values()}
-    words = [f"{task.name} {value:.3f}" for task, value in scores.items()]
-    parts = [
-        Paragraph(command_of(settings["args"])),
-        Paragraph(f"Dev: {', '.join(words)}, overall {heads.overall_score(scores):.3f}."),
-        *(part for dev in found.values() for part in SECTIONS[dev.task.kind](dev)),
-        *quoted(found), *gradients(steps)]
-    page.show(printable(os.path.basename(os.path.abspath(path))), parts,
-              out or os.path.join(path, "analysis"))
-    return 0
+
+def watch(paths, data_folder, out, pause=10):
+    """Renew the page until the runs are finished."""
+    while True:
+        title, parts, finished = page_of(paths, data_folder)
+        path = page.write(title, parts, out, 0 if finished else pause)
+        print(f"{time.strftime('%H:%M:%S')}  {printable(path)}"
+              + ("  finished" if finished else ""), flush=True)
+        if finished:
+            return
+        time.sleep(pause)
 
 
 def main(argv=None):
-    p = command.Parser(description=__doc__.splitlines()[0])
-    p.add_argument("run", metavar="RUN", help="the folder of a finished run of train.py")
-    p.add_argument("--data", metavar="DIR", help="where its data is now (where it was)")
-    p.add_argument("--out", metavar="DIR", help="for the page and figures (RUN/analysis)")
+    p = command.Parser(__doc__)
+    p.add_argument("runs", metavar="RUN", nargs="+",
+                   help="the folder of a run of train.py; several are compared")
+    p.add_argument("--watch", action="store_true",
+                   help="renew the page every 10 s, until the runs are finished")
+    p.add_argument("--data", metavar="DIR", help="where the run's data is now (where it "
+                   "was)")
+    p.add_argument("--out", metavar="DIR", help="for the page and figures (RUN/analysis of "
+                   "the first)")
 
     def run():
         args = p.parse_args(argv)
-        return analyze(args.run, args.data, args.out)
+        out = args.out or os.path.join(args.runs[0], "analysis")
+        if args.watch:
+            watch(args.runs, args.data, out)
+        else:
+            page.show(*page_of(args.runs, args.data)[:2], out)
+        return 0
     return command.one_line(run)
 
 

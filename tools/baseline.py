@@ -146,7 +146,7 @@ def majority_scores(folder, tasks, labels=None):
 
 
 def main(argv=None):
-    parser = command.Parser(description=__doc__.splitlines()[0])
+    parser = command.Parser(__doc__)
     parser.add_argument("--data", metavar="DIR", help="as in train.py")
 
     def compare():

@@ -1,6 +1,7 @@
 """How fast it is beside what people would otherwise use: ratios, measured in one run.
 
-    python tools/bench.py [WORD …] [--data DIR] [--weights DIR|NAME] [--out results/bench]
+    python tools/bench.py [WORD …] [--data DIR] [--weights DIR|NAME]
+    python tools/bench.py --out results/bench
 
 With WORDs only the measurements whose name contains one of them; the others keep their
 lines in the file, if it is from the same machine. Each measurement alternates between the
@@ -16,6 +17,7 @@ import argparse
 import copy
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import random
@@ -25,7 +27,6 @@ import time
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -37,10 +38,13 @@ import optim
 import smart
 import train
 from plumbing import command, machine, sources, tsv
+from tools import memory as needs
 from tools import timing
 from tools.timing import BFLOAT16, FLOAT32, Line, Skipped
 
 MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}
+LARGE = bert.BertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16,
+                        intermediate_size=4096)
 BATCH_SIZE = 16
 WITHOUT_SMART = smart.Settings(weight=0.0, bregman_weight=0.0)
 
@@ -360,59 +364,56 @@ def evaluation(setup):
                        setup.precision))
 
 
-def memory(setup, shape):
-    """Peak of a process that makes gvac + SMART steps, and what must be there."""
-    if setup.device.type != "cuda" and not os.path.exists("/proc/self/status"):
-        return Skipped("memory", "needs Linux or a GPU")
-    words = [sys.executable, os.path.abspath(__file__), "--child", shape, "--data",
-             setup.folder, "--weights", setup.weights, "--device", str(setup.device)]
+def memory(setup):
+    """What an update needs: computed for every shape, measured where that fits."""
+    can_measure = setup.device.type == "cuda" or os.path.exists("/proc/self/status")
+    lines = []
+
+    @functools.cache        # without SMART and HLH, --option makes no difference to these
+    def activations(shape, case, precision):
+        return needs.activations(functools.partial(ours_of, setup, case, precision),
+                                 shapes[shape])
+    shapes = {**setup.shapes, "bert-large": LARGE}
+    for shape, config in shapes.items():
+        for case, precision in itertools.product(needs.CASES.values(),
+                                                 (BFLOAT16, FLOAT32)):
+            parts = needs.numbers(config, case, setup.tokenizer)
+            parts["activations"] = activations(
+                shape, dataclasses.replace(case, flags="", option="gvac"), precision)
+            total = sum(parts.values())
+            # Larger ones would fit, but take a CPU many minutes.
+            share = 0.25 if setup.device.type == "cpu" else 0.8
+            fits = total < share * timing.free_memory(setup.device)
+            measured = (measured_peak(setup, shape, case, precision) if can_measure
+                        and fits and precision in setup.precisions else None)
+            lines.append(timing.Memory(
+                shape, case.flags, precision.name, total / 1e9,
+                {name: size / 1e9 for name, size in parts.items()}, measured))
+    return lines
+
+
+def ours_of(setup, case, precision, config):
+    """What tools/memory.py looks at.   -> Ours"""
+    return Ours(setup, config, precision, case.option, case.terms, case.hlh)
+
+
+def measured_peak(setup, shape, case, precision):
+    """The same in a process of its own.   -> GB"""
+    words = [sys.executable, os.path.abspath(__file__), "--data", setup.folder,
+             "--weights", setup.weights, "--device", str(setup.device),
+             "--child", json.dumps([shape, case.flags, precision.name])]
     child = subprocess.run(words, check=True, capture_output=True, text=True)
-    peak, parts = json.loads(child.stdout.splitlines()[-1])
-    total = sum(parts.values())
-    return Line(f"peak memory of a gvac + SMART step, batch {BATCH_SIZE}, {shape}, GB",
-                "θ, G, AdamW, θ̃ and activations", 1.15, peak, total, total,
-                " + ".join(f"{name} {value:.2f}" for name, value in parts.items()))
+    return json.loads(child.stdout.splitlines()[-1]) / 1e9
 
 
-def peak_memory(setup, shape):
-    """Of this process, which does nothing else.   -> GB, {name of a part: GB}
-
-    Activations: what autograd keeps for the backward pass of the largest task, each
-    storage once, counted in a step after the ones that make the peak.
-    """
-    # Libraries, and the kernels that only the first matrix product loads, are not the
-    # step's.
-    with setup.machine.autocast():
-        F.linear(torch.ones(64, 64, requires_grad=True),
-                 torch.ones(64, 64, requires_grad=True)).sum().backward()
-    before = timing.process_memory(setup.device, "VmRSS")
-    ours = Ours(setup, setup.shapes[shape], setup.precision, "gvac", smart.Settings(),
-                hlh=True)
-    batches, training = ours.median_batches(), ours.training
-    for _ in range(3):
-        ours.step(batches)
-    peak = timing.process_memory(setup.device, "VmHWM") - before
-    resident = {t.untyped_storage().data_ptr() for t in
-                (ours.flat.theta, ours.flat.G, training.teacher.theta)}
-    kept, activations, loss = {}, [], training.loss
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in resident:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    def counted(name, batch):
-        kept.clear()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            result = loss(name, batch)
-        activations.append(sum(kept.values()))
-        return result
-    training.loss = counted
-    ours.step(batches)
-    P = 4 * len(ours.flat.theta)
-    parts = {"θ": P, "G": 3 * P, "AdamW": 2 * P, "θ̃": P, "activations": max(activations)}
-    return peak / 1e9, {name: size / 1e9 for name, size in parts.items()}
+def child_peak(setup, wanted):
+    """In that process.   wanted: JSON of shape, flags, precision   -> bytes"""
+    shape, flags, name = json.loads(wanted)
+    precision = next(one for one in (BFLOAT16, FLOAT32) if one.name == name)
+    return needs.peak(
+        functools.partial(ours_of, setup, needs.CASES[flags], precision),
+        {**setup.shapes, "bert-large": LARGE}[shape], setup.device,
+        functools.partial(autocast, setup.device, precision))
 
 
 # --- The command line ---
@@ -430,9 +431,11 @@ MEASUREMENTS = {
                             for bregman in (False, True)],
     "adamw": lambda setup: [adamw(setup, name)
                             for name in ("foreach", "fused", "our clear form")],
+    "ranks": lambda setup: [timing.adding_up(setup, rows, plain_step(
+        setup, setup.shapes["bert-base"])) for rows in (1, 3)],
     "tokenizer": lambda setup: [tokenizer(setup)],
     "evaluation": lambda setup: [evaluation(setup)],
-    "memory": lambda setup: [memory(setup, shape) for shape in setup.shapes],
+    "memory": memory,
 }
 
 
@@ -461,7 +464,7 @@ def bench(setup, chosen, out=None):
 
 
 def main(argv=None):
-    p = command.Parser(description=__doc__.splitlines()[0])
+    p = command.Parser(__doc__)
     p.add_argument("words", nargs="*", metavar="WORD",
                    help=f"of {', '.join(MEASUREMENTS)} (all)")
     p.add_argument("--repeats", type=int, default=5, help="of each measurement (5)")
@@ -486,7 +489,7 @@ def main(argv=None):
         folder, weights = sources.find(args.data, args.weights)
         setup = Setup(folder, weights, args.device, clock, args.repeats, args.steps)
         if args.child:
-            print(json.dumps(peak_memory(setup, args.child)))
+            print(child_peak(setup, args.child))
             return 0
         return bench(setup, chosen, args.out)
     return command.one_line(run)

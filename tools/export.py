@@ -12,7 +12,6 @@ texts, or with --con for a task of pairs, if it has --pool cls and no --hlh; any
 refused. A task with one logit z for two classes gets two, 0 and z: softmax(0, z) is σ(z).
 """
 
-import argparse
 import os
 import sys
 
@@ -83,8 +82,7 @@ def export(model, name, out):
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
-                                usage=argparse.SUPPRESS)
+    p = command.Parser(__doc__)
     p.add_argument("run", metavar="RUN", help="a run's folder, or its best/")
     p.add_argument("--task", required=True, metavar="NAME", help="which of its tasks")
     p.add_argument("--out", required=True, metavar="DIR", help="a new folder")

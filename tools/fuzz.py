@@ -1,7 +1,7 @@
 """Damaged files and absurd flags for everything that we read; what becomes of each.
 
-    python tools/fuzz.py --seconds 60 --seed 0          exit status 1 if there are findings
-    python tools/fuzz.py --seed 0 --only 1234           input 1234 again, and all it prints
+    python tools/fuzz.py --seconds 60 --seed 0   status 1 after a finding
+    python tools/fuzz.py --seed 0 --only 1234    input 1234 again
 
 An input is a whole file of the tiny world, or the flags of a command, damaged once to three
 times: bits, pieces, lines, cells, encodings, and the structure of JSON, tensors and
@@ -178,7 +178,7 @@ def results_of(seed, seconds):
 
 
 def main(argv=None):
-    parser = command.Parser(description=__doc__.splitlines()[0])
+    parser = command.Parser(__doc__)
     parser.add_argument("--seconds", type=float, default=60, help="(60)")
     parser.add_argument("--seed", type=int, default=0, help="(0)")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="one input, and details")

@@ -147,7 +147,7 @@ def process(part, source, seed, student=None, start=START):
     """A process that answers the part's cases.   -> a function name -> answer
 
     source: the folder with all modules; student: that with those of the part, or None for
-    our own source.
+    our own source, which the user nobody must not be able to read even here.
     """
     with tempfile.TemporaryDirectory(prefix="minbert-grade-") as place:
         folder = os.path.join(place, "work")
@@ -155,8 +155,9 @@ def process(part, source, seed, student=None, start=START):
         shutil.copytree(ROOT / "tools" / "cases", os.path.join(folder, "cases"))
         for name in files_of(part) if student else ():
             shutil.copyfile(student / name, os.path.join(folder, name))
-        nobody = can_be_nobody()
-        os.chmod(place, 0o711)
+        nobody = bool(student) and can_be_nobody()
+        if nobody:
+            readable(place)
         child = None
 
         def ask(name, limit):
@@ -175,6 +176,15 @@ def process(part, source, seed, student=None, start=START):
         finally:
             if child:
                 child.close()
+
+
+def readable(place):
+    """Let everybody read this folder, whatever the modes of what was copied there."""
+    os.chmod(place, 0o711)
+    for here, _, names in os.walk(os.path.join(place, "work")):
+        os.chmod(here, 0o755)
+        for name in names:
+            os.chmod(os.path.join(here, name), 0o644)
 
 
 def answers(part, seed):
@@ -216,17 +226,23 @@ def grade(part, seed, submission, limit=20.0, right=None):
 
 def judge(answer, right):
     """-> (state, message)"""
-    if "error" in answer if isinstance(answer, dict) else False:
-        place = f" ({answer['place']})" if answer.get("place") else ""
-        if answer["error"] == "NotImplementedError":
+    if not isinstance(answer, dict):
+        return "FAIL", "no result"
+    if "error" in answer:       # the process may have sent anything
+        error, message, place = (first_line(answer.get(key, ""))
+                                 for key in ("error", "message", "place"))
+        place = f" ({place})" if place else ""
+        if error == "NotImplementedError":
             return "todo", "still open" + place
-        return "FAIL", f"{answer['error']}: {first_line(answer['message'])}{place}"
-    if not isinstance(answer, dict) or "value" not in answer:
+        return "FAIL", f"{error}: {message}{place}"
+    if "value" not in answer:
         return "FAIL", "no result"
     worst, complaint = 0.0, ""
     for got, expected in pairs(answer["value"], right["value"]):
         if isinstance(expected, float) and isinstance(got, (int, float)) and not (
                 isinstance(got, bool)):
+            if abs(got) > 1e300:        # also an int that is too large for a float
+                got = math.copysign(math.inf, got > 0 or -1)
             if math.isnan(got) and math.isnan(expected) or got == expected:
                 continue
             apart = abs(got - expected)
@@ -303,8 +319,10 @@ def gradescope(cases, start):
     result = {"execution_time": round(time.monotonic() - start), "visibility": "visible",
               "stdout_visibility": "hidden", "tests": entries}
     if not any(case.points for case in cases):
-        messages = "; ".join(dict.fromkeys(case.message for case in cases))
-        result["output"] = f"Nothing could be graded yet: {messages[:900]}"
+        messages = list(dict.fromkeys(case.message for case in cases))
+        more = f"; and {len(messages) - 3} more, below" if len(messages) > 3 else ""
+        result["output"] = f"Nothing could be graded yet: {'; '.join(messages[:3])}{more}"
+        result["output_format"] = "text"    # otherwise it would be read as HTML
     return result
 
 

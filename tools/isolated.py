@@ -36,6 +36,8 @@ MEMORY = 2 << 30                # bytes beyond what the child has when it begins
 FILES = 200 << 20               # bytes of a file that it writes
 CPU = 600                       # seconds of computing
 OUTPUT = 20 << 20               # bytes that it may print
+ANSWER = 8 << 20                # bytes of an answer
+PROCESSES = 64                  # processes and threads of the user nobody
 PRELOAD = ["torch", "numpy", "torch.optim.adamw"]       # by the server
 # torch imports this when the first optimizer is made, which takes seconds: where processes
 # are many, or limits short, the server does it once.
@@ -116,18 +118,16 @@ class Child:
         number = secrets.token_hex(8)
         try:
             self.pipe.send_bytes(json.dumps([number, request]).encode())
-            if not self.pipe.poll(limit):
-                self.fate = self.fate or f"no result after {limit:g} s; an endless loop?"
-                raise EOFError
-            # Not recv(): it would unpickle, and a pickle can run code here.
-            got, answer = json.loads(self.pipe.recv_bytes(64 << 20))
+            got, answer = json.loads(self.receive(limit))
             if got != number:
                 raise ValueError
             return answer
-        except (EOFError, OSError, ValueError, TypeError) as error:
+        except (EOFError, OSError, ValueError, TypeError, RecursionError) as error:
             self.process.join(1)
             code = self.process.exitcode
-            if code is None or isinstance(error, (ValueError, TypeError)):
+            if isinstance(error, OSError) and code is None:
+                self.fate = self.fate or f"its answer is larger than {ANSWER >> 20} MB"
+            if code is None or isinstance(error, (ValueError, TypeError, RecursionError)):
                 self.fate = self.fate or "it wrote into the grader's own pipe"
             elif code is not None and code < 0:
                 self.fate = self.fate or f"it was ended by {signal.Signals(-code).name}"
@@ -137,6 +137,26 @@ class Child:
             if code == 1 and last:
                 self.fate += f": {last[0][-200:]}"
             raise Ended(self.fate) from None
+
+    def receive(self, limit):
+        """A message's bytes.   Raises EOFError if it is not whole within so many seconds"""
+        came = []
+
+        def read():     # in a thread: it would wait for ever for the rest of half a message
+            try:
+                # Not recv(): it would unpickle, and a pickle can run code here.
+                came.append(self.pipe.recv_bytes(ANSWER))
+            except (EOFError, OSError, TypeError, ValueError) as error:
+                came.append(error)
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        reader.join(limit)
+        if not came:
+            self.fate = self.fate or f"no result after {limit:g} s; an endless loop?"
+            raise EOFError
+        if isinstance(came[0], Exception):
+            raise came[0]
+        return came[0]
 
     def kill(self):
         with contextlib.suppress(OSError, AttributeError):
@@ -212,7 +232,8 @@ def serve(pipe, prints, folder, scratch, nobody, memory, files, cpu, service, ar
         # The limit on CPU time is for a child whose parent was killed.
         for kind, most in ((resource.RLIMIT_AS, now + memory if now else None),
                            (resource.RLIMIT_FSIZE, files), (resource.RLIMIT_CORE, 0),
-                           (resource.RLIMIT_CPU, cpu)):
+                           (resource.RLIMIT_CPU, cpu),
+                           (resource.RLIMIT_NPROC, PROCESSES if nobody else None)):
             if most is not None:
                 with contextlib.suppress(OSError, ValueError):
                     resource.setrlimit(kind, (most, most))

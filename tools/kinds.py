@@ -238,7 +238,6 @@ def reader(module, arguments=()):
         with unittest.mock.patch.object(module, "fit", fit, create=True), \
                 unittest.mock.patch.object(table, "perform_all", fit), \
                 unittest.mock.patch.object(sys, "stdin", io.StringIO("good\n")), \
-                unittest.mock.patch.dict(sys.modules, {"matplotlib.figure": None}), \
                 contextlib.suppress(Loaded):
             here = os.getcwd()
             os.chdir(path)          # relative paths among the flags lead nowhere else
@@ -317,6 +316,8 @@ def kinds_of_results(place):
                   names=("csv",) if file == "args.json" else (), writes=True, slow=True)
              for file in ("metrics.jsonl", "args.json", "result.json", "best/config.json",
                           *predictions["dev"])]
+    found.append(Kind("analyze/stopped/metrics.jsonl", place("run"), "metrics.jsonl",
+                      reader(analyze, ["FOLDER"]), writes=True, slow=True))
     found += [Kind(f"table/{file}", place("done"), file, read_scores, finite,
                    names=("data",) if file == "args.json" else ())
               for file in ("result.json", "args.json", *predictions["test"])]

@@ -1,7 +1,7 @@
 """Write made-up data: nine CSV files in the course's format and a vocabulary.
 
-    python tools/make_sample.py --out DIR                          # seed 0
-    python tools/make_sample.py --out DIR --pretrain text.tsv      # and unlabelled text
+    python tools/make_sample.py --out DIR                     seed 0
+    python tools/make_sample.py --out DIR --pretrain FILE     unlabelled text too
 
 4.1  review()       a review sentence and its class, 0 to 4, as in SST
 4.1  questions()    two questions that ask the same, or only seem to, as in Quora
@@ -19,7 +19,6 @@ Leaves out: all that the grammar does not say. A score on these files is no stat
 English.
 """
 
-import argparse
 import csv
 import os
 import random
@@ -474,8 +473,7 @@ def write_sample(folder, seed):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
-                                     allow_abbrev=False)
+    parser = command.Parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
                         help="the folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of all choices (ours: 0)")

@@ -1,7 +1,7 @@
 """Make typical mistakes in copies of our source, and see that the tests notice each one.
 
-    python tools/mutants.py                 all of them, in a few minutes
-    python tools/mutants.py WORD …          those whose part or mistake contains a WORD
+    python tools/mutants.py           all of them, in a few minutes
+    python tools/mutants.py WORD …    those whose part or mistake contains a WORD
 
 A mutant is a small edit of one function, or of a module. It counts as killed if a test of
 its own part fails and that test's name or message contains the words that point to the
@@ -12,7 +12,6 @@ An edit names its function and a piece of its source, so that it breaks loudly, 
 "fragment not found", when the source has changed: write the same mistake into the new code.
 """
 
-import argparse
 import ast
 import functools
 import multiprocessing
@@ -25,6 +24,7 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+from plumbing import command
 from tools.climber import claim_of, climb
 from tools.mutant_list import EQUIVALENT, MUTANTS
 from tools.source import copy_tree, read, write
@@ -115,8 +115,7 @@ def try_chunk(job):
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description="Try typical mistakes on copies of the source.",
-                                usage=argparse.SUPPRESS)
+    p = command.Parser(__doc__)
     p.add_argument("words", nargs="*", help="only parts or mistakes that contain one")
     words = p.parse_args(argv).words
 

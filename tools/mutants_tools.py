@@ -25,8 +25,9 @@ MUTANTS = {
          "held-out texts trained on", "never trained on"),
         ("tools.pretrain.Pretraining.held_out_losses", "self.model.eval()", "pass",
          "held-out loss under dropout", "without dropout"),
-        ("tools.pretrain.Pretraining.held_out_losses", "machine.set_random_states(states)",
-         "pass", "held-out masks disturb training", "disturb nothing"),
+        ("tools.pretrain.Pretraining.held_out_losses",
+         "machine.set_random_states(states, device)", "pass",
+         "held-out masks disturb training", "disturb nothing"),
         ("tools.pretrain.fit", 'group["lr"] = rate', "pass", "warm-up logged, not used",
          "rate that is logged")],
     "tools_tour": [

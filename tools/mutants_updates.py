@@ -58,7 +58,7 @@ MUTANTS = {
          'logs[f"{name}_{task}"] = [value]', "last micro-batch's loss logged",
          "only the last micro-batch's loss"),
         ("multitask.backward", 'f"{name}_{task}"', "name",
-         "losses without their task's name", "becomes `loss_0`")],
+         "losses without their task's name", "becomes `loss_a`")],
     "3.3 plan": [
         ("multitask.plan",
          ("(epoch + 1) * batches[task] // accumulate\n"
@@ -79,8 +79,8 @@ MUTANTS = {
         ("optim.FlatParameters.__init__", "self.theta[place].view(p.shape)",
          "self.theta[place].view(p.shape).clone()", "copies instead of views",
          "view of theta"),
-        ("optim.FlatParameters.gram", " + (rest @ rest.T).double()", "", "rest left out",
-         "gram in chunks"),
+        ("optim.FlatParameters.gram", "(whole.sum(0) + rest[0])", "whole.sum(0)",
+         "rest left out", "gram in chunks"),
         ("optim.FlatParameters.attach", "self.G[row]", "self.G[0]", "always row 0",
          "fills the row"),
         ("optim.FlatParameters.param_groups", '"weight_decay": 0.0}',
@@ -95,7 +95,7 @@ MUTANTS = {
         ("optim.FlatParameters.check_views", "!= view.data_ptr()",
          "!= self.parameters[name].data_ptr()", "moved parameters not noticed",
          "view of theta"),
-        ("optim.FlatParameters.gram", "torch.bmm(whole, whole.mT).double().sum(0) + ", "",
+        ("optim.FlatParameters.gram", "(whole.sum(0) + rest[0])", "rest[0]",
          "whole chunks left out", "gram in chunks")],
     "3.3 Stream": [
         ("data.Stream.batches_of", "order.permutation(N)[", "order.integers(0, N, N)[",

@@ -1,17 +1,23 @@
 """A page of headings, paragraphs, tables and figures, on the terminal and as HTML.
 
-The HTML file is complete in itself: its figures are in it. They need matplotlib, and are
-left out without it.
+The HTML file is complete in itself: nothing is loaded, and no script runs. It fits a
+phone, a screen and paper, in light and in dark.
 """
 
-import base64
 import dataclasses
 import html
 import os
+import re
 import textwrap
-from collections.abc import Callable
 
 from plumbing.console import printable
+from tools import chart
+
+
+def text_of(words):
+    """Text for HTML; a flag is not broken after its hyphens."""
+    return re.sub(r"(?<!\S)--[\w-]+", r'<span class="flag">\g<0></span>',
+                  html.escape(words))
 
 
 @dataclasses.dataclass
@@ -21,8 +27,8 @@ class Heading:
     def as_text(self):
         return f"\n{self.text}\n{'-' * len(self.text)}"
 
-    def as_html(self, pictures):
-        return f"<h2>{html.escape(self.text)}</h2>"
+    def as_html(self):
+        return f"<h2>{text_of(self.text)}</h2>"
 
 
 @dataclasses.dataclass
@@ -30,16 +36,17 @@ class Paragraph:
     text: str
 
     def as_text(self):
-        return textwrap.fill(self.text, 92)
+        return textwrap.fill(self.text, 92, break_on_hyphens=False)
 
-    def as_html(self, pictures):
-        return f"<p>{html.escape(self.text)}</p>"
+    def as_html(self):
+        return f"<p>{text_of(self.text)}</p>"
 
 
 @dataclasses.dataclass
 class Table:
     header: list                # [columns] strings
     rows: list                  # [rows][columns] strings
+    shades: list | None = None  # [rows][columns] 0 to 1: how dark a cell is, or None
 
     def as_text(self):
         lines = [self.header, *self.rows]
@@ -49,32 +56,51 @@ class Table:
             *(cell.rjust(width) for cell, width in zip(line, widths)), line[-1]]).rstrip()
             for line in lines)
 
-    def as_html(self, pictures):
-        def line(cells, tag):
-            cells = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
-            return f"<tr>{cells}</tr>"
-        rows = "".join(line(row, "td") for row in self.rows)
-        return f"<table>{line(self.header, 'th')}{rows}</table>"
+    def as_html(self):
+        shades = self.shades or [[None] * len(row) for row in self.rows]
+
+        def line(cells, tag, shades):
+            shown = [f' style="background:rgba(128,128,128,{.55 * shade:.2f})"'
+                     if shade else "" for shade in shades]
+            return "<tr>" + "".join(f"<{tag}{style}>{html.escape(cell)}</{tag}>" for
+                                    cell, style in zip(cells, shown)) + "</tr>"
+        rows = "".join(line(*both[:1], "td", both[1]) for both in zip(self.rows, shades))
+        header = line(self.header, "th", [0] * len(self.header))
+        return f'<div class="wide"><table>{header}{rows}</table></div>'
+
+
+@dataclasses.dataclass
+class Legend:
+    """What the colors of all figures stand for; it stays in sight."""
+    entries: list               # [(look, words)], see chart.key()
+
+    def as_text(self):
+        return "\n".join(f"  {words}" for _, words in self.entries)
+
+    def as_html(self, classes="legend sticky"):
+        entries = "".join(f"<li>{chart.key(look)} {text_of(words)}</li>"
+                          for look, words in self.entries)
+        return f'<ul class="{classes}">{entries}</ul>'
 
 
 @dataclasses.dataclass
 class Figure:
+    """Panels beside and below each other, as many in a row as there is room for."""
     name: str                   # of its file
     caption: str
-    draw: Callable              # fills a matplotlib figure
-    size: tuple = (9, 3.6)      # inches
+    panels: list                # of chart.Panel
+    legend: list = dataclasses.field(default_factory=list)      # [(look, words)]
+    own_legend: bool = True     # or has the page one for all?
 
     def as_text(self):
-        return f"[{self.caption}: {self.name}.png]"
+        return f"[{self.caption}: {self.name}.svg]"
 
-    def as_html(self, pictures):
-        """pictures: {name: PNG bytes}, without those that could not be drawn"""
-        if self.name not in pictures:
-            return ""
-        encoded = base64.b64encode(pictures[self.name]).decode()
-        caption = html.escape(self.caption)
-        return (f'<figure><img alt="{caption}" src="data:image/png;base64,{encoded}">'
-                f"<figcaption>{caption}</figcaption></figure>")
+    def as_html(self):
+        legend = (Legend(self.legend).as_html("legend") if self.legend and self.own_legend
+                  else "")
+        panels = "\n".join(panel.svg() for panel in self.panels)
+        return (f'<figure>{legend}<div class="panels">{panels}</div>'
+                f"<figcaption>{text_of(self.caption)}</figcaption></figure>")
 
 
 def share(part, whole):
@@ -85,40 +111,60 @@ def signed(value):
     return f"{value:+.3f}"
 
 
-STYLE = """body { font: 16px/1.5 Georgia, serif; max-width: 62em; margin: 2em auto;
-padding: 0 1em; color: #111; background: #fff } table { border-collapse: collapse;
-margin: 1em 0; font-size: 14px } td, th { border-bottom: 1px solid #bbb; text-align: left;
-padding: .2em .7em; vertical-align: top } img { max-width: 100% } figure { margin: 1em 0 }
-figcaption { font-size: 14px }"""
+STYLE = """:root { color-scheme: light dark }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 1.5em auto;
+padding: 0 12px; color: #16191d; background: #fff; overflow-wrap: anywhere }
+.flag { white-space: nowrap } h1 { font-size: 1.35em; line-height: 1.3 }
+h2 { font-size: 1.2em; margin-top: 2em;
+border-bottom: 1px solid #888 } p { max-width: 46em }
+.wide { overflow-x: auto; margin: 1em 0 } table { border-collapse: collapse;
+font-size: 14px; font-variant-numeric: tabular-nums } td, th { border-bottom: 1px solid
+#8886; text-align: left; padding: .2em .6em; vertical-align: top; overflow-wrap: normal }
+th { vertical-align: bottom } figure { margin: 1em 0 } figcaption { font-size: 14px }
+.panels { display: grid; gap: 10px 16px;
+grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)) }
+.panels > svg { width: 100%; max-width: 480px; height: auto }
+.legend { list-style: none; margin: .5em 0; padding: 0; font-size: 14px; display: flex;
+flex-wrap: wrap; gap: 2px 20px } .key { width: 30px; height: 14px; vertical-align: -2px }
+.sticky { position: sticky; top: 0; background: #fff; padding: 6px 0; font-weight: 600 }
+@media (max-width: 600px) { table { font-size: 12.5px } td, th { padding: .2em .3em } }
+@media screen and (prefers-color-scheme: dark) { body { color: #e8eaed;
+background: #14171a } .sticky { background: #14171a } }
+@media print { body { max-width: none } .wide { overflow: visible } figure svg, tr, li {
+break-inside: avoid } h2 { break-after: avoid } .panels { grid-template-columns:
+repeat(auto-fill, minmax(250px, 1fr)) } * { print-color-adjust: exact } }
+"""
 
 
-def draw_all(figures, out):
-    """Write the PNG files.   -> {name: bytes}, empty without matplotlib"""
-    try:
-        import matplotlib.figure
-    except ImportError:
-        return {}
-    pictures = {}
-    for part in figures:
-        figure = matplotlib.figure.Figure(figsize=part.size, layout="constrained", dpi=130)
-        part.draw(figure)
-        path = os.path.join(out, f"{part.name}.png")
-        figure.savefig(path)
-        with open(path, "rb") as file:
-            pictures[part.name] = file.read()
-    return pictures
+def render(title, parts, renew=0):
+    """-> the HTML file's text; renew: seconds after which a browser reads it again"""
+    again = f'<meta http-equiv="refresh" content="{renew}">' if renew else ""
+    body = "\n".join(part.as_html() for part in parts)
+    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8">{again}'
+            f'<meta name="viewport" content="width=device-width">'
+            # Whatever got into the page: it loads nothing and runs nothing.
+            f'<meta http-equiv="Content-Security-Policy" '
+            f"content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+            f"<title>{html.escape(title)}</title>\n<style>{STYLE}{chart.STYLE}</style>"
+            f"</head><body>\n<h1>{text_of(title)}</h1>\n{body}\n</body></html>\n")
+
+
+def write(title, parts, folder, renew=0):
+    """FOLDER/analysis.html, and an SVG file for each figure.   -> the page's path"""
+    os.makedirs(folder, exist_ok=True)
+    texts = {f"{part.name}.svg": chart.sheet(part.panels, part.caption, part.legend)
+             for part in parts if isinstance(part, Figure)}
+    texts["analysis.html"] = render(title, parts, renew)
+    for name, text in texts.items():
+        # Renamed into place: a browser that renews the page never sees half of it.
+        path = os.path.join(folder, name)
+        with open(path + ".new", "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        os.replace(path + ".new", path)
+    return os.path.join(folder, "analysis.html")
 
 
 def show(title, parts, folder):
-    """Print a page, and write it with its figures to FOLDER/analysis.html and PNG files."""
-    os.makedirs(folder, exist_ok=True)
-    pictures = draw_all([part for part in parts if isinstance(part, Figure)], folder)
-    body = "\n".join(part.as_html(pictures) for part in parts)
-    path = os.path.join(folder, "analysis.html")
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>'
-                   f"{html.escape(title)}</title><style>{STYLE}</style>\n"
-                   f"<h1>{html.escape(title)}</h1>\n{body}\n</html>\n")
-    print(title, *(part.as_text() for part in parts), sep="\n")
-    print("" if pictures else "\nno figures: they need matplotlib (pip install matplotlib)")
-    print(printable(path))
+    """write(), and print the page as text."""
+    path = write(title, parts, folder)
+    print(title, *(part.as_text() for part in parts), "", printable(path), sep="\n")

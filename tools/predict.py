@@ -1,7 +1,8 @@
 """Ask a trained model about sentences and pairs of your own, for each of its tasks.
 
-    python tools/predict.py RUN                                   type sentences
-    python tools/predict.py RUN --file texts.txt [--task sts]     one text or pair a line
+    python tools/predict.py RUN                     type sentences
+    python tools/predict.py RUN --file texts.txt    one text or pair a line
+    python tools/predict.py RUN --file FILE --task sts
     echo "a fine film" | python tools/predict.py RUN
     python tools/predict.py RUN --serve [--port N]                a page: answers, attention
 
@@ -159,7 +160,7 @@ def predict(path, name=None, file=None, device="auto", port=None):
 
 
 def main(argv=None):
-    p = command.Parser(description=__doc__.splitlines()[0])
+    p = command.Parser(__doc__)
     p.add_argument("run", metavar="RUN", help="a run's folder, or its best/")
     p.add_argument("--task", metavar="NAME", help=f"only this one of the model's tasks, "
                    f"such as {heads.tasks()[0].name} (all that fit)")

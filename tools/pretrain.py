@@ -1,15 +1,16 @@
 """Masked-LM pre-training: from scratch, or further, on the texts of a task.
 
-    python tools/pretrain.py --text FILE … --out DIR --vocab FILE        (from scratch)
-    python tools/pretrain.py --text FILE … --out DIR --weights NAME      (further)
+    python tools/pretrain.py --text FILE … --out DIR --vocab FILE
+    python tools/pretrain.py --text FILE … --out DIR --weights NAME
 
-The report's last sentence: "Further work may improve upon this by … further enhancing
-pretraining for the upstream minBERT model." From a .csv file it takes the column sentence,
-or sentence1 and sentence2 as a pair; any other file has one text a line, or two separated
-by a TAB. With --next-sentence the model also learns whether the second text of a pair is
-its own, as BERT did. The encoder in OUT/model can be given to train.py as --weights. The
-run's folder, --resume, Ctrl-C and the log are those of train.py; after every
---checkpoint-every updates comes the loss on held-out texts, one of 50.
+With --vocab it starts from scratch, with --weights it goes on from a BERT. The report's
+last sentence: "Further work may improve upon this by … further enhancing pretraining for
+the upstream minBERT model." From a .csv file it takes the column sentence, or sentence1 and
+sentence2 as a pair; any other file has one text a line, or two separated by a TAB. With
+--next-sentence the model also learns whether the second text of a pair is its own, as BERT
+did. The encoder in OUT/model can be given to train.py as --weights. The run's folder,
+--resume, Ctrl-C and the log are those of train.py; after every --checkpoint-every updates
+comes the loss on held-out texts, one of 50.
 
 Symbols: B texts in a batch, T tokens in the longest, M masked positions of a batch, V
 entries of the vocabulary.
@@ -34,7 +35,17 @@ import bert
 import data
 import multitask
 import optim
-from plumbing import command, flags, folder, loop, machine, reading, sources, tsv
+from plumbing import (
+    command,
+    flags,
+    folder,
+    loop,
+    machine,
+    progress,
+    reading,
+    sources,
+    tsv,
+)
 from plumbing.progress import clock
 
 HELD_OUT = 50       # one text of so many is not trained on
@@ -130,7 +141,8 @@ def read_texts(path, tokenizer):
     if not texts:
         raise ValueError(f"{path}: needed texts in columns sentence, sentence1, sentence2, "
                          f"or one a line; got none")
-    return [tuple(map(tokenizer, text)) for text in texts]
+    return [tuple(map(tokenizer, text)) for text
+            in progress.track(texts, os.path.basename(path), "texts")]
 
 
 def split_texts(texts, seed, batch_size):
@@ -181,6 +193,7 @@ class Pretraining:
     flat: optim.FlatParameters
     optimizer: optim.AdamW
     streams: dict                       # {kind: data.Stream}
+    scale: optim.LossScale
 
     def batch_of(self, texts):
         """-> (data.Batch, labels [B, T]) with masks, on the device"""
@@ -197,28 +210,31 @@ class Pretraining:
         return batch.to(device), labels.to(device)
 
     def loss(self, kind, indices):
-        """-> (the sum of the losses, {name: scalar})"""
+        """-> (the sum of the losses, times float16's scale; {name: scalar})"""
         batch, labels = self.batch_of([self.sets[kind].tokens[i] for i in indices])
         with self.autocast():
             losses = self.model(batch, labels)
-        return sum(losses.values()), {name: x.detach() for name, x in losses.items()}
+        log = {name: x.detach() for name, x in losses.items()}
+        return self.scale.value * sum(losses.values()), log
 
     @torch.no_grad()
     def held_out_losses(self):
         """Mean losses on held-out texts, always with the same masks.   -> {name: nats}"""
-        states, losses = machine.random_states(), {}
+        device = self.flat.theta.device
+        states, losses = machine.random_states(device), {}
         self.model.eval()
         try:
             torch.manual_seed(0)
             for number in (1, 2):
                 texts = [text for text in self.held_out if len(text) == number]
-                for start in range(0, len(texts), 64):
+                starts = range(0, len(texts), 64)
+                for start in progress.track(starts, "held out", "batches"):
                     with self.autocast():
                         found = self.model(*self.batch_of(texts[start:start + 64]))
                     for name, value in found.items():
                         losses.setdefault(name, []).append(value.item())
         finally:        # training must not notice, also if it is stopped here
-            machine.set_random_states(states)
+            machine.set_random_states(states, device)
             self.model.train()
         return {name: float(np.mean(values)) for name, values in losses.items()}
 
@@ -228,13 +244,15 @@ class Pretraining:
 
     def state(self):
         return {"theta": self.flat.theta, "optimizer": self.optimizer.state_dict(),
-                "random": machine.random_states(),
+                "random": machine.random_states(self.flat.theta.device),
+                "scale": self.scale.state(),
                 "streams": {kind: list(s.position) for kind, s in self.streams.items()}}
 
     def restore(self, state):
         self.flat.theta.copy_(state["theta"])
         self.optimizer.load_state_dict(state["optimizer"])
-        machine.set_random_states(state["random"])
+        machine.set_random_states(state["random"], self.flat.theta.device)
+        self.scale.restore(state["scale"])
         for kind, position in state["streams"].items():
             self.streams[kind].position = position
 
@@ -246,20 +264,21 @@ def fit(training, session, plan, *, lr, warmup):
     """
     flat, total, skipped_in_a_row = training.flat, sum(map(len, plan)), 0
     regions = multitask.regions(flat)
-    for _, steps in session.epochs(plan):
+    for _, steps in session.parts(plan):
         for step, kind in steps:
             rate = lr * optim.learning_rate_factor(step, total, warmup)
             for group in training.optimizer.param_groups:
                 group["lr"] = rate
             losses = multitask.backward(flat, [{kind: training.streams[kind].next()}],
                                         training.loss, {kind: 0})
-            treated = multitask.treat(flat, regions, {kind: 0}, multitask.plain_sum, 1.0)
+            treated = multitask.treat(flat, regions, {kind: 0}, multitask.plain_sum, 1.0,
+                                      scale=training.scale.value)
             if treated is not None:
                 training.optimizer.step()
             skipped_in_a_row = skipped_in_a_row + 1 if treated is None else 0
-            session.log({"step": step + 1, "lr": rate, **losses,
-                         **multitask.describe(treated)},
-                        f"loss {losses[f'loss_{kind}']:.3f}")
+            session.log_step({"step": step + 1, "lr": rate, **losses,
+                              **training.scale.log(), **multitask.describe(treated)})
+            training.scale.update(skipped=treated is None)
             if treated is None:
                 loop.check_divergence(flat.theta, skipped_in_a_row, step, losses)
         with session.interruptible():
@@ -334,7 +353,8 @@ def prepare(tokenizer, model, texts, *, seed, batch_size, next_sentence, lr, wei
         model, tokenizer, sets, held_out, pairs if next_sentence else None, autocast, flat,
         optimizer=optim.AdamW(flat.param_groups(weight_decay), lr=lr),
         streams={kind: data.Stream(data.lengths(part, True), batch_size, (seed, k))
-                 for k, (kind, part) in enumerate(sets.items())})
+                 for k, (kind, part) in enumerate(sets.items())},
+        scale=optim.LossScale(machine.is_float16(autocast, flat.theta.device)))
 
 
 def pretrain(args, source):
@@ -403,7 +423,7 @@ def pretrain(args, source):
 def parser():
     whole, share = flags.number(int, 1), flags.number(float, 0, 1)
     amount = flags.number(float, 0)
-    p = command.Parser(description=__doc__.splitlines()[0])
+    p = command.Parser(__doc__)
     p.add_argument("--text", nargs="+", metavar="FILE", help="files of texts")
     p.add_argument("--weights", metavar="DIR|NAME", help="continue from this BERT")
     p.add_argument("--vocab", metavar="FILE", help="from scratch: the vocabulary")
@@ -430,7 +450,7 @@ def parser():
     p.add_argument("--seed", type=flags.number(int, 0, 2 ** 32 - 1), default=0,
                    help="of weights, orders and masks (0)")
     p.add_argument("--device", default="auto", help="as in train.py")
-    p.add_argument("--amp", choices=["auto", "off", "bf16"], default="auto",
+    p.add_argument("--amp", choices=["auto", "off", *machine.HALVES], default="auto",
                    help="as in train.py")
     p.add_argument("--out", metavar="DIR", help="new folder for this run")
     p.add_argument("--resume", metavar="RUN", help="continue the run in this folder")

@@ -30,8 +30,6 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import torch
 
-import heads
-import multitask
 import train
 from plumbing import command, flags, folder
 from tests import ROOT, SCRATCH
@@ -47,11 +45,13 @@ RUNS = {
     "rr all": f"--option rr {ALL} --task-weights sst=2",
     "pcgrad all": "--option pcgrad --smart --accumulate 2 --log-layers --hlh "
                   "--tasks sst,sts",
-    "gvac all": f"--option gvac {ALL} --con --hlh --log-layers --vaccine-beta .1",
+    "gvac all": f"--option gvac {ALL} --con --hlh --log-layers --vaccine-beta .1 "
+                "--eval-every 3 --patience 4",
     "gvac layer": "--option gvac --vaccine-granularity layer --fresh-streams --align sst "
                   "--warmup .1 --clip 0 --weight-decay .01 --dropout .2 --pool mean",
     "smart": "--smart --smart-weight 2 --smart-eps .1 --smart-steps 2 --bregman-weight .5 "
-             "--sst-loss mse --sts-loss ce --device cpu --seed 3",
+             "--sst-loss mse --sts-loss ce --device cpu --seed 3 --max-length 9 "
+             "--eval-every 2",
     "frozen": "--freeze --con --tasks sst,para",
 }
 COMMON = "--epochs 2 --max-steps 16 --batch-size 4 --lr 0.01 --amp off --checkpoint-every 3"
@@ -72,9 +72,7 @@ def sets_of_flags():
         *PRETRAIN.split(), "--text", os.path.join(data, "quora-train.csv"),
         os.path.join(data, "ids-sst-train.csv"), "--vocab",
         os.path.join(weights, "vocab.txt")]
-    names = ["seq", "rr", *multitask.TREATMENTS]
-    train_parser = flags.parser([task.name for task in heads.tasks()], names)
-    for module, parser in ((train, train_parser), (pretrain, pretrain.parser())):
+    for module, parser in ((train, train.parser()), (pretrain, pretrain.parser())):
         used = {word for other, words in found.values() if other is module
                 for word in words}
         missing = {action.option_strings[-1] for action in parser._actions
@@ -307,7 +305,7 @@ def lose_streams(arguments, tries, rng):
 # --- The command ---
 
 def main(argv=None):
-    parser = command.Parser(description=__doc__.splitlines()[0])
+    parser = command.Parser(__doc__)
     parser.add_argument("--kills", type=flags.number(int, 1), default=100,
                         help="in all sets of flags together (100)")
     parser.add_argument("--seed", type=int, default=0)

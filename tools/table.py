@@ -1,9 +1,9 @@
 """Tables 1 to 3 of the report, each with one command.
 
-    python tools/table.py --table 1              the configurations, from train.py
-    python tools/table.py --table 2 [--seeds 3] [--rows 2,4-6] [-- FLAGS OF train.py]
-    python tools/table.py --table 3              on the test sets, if there are labels
-    python tools/table.py --render               write the tables of the pages again
+    python tools/table.py --table 1         the configurations, from train.py
+    python tools/table.py --table 2 [--seeds 3] [--rows 2,4-6] [-- FLAGS]
+    python tools/table.py --table 3         on test sets that have labels
+    python tools/table.py --render          write the pages' tables again
 
 A row is one `python train.py …` for each seed, or three where the report has a model for
 each task. After an interruption, rerun the same command to continue: finished runs are
@@ -15,7 +15,6 @@ and the table into README.md or a page of docs/: see tools/results.py.
 Leaves out: several runs at a time.
 """
 
-import argparse
 import dataclasses
 import functools
 import hashlib
@@ -24,6 +23,7 @@ import os
 import re
 import shlex
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -32,7 +32,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import data
 import train
-from plumbing import command, flags, folder, loop, reading, sources, tsv
+from plumbing import command, flags, folder, loop, progress, reading, sources, tsv
 from tools import baseline, results
 from tools.results import ROWS, known_tasks
 
@@ -128,6 +128,7 @@ def copy_output(stream, left_out):
     """Print the lines of a stream, except those left out."""
     for line in stream:
         if line.rstrip("\n") not in left_out:
+            progress.make_room()        # the run shows its own, on standard error
             print(line, end="", flush=True)
 
 
@@ -154,14 +155,30 @@ def perform(one, stop):
                 child.terminate()
 
 
+def time_left(runs):
+    """Of the runs that are not finished, by the finished ones of their row, or of all.
+
+    -> ", about 1:02:00 left", or "" if no run is finished.
+    """
+    seconds, left = {}, 0.0
+    for one in runs:
+        if one.finished():
+            seconds.setdefault(one.row.name, []).append(read_result(one)[1]["seconds"])
+    known = [took for of_row in seconds.values() for took in of_row]
+    for one in runs:
+        if known and not one.finished():
+            left += statistics.fmean(seconds.get(one.row.name, known))
+    return f", about {progress.clock(left)} left" if known else ""
+
+
 def perform_all(runs):
     """Every run that is not finished, until one fails or is stopped.   -> exit status"""
     with loop.Stop() as stop:
         for number, one in enumerate(runs, 1):
             if one.finished():
                 continue
-            print(f"\nrun {number} of {len(runs)}: {one.row.name}, seed {one.seed}\n"
-                  f"{one.command(whole=True)}", flush=True)
+            print(f"\nrun {number} of {len(runs)}{time_left(runs)}: {one.row.name}, seed "
+                  f"{one.seed}\n{one.command(whole=True)}", flush=True)
             status = perform(one, stop)
             if stop.asked:
                 status = 128 + stop.asked
@@ -201,10 +218,15 @@ def test_score(path, task, labels):
     return task.metric([predicted[i] for i in labels], list(labels.values()))
 
 
+def read_result(one):
+    """-> (path of a finished run's result.json, what it says)"""
+    path = os.path.join(one.folder, "result.json")
+    return path, reading.read_json(path, {"dev": dict, "seconds": reading.NUMBER})
+
+
 def score(one, labels):
     """A finished run.   -> ({name of one of its tasks: score}, minutes)"""
-    path = os.path.join(one.folder, "result.json")
-    result = reading.read_json(path, {"dev": dict, "seconds": reading.NUMBER})
+    path, result = read_result(one)
     tasks = known_tasks()
     names = one.tasks or [name for name in tasks if name in result["dev"]]
     scores = reading.check_fields(path, result["dev"], dict.fromkeys(names, reading.NUMBER))
@@ -275,9 +297,7 @@ def collect(table, runs, labels, data_folder, weights):
 
 def parser():
     p = command.Parser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="rows:\n"
+        __doc__, epilog="rows:\n"
         + "\n".join(f"  {number:2}  {row.name}" for number, row in enumerate(ROWS, 1))
         + "\n\nWhat follows -- is passed to every run, as in: -- --lr 1e-4 --pool mean")
     whole = flags.number(int, 1)

@@ -8,14 +8,18 @@ Symbols: H features, L layers, I intermediate features, R rows of T tokens in a 
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import statistics
+import tempfile
 import time
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
+import bert
 from plumbing import folder, machine
 
 # --- Lines of the table ---
@@ -55,9 +59,42 @@ class Skipped:
         return [self.what, *[""] * 7, f"skipped: {self.skipped}"]
 
 
+@dataclasses.dataclass
+class Memory:
+    """GB that an update needs, computed, and measured where the machine has room."""
+    shape: str
+    flags: str
+    precision: str              # of the forward passes
+    computed: float
+    parts: dict                 # {name: GB}
+    measured: float | None
+
+    FITS = (6, 8, 16, 24)       # GB of common GPUs
+    RESERVED = 1.0              # GB that libraries and gaps take there
+
+    @property
+    def fits(self):
+        """The smallest of FITS that has room; None if none has."""
+        return next((size for size in self.FITS
+                     if self.computed * 1.1 + self.RESERVED <= size), None)
+
+    def cells(self):
+        measured = "" if self.measured is None else (
+            f"{self.measured:.2f} ({self.measured / self.computed:.2f})")
+        return [self.shape, self.flags, self.precision, f"{self.computed:.2f}",
+                " + ".join(f"{name} {size:.2f}" for name, size in self.parts.items()),
+                measured, f"{self.fits} GB" if self.fits else "none of these"]
+
+
 def digits(value):
     """Three digits: 0.0852, 2.71, 427"""
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def table(header, lines):
+    """-> the lines of a Markdown table, and an empty one"""
+    return [f"| {' | '.join(header)} |", "|---" * len(header) + "|",
+            *(f"| {' | '.join(line.cells())} |" for line in lines), ""]
 
 
 @dataclasses.dataclass
@@ -72,20 +109,28 @@ class Result:
     def read(cls, path):
         with open(path, encoding="utf-8") as file:
             result = cls(**json.load(file))
-        result.lines = {name: [Skipped(**line) if "skipped" in line else Line(**line)
-                               for line in lines] for name, lines in result.lines.items()}
+        def made(line):
+            kind = next((kind for word, kind in (("skipped", Skipped), ("parts", Memory))
+                         if word in line), Line)
+            return kind(**line)
+        result.lines = {name: [made(line) for line in lines]
+                        for name, lines in result.lines.items()}
         return result
 
     def markdown(self):
-        """The table, for a file and for the documentation."""
-        header = ["what", "against", "ours", "theirs", "ratio", "target", "roofline",
-                  "ours / roofline", ""]
-        about = (f"{self.machine}. Seconds unless said otherwise; medians of "
-                 f"{self.repeats}; a missed target in bold.")
-        lines = [about, "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-        lines += [f"| {' | '.join(line.cells())} |"
-                  for measured in self.lines.values() for line in measured]
-        return "\n".join(lines) + "\n"
+        """The tables, for a file and for the documentation."""
+        every = [line for measured in self.lines.values() for line in measured]
+        memory = [line for line in every if isinstance(line, Memory)]
+        lines = [f"{self.machine}. Seconds unless said otherwise; medians of "
+                 f"{self.repeats}; a missed target in bold.", ""]
+        if len(memory) < len(every):
+            lines += table(["what", "against", "ours", "theirs", "ratio", "target",
+                            "roofline", "ours / roofline", ""],
+                           [line for line in every if not isinstance(line, Memory)])
+        if memory:
+            lines += table(["model", "flags", "forward passes in", "GB, computed", "of it",
+                            "measured (by computed)", "fits a GPU of"], memory)
+        return "\n".join(lines).rstrip() + "\n"
 
     def write(self, path):
         """PATH.json and PATH.md"""
@@ -179,6 +224,18 @@ def process_memory(device, entry):
         return next(1024 * int(line.split()[1]) for line in file if entry in line)
 
 
+def free_memory(device):
+    """Bytes that this process could still get, or nearly."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as file:
+            return next(1024 * int(line.split()[1]) for line in file
+                        if line.startswith("MemAvailable"))
+    except OSError:
+        return 0
+
+
 class Machine:
     """A device, the clock to measure it by, and what it can do."""
 
@@ -221,6 +278,52 @@ class Machine:
         clock = "cpu" if self.clock is time.process_time else "wall"
         return ", ".join([*processor, f"{about['cores']} cores", threads, about["cpu"],
                           f"torch {about['torch']}", self.why, f"{clock} time"])
+
+
+# --- Several processes ---
+
+def sent(size, world):
+    """What each of N processes sends to add up so many bytes, in a ring: 2 (N - 1) / N size
+
+    Each is to get the sum of a part of its own first, then everybody's parts.
+    """
+    return 2 * (world - 1) / world * size
+
+
+def adding_up(setup, rows, step):
+    """Some rows of bert-base's G over two gloo processes; step: seconds of one.   -> Line
+    """
+    with torch.device("meta"):
+        P = sum(p.numel() for p in bert.BertModel(bert.BertConfig()).parameters())
+    size = 4 * rows * P
+    return Line(f"adding up {rows} row{'s' * (rows > 1)} of G over 2 processes, bert-base",
+                "our step in one process", None, all_reduce(2, rows * P, setup.repeats),
+                step, setup.roofline(bytes=sent(size, 2)),
+                f"{size / 1e6:,.0f} MB in each update")
+
+
+def all_reduce(world, numbers, repeats):
+    """Median seconds in which gloo adds up so many float32 over processes of this machine.
+    """
+    ctx = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        queue, place = ctx.SimpleQueue(), "file://" + os.path.join(folder, "store")
+        processes = [ctx.Process(target=add_up, args=(
+            rank, world, numbers, repeats, place, queue)) for rank in range(world)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        return max(queue.get() for _ in processes)
+
+
+def add_up(rank, world, numbers, repeats, place, queue):
+    """One of the processes of all_reduce()."""
+    dist.init_process_group("gloo", place, rank=rank, world_size=world)
+    G = torch.ones(numbers)
+    took, = alternate([lambda: dist.all_reduce(G)], repeats, time.perf_counter)
+    queue.put(took)
+    dist.destroy_process_group()
 
 
 # --- Padding ---

@@ -33,8 +33,9 @@ def attention__large_scores_stay_finite(r):
 
 def attention__misshapen_mask_is_refused(r):
     q = draw(r, 2, 4, 7, 8)
-    return [raised(bert.attention, q, q, q, torch.ones(shape))
-            for shape in ((2, 6), (7, 2), (2,), (2, 7))]
+    return bert.attention(q, q, q, torch.ones(2, 7)), [
+        raised(bert.attention, q, q, q, torch.ones(shape))
+        for shape in ((2, 6), (7, 2), (2,), (2, 7))]
 
 
 def attention__dropout_falls_on_the_weights_and_rescales(r):
@@ -42,7 +43,8 @@ def attention__dropout_falls_on_the_weights_and_rescales(r):
     factor = bert.attention(v, v, v, None, p) / v
     dropped = (factor == 0).double().mean()
     kept = factor[factor != 0]
-    return ((factor - factor[..., :1]).abs().max() < 1e-6, (kept * (1 - p)).min().round(
+    return (bert.attention(v[:9, 0, 0].view(3, 1, 3, 4), *v[9:27].view(2, 3, 1, 3, 4)),
+            (factor - factor[..., :1]).abs().max() < 1e-6, (kept * (1 - p)).min().round(
         decimals=3), (kept * (1 - p)).max().round(decimals=3), abs(dropped - p) < .12)
 
 
@@ -104,7 +106,7 @@ def layer__dropout_falls_on_what_is_added(r):
         got = layer.train()(x)
         again = layer.eval()(x)
     norms = layer.output_norm(layer.attention_norm(x))
-    return (((got - norms).abs().amax(-1) < 1e-9).double().mean() > .9,
+    return (again[:, :3], ((got - norms).abs().amax(-1) < 1e-9).double().mean() > .9,
             ((again - norms).abs().amax(-1) < 1e-9).double().mean() > .9)
 
 
@@ -150,15 +152,16 @@ def embedding__no_segments_means_segment_0(r):
 def embedding__what_does_not_fit_the_tables_is_refused(r):
     ids = torch.zeros(1, 13, dtype=torch.long)
     one = model_of(r, type_vocab_size=1)
-    return (raised(model_of(r).embed, ids), raised(model_of(r).embed, ids[:, :12]),
-            raised(one.embed, ids[:, :3], ids[:, :3]), raised(one.embed, ids[:, :3]))
+    return (one.embed(ids[:, :3]), raised(model_of(r).embed, ids),
+            raised(model_of(r).embed, ids[:, :12]), raised(one.embed, ids[:, :3]),
+            raised(one.embed, ids[:, :3], ids[:, :3]))
 
 
 def embedding__dropout_comes_after_the_norm(r):
     model, ids = model_of(r, hidden_dropout_prob=.5), torch.arange(12)[None]
     whole, dropped = model.embed(ids), model.train().embed(ids)
     kept = dropped != 0
-    return (abs(kept.double().mean() - .5) < .25,
+    return (whole, abs(kept.double().mean() - .5) < .25,
             ((dropped - 2 * whole)[kept].abs() < 1e-3 * whole[kept].abs()).all())
 
 

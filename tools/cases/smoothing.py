@@ -29,7 +29,8 @@ def smoothness__divergences_of_large_logits_are_finite(r):
 
 
 def smoothness__divergences_of_other_shapes_are_refused(r):
-    return [raised(f, torch.zeros(3), torch.zeros(3, 1)) for f, _ in divergences()]
+    return [(f(draw(r, *shape), draw(r, *shape)),
+             raised(f, torch.zeros(3), torch.zeros(3, 1))) for f, shape in divergences()]
 
 
 def ascent(r, eps, n_steps, mask=None, noise=None, scale=1.0, size=(3, 4, 5)):
@@ -149,7 +150,8 @@ def teacher__is_never_trained(r):
     flat.attach(0)
     model(draw(r, 2, 3)).sum().backward()
     teacher = smart.Teacher(model, flat)
-    return ([p.requires_grad for p in teacher.model.parameters()],
+    return (teacher.model(draw(r, 2, 3)), [
+                p.requires_grad for p in teacher.model.parameters()],
             [p.grad is None for p in teacher.model.parameters()],
             [p.requires_grad for p in model.parameters()])
 

@@ -158,7 +158,10 @@ def gradvac__opposite_gradients_stay_finite(r):
         g = np.outer([1.0, -r.uniform(1, 3)], r.normal(size=3))
         gv = vaccine(r, 2, low=low, high=low + .00005)
         C = gv(g @ g.T, [[1], [0]])
-        out += [np.isfinite(C).all(), np.abs(C @ g).max() < 1e-6, gv.target]
+        # Rounding φ by 1e-16 moves √(1 - φ²) by 1e-8, which the clamped tilt makes 22 times
+        # as large.
+        out += [np.isfinite(C).all(), np.abs(C @ g).max() < 1e-5 * np.abs(g).max(),
+                gv.target]
     return out
 
 
