@@ -41,6 +41,7 @@ def test_tools_tour__it_is_small_and_shows_nothing_of_a_machine():
         if output["output_type"] == "display_data":
             figures += 1
             continue
+        assert_equal(output.get("name"), "stdout")
         text = "".join(output["text"])
         assert not re.search(r"(^|\s|')(/[a-zA-Z]|[A-Z]:\\)|\d{4}-\d\d-\d\d", text), text
     assert figures >= 6
