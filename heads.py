@@ -34,7 +34,7 @@ import bert
 import data
 import optim
 import smart
-from plumbing import checkpoint, progress, ranks, safetensors
+from plumbing import checkpoint, progress, ranks
 
 # --- 3.1 A task is a value ---
 
@@ -325,43 +325,15 @@ class MultitaskBert(nn.Module):
         It has the tasks that were saved. Raises FileNotFoundError, or ValueError if it
         holds no heads, or one that tasks() does not know, or one of another shape.
         """
-        path = os.path.join(folder, "config.json")
-        if not os.path.exists(path):
-            raise FileNotFoundError(f"needed the best/ folder of a run; there is no {path}")
-        settings = checkpoint.read_json(path).get("multitask")
-        if settings is None:
-            raise ValueError(f"{path} describes an encoder without heads; give the best/ "
-                             f"folder of a run")
-        known = {"con": (False, True), "hlh": (False, True), "pool": ("cls", "mean"),
-                 "sst_loss": ("ce", "mse"), "sts_loss": ("ce", "mse")}
-        if not isinstance(settings, dict) or (
-                set(settings) - {"trained", "max_length"} != set(known)
-                or any(settings[name] not in values for name, values in known.items())
-                or not isinstance(settings.get("trained", []), list)):
-            raise ValueError(f"{path}: multitask must have one of these values for each: "
-                             f"{known}, and trained, a list; got {str(settings)[:200]}")
+        settings = checkpoint.head_settings(folder)
         encoder = bert.BertModel.from_pretrained(folder, pooler=settings["pool"] == "cls")
-        path = os.path.join(folder, "model.safetensors")
-        names = {name.split(".")[1] for name in safetensors.read_header(path)[0]
-                 if name.startswith("heads.")}
-        if not names:
-            raise ValueError(f"{path} holds no head; give the best/ folder of a run")
-        unknown = sorted(names - {task.name for task in tasks()})
-        if unknown:
-            raise ValueError(f"{path} has a head for {', '.join(unknown)}, which "
-                             f"heads.tasks() does not have; add that Task")
+        names = checkpoint.head_names(folder, [task.name for task in tasks()])
         has_words = {"vocab.txt", "tokenizer.json"} & set(os.listdir(folder))
         tokenizer = (data.WordPiece(folder, encoder.config.vocab_size) if has_words
                      else None)
         model = cls(encoder, **settings, names=names, tokenizer=tokenizer)
-        wanted = {f"heads.{name}": p for name, p in model.heads.state_dict().items()}
-        tensors = safetensors.load(path, wanted)
-        for name, p in wanted.items():
-            if name not in tensors:
-                raise ValueError(f"{path}: by config.json {name} must be {list(p.shape)}, "
-                                 f"got none")
-            checkpoint.check(path, name, tensors[name], p.shape)
-            p.copy_(checkpoint.finite(path, name, tensors[name]))
+        checkpoint.fill_heads(folder, {f"heads.{name}": p for name, p
+                                       in model.heads.state_dict().items()})
         return model.to(device).eval()
 
     def blocks(self) -> list[optim.Block]:

@@ -331,3 +331,51 @@ def finite(path, name, tensor):
                              f"{shown(name, '')} are NaN or infinite; use another copy of "
                              f"these weights")
     return tensor
+
+
+# --- The heads beside an encoder, as heads.MultitaskBert saves them ---
+
+def head_settings(folder) -> dict:
+    """How the model in a run's best/ was made.   Raises FileNotFoundError, ValueError"""
+    path = os.path.join(folder, "config.json")
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"needed the best/ folder of a run; there is no {path}")
+    settings = read_json(path).get("multitask")
+    if settings is None:
+        raise ValueError(f"{path} describes an encoder without heads; give the best/ "
+                         f"folder of a run")
+    known = {"con": (False, True), "hlh": (False, True), "pool": ("cls", "mean"),
+             "sst_loss": ("ce", "mse"), "sts_loss": ("ce", "mse")}
+    if not isinstance(settings, dict) or (
+            set(settings) - {"trained", "max_length"} != set(known)
+            or any(settings[name] not in values for name, values in known.items())
+            or not isinstance(settings.get("trained", []), list)):
+        raise ValueError(f"{path}: multitask must have one of these values for each: "
+                         f"{known}, and trained, a list; got {str(settings)[:200]}")
+    return settings
+
+
+def head_names(folder, known) -> set:
+    """The tasks that have a head there.   Raises ValueError if none, or one not in known"""
+    path = os.path.join(folder, "model.safetensors")
+    names = {name.split(".")[1] for name in safetensors.read_header(path)[0]
+             if name.startswith("heads.")}
+    if not names:
+        raise ValueError(f"{path} holds no head; give the best/ folder of a run")
+    unknown = sorted(names - set(known))
+    if unknown:
+        raise ValueError(f"{path} has a head for {', '.join(unknown)}, which "
+                         f"heads.tasks() does not have; add that Task")
+    return names
+
+
+def fill_heads(folder, wanted):
+    """Copy the saved tensors into wanted, {name: tensor}.   Raises ValueError"""
+    path = os.path.join(folder, "model.safetensors")
+    tensors = safetensors.load(path, wanted)
+    for name, tensor in wanted.items():
+        if name not in tensors:
+            raise ValueError(f"{path}: by config.json {name} must be "
+                             f"{list(tensor.shape)}, got none")
+        check(path, name, tensors[name], tensor.shape)
+        tensor.copy_(finite(path, name, tensors[name]))
