@@ -126,7 +126,8 @@ class Child:
             self.process.join(1)
             code = self.process.exitcode
             if isinstance(error, OSError) and code is None:
-                self.fate = self.fate or f"its answer is larger than {ANSWER >> 20} MB"
+                self.fate = self.fate or (f"its answer is larger than {ANSWER >> 20} MB, "
+                                          f"or it wrote into the grader's own pipe")
             if code is None or isinstance(error, (ValueError, TypeError, RecursionError)):
                 self.fate = self.fate or "it wrote into the grader's own pipe"
             elif code is not None and code < 0:
