@@ -115,7 +115,8 @@ def found_there():
                              "test_run_devices.main()"], cwd=ROOT, capture_output=True,
                             text=True)
     lines = result.stdout.splitlines()
-    assert lines, result.stderr
+    assert lines, ("the process ended early; are there sparse gradients, or float64, in a "
+                   f"backward pass? {result.stderr}")
     return json.loads(lines[-1])
 
 

@@ -31,7 +31,7 @@ MUTANTS = {
         ("optim.FlatParameters.gram", "torch.cat(parts).cpu().double()",
          "torch.cat(parts).double().cpu()", "float64 on the device", "no float64"),
         ("train.prepare", 'device.type == "cpu"', "True", "sparse gradients on MPS",
-         "no sparse tensors"),
+         "are there sparse gradients"),
         ("optim.FusedAdamW.update", "super().update(p, g, m, v, t, group)", "pass",
          "no step without a fused kernel", "without a fused AdamW"),
         ("smart.random_state", 'if device.type == "cpu":', "if True:",

@@ -242,6 +242,8 @@ class Machine:
     def __init__(self, device, clock):
         self.device, self.clock = device, clock
         self.autocast, self.why = machine.choose_precision("auto", device)
+        if machine.is_float16(self.autocast, device):       # only bfloat16 is measured
+            self.autocast, self.why = machine.choose_precision("off", device)
         with self.autocast():
             has_bfloat16 = torch.is_autocast_enabled(device.type)
         self.precisions = [BFLOAT16, FLOAT32] if has_bfloat16 else [FLOAT32]
