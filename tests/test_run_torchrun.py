@@ -109,8 +109,6 @@ def test_run_torchrun__other_data_on_another_rank_are_refused():
 
 # --- torchrun itself ---
 
-# --- torchrun itself ---
-
 def torchrun(out, *more, then=None):
     """Two processes, started by torchrun; then(pid of torchrun) after their first update.
 
