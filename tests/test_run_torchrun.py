@@ -109,38 +109,34 @@ def test_run_torchrun__other_data_on_another_rank_are_refused():
 
 # --- torchrun itself ---
 
-# --- torchrun itself ---
-
 def torchrun(out, *more, then=None):
-    """Two processes, started by torchrun; then(pid of torchrun) at their first update.
+    """Two processes, started by torchrun; then(pid of torchrun) after their first update.
 
-    Returns (seconds from then on, stdout, stderr).
+    -> (stdout, stderr). After 30 seconds torchrun would kill a process that hangs, and the
+    line that it is to print would be missing.
     """
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
              "train.py", *map(str, flags_of(out, *more, steps=4000))]
     child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                              text=True, cwd=processes.ROOT)
-    log, start = os.path.join(out, "metrics.jsonl"), time.monotonic()
+    log = os.path.join(out, "metrics.jsonl")
     try:
         while then and not (os.path.exists(log) and os.path.getsize(log)):
             assert child.poll() is None, child.communicate()[1]
             time.sleep(0.1)
-        start = time.monotonic()
         if then:
             then(child.pid)
-        output, errors = child.communicate(timeout=120)
+        return child.communicate(timeout=120)
     finally:
         child.kill()
-    return time.monotonic() - start, output, errors
 
 
 def test_run_torchrun__ctrl_c_and_sigterm_end_with_one_line_and_a_checkpoint():
     for number in (signal.SIGINT, signal.SIGTERM):
         out = os.path.join(tempfile.mkdtemp(), "run")
-        seconds, output, errors = torchrun(
+        output, errors = torchrun(
             out, "--epochs", 500, "--checkpoint-every", 1,
             then=lambda pid, number=number: os.kill(pid, number))
-        assert seconds < 30, f"it took {seconds:.0f} s to end"
         assert output.count("stopped after update") == 1, output + errors
         assert "another process" not in errors
         assert f"after update {state_of(out)['step']} of" in output
@@ -153,13 +149,12 @@ def test_run_torchrun__a_killed_process_ends_all_with_one_line():
             raise unittest.SkipTest("needs Linux's /proc")
         os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
     out = os.path.join(tempfile.mkdtemp(), "run")
-    seconds, _, errors = torchrun(out, "--epochs", 500, then=kill_one)
-    assert seconds < 30, f"it took {seconds:.0f} s to end"
+    _, errors = torchrun(out, "--epochs", 500, then=kill_one)
     lines = [line for line in errors.splitlines() if line.startswith("train.py: ")]
     assert len(lines) == 1 and f"--resume {out}" in lines[0], errors
 
 
 def test_run_torchrun__a_mistake_is_one_line():
-    _, _, errors = torchrun("/none/run", "--epochs", 0)
+    _, errors = torchrun("/none/run", "--epochs", 0)
     lines = [line for line in errors.splitlines() if line.startswith("train.py: error")]
     assert len(lines) == 1 and "--epochs" in lines[0], errors
