@@ -137,11 +137,17 @@ def test_browser_serve__other_pages_get_nothing():
 
 
 def test_browser_serve__it_fits_from_400_to_1400_pixels_in_light_and_dark():
-    with served() as server, opened(server) as browser:
+    model = predict.load(analyzed())
+    model.trained = ["para"]        # and sentiment is asked all the same, by --task
+    with served(model, names=["sst", "para"]) as server, opened(server) as browser:
         browser.type("good cat " * 9)
         browser.press("Tab")
         browser.type("bad dog " * 9)
         browser.until("document.querySelectorAll('tr.second').length")
+        titles = browser.run("[...document.querySelectorAll('h3')].map((h) => "
+                             "h.textContent.includes('not trained'))")
+        assert_equal(titles, [False, True, True])
+        assert browser.run("$('untrained').textContent").endswith("run: sts")
         grounds = set()
         for scheme in ("light", "dark"):
             browser.ask("Emulation.setEmulatedMedia", features=[

@@ -25,10 +25,10 @@ from tools import export, predict, serve
 
 
 @contextlib.contextmanager
-def served(model=None, title="a run"):
-    """A server in this process.   -> serve.Server"""
+def served(model=None, title="a run", names=()):
+    """A server in this process, of all its model's tasks or some.   -> serve.Server"""
     model = model or predict.load(analyzed())
-    tasks = [model.tasks[name] for name in model.trained]
+    tasks = [model.tasks[name] for name in names or model.trained]
     with serve.Server(model, tasks, title, 0) as server:
         thread = threading.Thread(target=server.serve_forever, args=(.01,), daemon=True)
         thread.start()
