@@ -301,6 +301,7 @@ def test_tools_serve__a_hundred_at_once_are_all_answered_one_by_one():
 
 def test_tools_serve__a_client_that_hangs_blocks_nobody_and_is_let_go():
     head = b"POST /ask HTTP/1.1\r\nContent-Length: 50\r\n\r\n{"
+    assert_equal(serve.Handler.timeout, serve.PATIENCE)
     with served() as server, unittest.mock.patch.object(serve.Handler, "timeout", .5):
         clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
         for number, client in enumerate(clients):
@@ -365,6 +366,8 @@ def test_tools_serve__a_task_that_was_not_trained_is_not_offered():
         assert_equal(status, 0, errors)
         assert_equal(errors, "not asked, as it was not trained: para, sts\n")
         assert output.startswith("sst\t") and output.count("\n") == 1
+        status, output, _ = run_tool(predict, path, stdin="good\tbad\n")
+        assert_equal((status, output), (2, ""), "a pair was answered by a random head")
         model = predict.load(path)
         with served(model) as server:
             _, found = asked(server, b"", "/model", "GET")
