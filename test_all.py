@@ -44,7 +44,7 @@ FILES = [f"test_{name}.py" for name in (
     "4_1_untrusted_files", "4_2_scores", "4_3_settings", "4_3_tasks", "4_4_train",
     "4_4_loop", "run_resume", "run_ranks", "run_folder", "run_refusals", "run_sources")]
 # Lines that take minutes: only with --all, or by name.
-SLOW = ("4.3 tasks", "checks_main", "compare_models", "compare_torchjd",
+SLOW = ("4.3 tasks", "browser_serve", "checks_main", "compare_models", "compare_torchjd",
         "compare_transformers", "run_torchrun", "tools_fuzz", "tools_grader",
         "tools_make_assignment", "tools_mutants", "tour")
 

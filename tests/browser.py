@@ -17,7 +17,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 class Browser:
     """`with Browser() as browser:` one page. Skips the test where there is no Chromium."""
 
-    def __init__(self, *flags, width=1000, height=1400, seconds=50):
+    def __init__(self, *flags, width=1000, height=1400, seconds=110):
         found = list(filter(None, map(shutil.which, NAMES)))
         if not found:
             raise unittest.SkipTest(f"needs a browser, one of {', '.join(NAMES)}")

@@ -1,14 +1,12 @@
 """tools/serve.py, the page of tools/predict.py --serve."""
 
+import _thread
 import contextlib
 import http.client
 import json
 import os
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -20,8 +18,6 @@ import torch
 import bert
 import data
 import heads
-from tests import ROOT
-from tests.browser import Browser
 from tests.checks import assert_close, assert_equal, assert_one_line, assert_raises
 from tests.test_4_3_tasks import NAMES, six_tasks
 from tests.world import WORDS, analyzed, run_tool, run_train, small_bert, tiny_world
@@ -29,10 +25,10 @@ from tools import export, predict, serve
 
 
 @contextlib.contextmanager
-def served(model=None, title="a run"):
-    """A server in this process.   -> serve.Server"""
+def served(model=None, title="a run", names=()):
+    """A server in this process, of all its model's tasks or some.   -> serve.Server"""
     model = model or predict.load(analyzed())
-    tasks = [model.tasks[name] for name in model.trained]
+    tasks = [model.tasks[name] for name in names or model.trained]
     with serve.Server(model, tasks, title, 0) as server:
         thread = threading.Thread(target=server.serve_forever, args=(.01,), daemon=True)
         thread.start()
@@ -305,6 +301,7 @@ def test_tools_serve__a_hundred_at_once_are_all_answered_one_by_one():
 
 def test_tools_serve__a_client_that_hangs_blocks_nobody_and_is_let_go():
     head = b"POST /ask HTTP/1.1\r\nContent-Length: 50\r\n\r\n{"
+    assert_equal(serve.Handler.timeout, serve.PATIENCE)
     with served() as server, unittest.mock.patch.object(serve.Handler, "timeout", .5):
         clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
         for number, client in enumerate(clients):
@@ -317,23 +314,26 @@ def test_tools_serve__a_client_that_hangs_blocks_nobody_and_is_let_go():
 
 
 def test_tools_serve__ctrl_c_ends_it_with_one_line():
-    if os.name == "nt":
-        raise unittest.SkipTest("sends SIGINT")
-    process = subprocess.Popen(
-        [sys.executable, os.path.join(ROOT, "tools", "predict.py"), analyzed(), "--serve",
-         "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    answers = []
+
+    class Visited(serve.Server):
+        def serve_forever(self):
+            threading.Thread(target=self.visit).start()
+            super().serve_forever()
+
+        def visit(self):
+            try:
+                with socket.create_connection(("127.0.0.1", self.port)):    # it hangs
+                    answers.append(asked(self, question("good"))[0])
+            finally:
+                _thread.interrupt_main()                        # what Ctrl-C does
     try:
-        line = process.stdout.readline()
-        port = int(line.split("127.0.0.1:")[1].split("/")[0])
-        hung = socket.create_connection(("127.0.0.1", port))
-        server = unittest.mock.Mock(port=port)
-        assert_equal(asked(server, question("good"))[0], 200)
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=50)
-        hung.close()
-    finally:
-        process.kill()
-    assert_equal((process.returncode, output, errors), (0, "stopped\n", ""))
+        with unittest.mock.patch.object(serve, "Server", Visited):
+            status, output, errors = run_tool(predict, analyzed(), "--serve", "--port", 0)
+    except KeyboardInterrupt:
+        raise AssertionError("Ctrl-C was not caught") from None
+    assert_equal(answers, [200])
+    assert_equal((status, output.splitlines()[1:], errors), (0, ["stopped"], ""))
 
 
 def test_tools_serve__a_port_in_use_or_flags_that_contradict_are_one_line():
@@ -366,6 +366,8 @@ def test_tools_serve__a_task_that_was_not_trained_is_not_offered():
         assert_equal(status, 0, errors)
         assert_equal(errors, "not asked, as it was not trained: para, sts\n")
         assert output.startswith("sst\t") and output.count("\n") == 1
+        status, output, _ = run_tool(predict, path, stdin="good\tbad\n")
+        assert_equal((status, output), (2, ""), "a pair was answered by a random head")
         model = predict.load(path)
         with served(model) as server:
             _, found = asked(server, b"", "/model", "GET")
@@ -374,17 +376,16 @@ def test_tools_serve__a_task_that_was_not_trained_is_not_offered():
         assert_equal(found["untrained"], ["para", "sts"])
         assert_equal({answer["task"] for answer in reply["answers"]}, {"sst"})
     # Asked by name, it answers and says what the answer is worth.
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        status, output, errors = run_tool(predict, best, "--task", "para", stdin="a\tb\n")
-    assert_equal((status, output[:5]), (0, "para\t"), errors)
-    assert "para was not trained" in errors and "random" in errors
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        status, output, errors = run_tool(predict, best, "--task", "para", stdin="a\tb\n")
+        assert_equal((status, output[:5]), (0, "para\t"), errors)
+        assert caught, "a random head answered without a word"
+        assert "para was not trained: its head is random" in str(caught.pop().message)
         model.predict("sst", ["good"])
         assert_equal(caught, [])
         model.predict("sts", [("good", "bad")])
-        assert_equal(len(caught), 1, "a random head answered without a warning")
+        assert_equal(len(caught), 1, "a random head answered without a word")
     assert_one_line(*run_tool(export, best, "--task", "para", "--out", "x")[::2], "para",
                     "not trained", "sst")
 
@@ -408,147 +409,3 @@ def test_tools_serve__a_folder_of_an_earlier_version_offers_all_its_tasks():
     assert_equal(predict.load(folder).trained, ["sst", "para", "sts"])
     os.remove(os.path.join(folder, "vocab.txt"))
     assert_one_line(*run_tool(predict, folder, stdin="good\n")[::2], "vocab.txt")
-
-
-# --- In a browser ---
-
-BARS = "[...document.querySelectorAll('#answers .number')].map((n) => +n.textContent)"
-TOKENS = "[...document.querySelectorAll('tbody th')].map((th) => th.textContent).join(' ')"
-CELLS = "[...document.querySelectorAll('#matrices td')].map((td) => td.title).join()"
-
-
-@contextlib.contextmanager
-def opened(server, *flags):
-    with Browser(*flags) as browser:
-        browser.open(f"http://127.0.0.1:{server.port}/")
-        browser.until("model !== null && $('said').textContent")
-        browser.run("$('first').focus()")
-        yield browser
-
-
-def test_tools_serve_browser__typing_updates_bars_and_matrix():
-    model = predict.load(analyzed())
-    with served(model) as server, opened(server) as browser:
-        for text in ("good", " cat"):
-            browser.type(text)
-            whole = browser.run("$('first').value")
-            browser.until(f"{TOKENS} === '[CLS] {whole} [SEP]'")
-            _, p = model.predict("sst", [whole], with_probabilities=True)
-            assert_close(browser.run(BARS), p[0], .0051)
-        best = browser.run("document.querySelector('#answers .best').textContent")
-        assert_equal(int(best[0]), int(p[0].argmax()))
-        browser.press("Tab")
-        browser.type("bad dog")
-        browser.until(f"{TOKENS} === '[CLS] good cat [SEP] bad dog [SEP]'")
-        pair = [("good cat", "bad dog")]
-        para, sts = model.predict("para", pair, True)[1][0], model.predict("sts", pair)[0]
-        assert_close(browser.run(BARS)[:3], [1 - para, para, sts], .0051)
-        assert_equal(len(browser.run(BARS)), 13, "and five for each sentence")
-        assert_equal(browser.run("document.querySelectorAll('tr.second').length"), 1)
-        # Another head, by the keyboard alone.
-        before = browser.run(CELLS)
-        browser.press("Tab")
-        browser.press("Tab")
-        assert_equal(browser.run("document.activeElement.id"), "head")
-        browser.press("ArrowDown")
-        browser.until(f"{CELLS} !== {json.dumps(before)}")
-        want = serve.attention_of(model, pair[0], 0, 1)["rows"][0]["weights"][1][4]
-        assert f"good\u2069 → \u2068bad\u2069: {want:.3f}" in browser.run(CELLS)
-        browser.press("Tab")
-        browser.press("ArrowDown")
-        browser.press("ArrowDown")
-        assert "good\u2069 looks at: " in browser.run("$('looks').textContent")
-        # With nothing typed there is nothing to see.
-        browser.run("$('first').value = $('second').value = ''; soon()")
-        browser.until("$('attention').hidden && !$('answers').children.length")
-
-
-def test_tools_serve_browser__hostile_text_is_shown_as_text():
-    model = predict.load(analyzed())
-    evil = "<img src=x onerror='window.ran=1'><script>window.ran=1</script>\"'&lt;\u202e"
-    model.tokenizer.tokens = [evil if token == "good" else token for token in WORDS]
-    with served(model, evil) as server, opened(server) as browser:
-        browser.type(evil + " good")
-        browser.until("document.querySelectorAll('#matrices td').length")
-        assert evil in browser.run(TOKENS)
-        assert_equal(browser.run("$('title').textContent"), f"Ask {evil}")
-        assert_equal(browser.run("document.querySelectorAll('img').length"), 0)
-        # A megabyte is refused in one line, and not even sent.
-        with unittest.mock.patch.object(model, "predict") as never:
-            browser.run("$('first').value = 'x'.repeat(1e6); soon()")
-            browser.until("$('said').textContent.includes('1000000')")
-            assert "2000 characters" in browser.run("$('said').textContent")
-            assert not never.called
-        # The policy holds even for what stands in the document.
-        browser.run("document.body.append(Object.assign(document.createElement('script'),"
-                    " {textContent: 'window.ran = 1'}))")
-        assert_equal(browser.run("window.ran === undefined"), True, "it ran")
-        said = [event["params"] for event in browser.events
-                if event["method"] in ("Log.entryAdded", "Runtime.exceptionThrown")]
-        assert all("Content Security Policy" in str(entry) for entry in said), said
-        sent = {event["params"]["request"]["url"] for event in browser.events
-                if event["method"] == "Network.requestWillBeSent"}
-        home = f"http://127.0.0.1:{server.port}"
-        assert_equal(sent, {f"{home}/", f"{home}/model", f"{home}/ask"})
-
-
-def test_tools_serve_browser__an_answer_cannot_overtake_a_later_one():
-    with served() as server, opened(server) as browser:
-        browser.run("""(() => {
-            const own = window.fetch;
-            let count = 0;
-            window.fetch = async (...args) => {
-                const first = count++ === 0;
-                const response = await own(...args);
-                if (first) await new Promise((done) => { window.release = done; });
-                return response;
-            };
-        })()""")
-        browser.type("good")
-        browser.until("!!window.release")
-        browser.type(" cat")
-        browser.run("new Promise((done) => setTimeout(done, 2 * WAIT))")
-        browser.run("window.release()")
-        browser.until(f"{TOKENS} === '[CLS] good cat [SEP]'")
-        assert_equal(browser.run("asking || again"), False)
-
-
-def test_tools_serve_browser__other_pages_get_nothing():
-    own, said = serve.Handler.send_error, []
-
-    def heard(self, code, message=None, explain=None):
-        said.append((code, message))
-        return own(self, code, message, explain)
-    with served() as server, unittest.mock.patch.object(server.model, "predict") as never, \
-            unittest.mock.patch.object(serve.Handler, "send_error", heard), \
-            Browser("--host-resolver-rules=MAP evil.example 127.0.0.1") as browser:
-        # The name of another page, made to lead here.
-        browser.open(f"http://evil.example:{server.port}/")
-        assert "needed the address" in browser.run("document.body.textContent")
-        # A form of another page can post here; it arrives, and is refused by its origin.
-        said.clear()
-        browser.open(f"data:text/html,<form action='http://127.0.0.1:{server.port}/ask' "
-                     f"method=post enctype=text/plain><input name=x>")
-        browser.run("void setTimeout(() => document.forms[0].submit(), 1)")
-        for _ in range(600):
-            time.sleep(0 if said else .05)
-        (code, message), *_ = said
-        assert code == 403 and "Origin" in message
-        assert not never.called
-
-
-def test_tools_serve_browser__it_fits_from_400_to_1400_pixels_in_light_and_dark():
-    with served() as server, opened(server) as browser:
-        browser.type("good cat " * 9)
-        browser.press("Tab")
-        browser.type("bad dog " * 9)
-        browser.until("document.querySelectorAll('tr.second').length")
-        grounds = set()
-        for scheme in ("light", "dark"):
-            browser.ask("Emulation.setEmulatedMedia", features=[
-                {"name": "prefers-color-scheme", "value": scheme}])
-            grounds.add(browser.run("getComputedStyle(document.body).backgroundColor"))
-            for width in (400, 700, 1000, 1400):
-                browser.resize(width, 900)
-                assert browser.run("document.documentElement.scrollWidth") <= width
-        assert_equal(len(grounds), 2, "dark is not dark")
