@@ -255,10 +255,11 @@ def test_3_1_BertLayer__dropout_falls_on_outputs_not_on_what_a_matrix_reads():
             got = layer(x)
         untouched = ((got - x).abs() < 1e-5).all(-1).float().mean()
         assert untouched > .6 or not (read and (read[0] == 0).float().mean() > .5), (
-            f"got many changed tokens; dropout falls on {what}, not on the output of {part}")
+            f"got many changed tokens; dropout falls on {what}, not on the output of "
+            f"{part}")
         assert untouched > .6, (
-            "got many changed tokens; both sub-layers are LN(x + Dropout(…)): dropout falls "
-            "on the outputs of attention_dense and output, and x is added after it")
+            "got many changed tokens; both sub-layers are LN(x + Dropout(…)): dropout "
+            "falls on the outputs of attention_dense and output, and x is added after it")
 
 
 def test_3_1_BertLayer__equals_the_post_norm_layer_of_torch():

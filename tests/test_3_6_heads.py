@@ -28,7 +28,10 @@ def test_3_6_Head__relu_between_but_not_after():
     # h = (2, 3): hidden (2, -2 -> 0, 3): -2 - 3 = -5
     assert_close(head(torch.tensor([[2.0, 3.0]])), [-5.0], 1e-6, mistakes={
         "ReLU is missing": [15.0], "ReLU comes after the last layer too": [0.0],
-        "one output keeps its dimension: squeeze [B, 1] to [B]": [[-5.0]]})
+        "one output keeps its dimension: squeeze [B, 1] to [B]": [[-5.0]],
+        "squeeze() takes the dimension of a batch of 1 too: squeeze(-1)": -5.0})
+    assert_equal(tuple(heads.Head([2, 5], 0.0)(torch.ones(1, 2)).shape), (1, 5), mistakes={
+        "squeeze() takes the dimension of a batch of 1 too": (5,)})
 
 
 def test_3_6_Head__only_hidden_layers_start_as_He_did():

@@ -123,8 +123,9 @@ class heads:
         return float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))
 
     def overall_score(scores):
-        return float(np.mean([(score + 1) / 2 if task.name == "sts" else score
-                              for task, score in scores.items()]))
+        return float(np.mean([
+            (score + 1) / 2 if task.metric is pearson else score        # noqa: F821
+            for task, score in scores.items()]))
 
 
 class multitask:
@@ -134,14 +135,14 @@ class multitask:
     def round_robin(steps, aligned):
         return list(zip(*[[task] * steps[aligned] for task in steps]))
 
-    def backward(flat, micro_batches, loss_fn, rows):
+    def backward(flat, micro_batches, loss_fn, rows, **more):
         flat.G[sorted(set(rows.values()))] = 0
         logs, share = [], 1 / len(micro_batches)
         for batches in micro_batches:
             log = {}
             for task, batch in batches.items():
                 flat.attach(rows[task])
-                loss, values = loss_fn(task, batch)
+                loss, values = loss_fn(task, batch, **more)
                 (share * loss).backward()
                 log.update({f"{name}_{task}": value.item()
                             for name, value in values.items()})
