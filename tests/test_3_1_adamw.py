@@ -171,7 +171,7 @@ def test_3_1_AdamW__equals_that_of_torch_with_its_eps_moved():
     assert_close(a, b, 1e-12)
 
 
-def test_3_1_AdamW__the_courses_own_check():
+def test_3_1_AdamW__the_check_of_the_course():
     # Linear(3, 2), 1,000 steps on uniform x with target (x₀ + x₁, -x₂); the numbers and the
     # tolerance are the course's. p.mul_(1 - lr · wd) is off by 1.8e-5: in float32, 1 - 1e-7
     # is 1 - 1.2e-7. That is rounding, not a mistake. A decay before the step passes here

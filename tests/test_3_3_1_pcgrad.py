@@ -120,7 +120,7 @@ def test_3_3_1_pcgrad__each_block_is_treated_by_itself():
                  [multitask.pcgrad(g, orders) for g in grams], 1e-12)
 
 
-def test_3_3_1_pcgrad__order_is_drawn_from_the_runs_generator():
+def test_3_3_1_pcgrad__order_is_drawn_from_rng():
     gram = gram_of([[1.0, 0], [-1, 1], [-1, -2]])
     drawn = [multitask.pcgrad(gram, rng=np.random.default_rng(s)).tolist()
              for s in range(20)]

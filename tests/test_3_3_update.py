@@ -131,7 +131,7 @@ def test_3_3_update__plain_sum_is_the_gradient_of_the_summed_losses():
     assert_close(flat.G[0], [0, 1, 3, 5], 1e-6)
 
 
-def test_3_3_update__D2_treatment_needs_each_tasks_own_gradient():
+def test_3_3_update__D2_treatment_needs_the_gradient_of_each_task():
     # Algorithm 2's summed loss gives (0, 1) for w; with surgery it must be (½, 1½).
     assert_close(toy_step(multitask.plain_sum)[0].G[0, :2], [0, 1], 1e-6)
     assert_close(toy_step(multitask.pcgrad)[0].G[0, :2], [.5, 1.5], 1e-6)

@@ -80,6 +80,7 @@ def test_3_5_smoothness__an_inner_point_by_hand():
         "δ was not clamped to ±ε": [[100.1, 100.1, .7], [.7, .4, .1]],
         "the step is ε long, not 100 ε": [[1, 1, .106], [.106, .103, .1]],
         "the step is 10 ε long, not 100 ε": [[1, 1, .16], [.16, .13, .1]],
+        "δ starts at 0, or x itself was not perturbed": [[0] * 3] * 2,
         "δ is still the noise: there is no ascent, or g is not divided by ‖g‖":
             [[.1] * 3] * 2})
 
@@ -93,8 +94,8 @@ def test_3_5_smoothness__a_gradient_of_any_size_gives_a_whole_step():
         return 1e-7 * x[:, 0, 0]
     smoothness(f, torch.zeros(1, 1, 1), smart.squared_difference, .1,
                      noise=torch.full((1, 1, 1), .01))
-    assert_close(seen[-1].flatten(), [.1], 1e-5,
-                 "a floor under ‖g‖ hides small gradients; it guards against 0 / 0 alone")
+    floor = "a floor under ‖g‖ hides small gradients; it guards against 0 / 0 alone"
+    assert_close(seen[-1].flatten(), [.1], 1e-5, floor if 0 < seen[-1] < .1 else "")
 
 
 def test_3_5_smoothness__a_gradient_of_zero_gives_no_nan():
@@ -255,8 +256,9 @@ def test_3_5_smoothness__rows_do_not_depend_on_their_batch_mates():
     smoothness(f, torch.ones(2, 1, 1), smart.squared_difference, .1,
                      noise=torch.full((2, 1, 1), .01))
     assert_close(seen[-1].flatten(), [.1, .1], 1e-6, mistakes={
-        "‖g‖_∞ is taken over the whole batch; each row has its own": [.01001, .1]},
-        hint="‖g‖_∞ is each row's own")
+        "‖g‖_∞ is taken over the whole batch; each row has its own": [.01001, .1],
+        "δ was not clamped to ±ε": [10.01, 10.01],
+        "δ starts at 0, or x itself was not perturbed": [0, 0]})
 
 
 ASCENT = "the ascent left gradients in .grad; torch.autograd.grad asks for ∂/∂δ alone"

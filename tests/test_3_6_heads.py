@@ -7,7 +7,7 @@ from tests.checks import assert_close, assert_equal
 from tests.world import small_bert
 
 
-def test_3_6_Head__D9_hidden_layers_have_the_reports_sizes():
+def test_3_6_Head__D9_hidden_layers_have_the_sizes_of_the_report():
     # "size BERT_HIDDEN_SIZE for the SST head, a 2 deep hidden layer … for both"
     # (3.6, not 4.4)
     model = heads.MultitaskBert(small_bert(), con=True, hlh=True)

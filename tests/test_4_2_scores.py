@@ -76,7 +76,7 @@ def test_4_2_pearson__rounding_does_not_make_a_constant_side_vary():
     assert caught and "undefined" in str(caught[0].message)
 
 
-def test_4_2_overall_score__D12_recomputes_the_reports_column():
+def test_4_2_overall_score__D12_recomputes_the_column_of_the_report():
     def overall(*scores):
         return heads.overall_score(dict(zip(heads.tasks(), scores)))
     assert_close(overall(.517, .871, .891), .778, 5e-4, mistakes={
