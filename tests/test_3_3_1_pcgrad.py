@@ -125,7 +125,7 @@ def test_3_3_1_pcgrad__order_is_drawn_from_rng():
     drawn = [multitask.pcgrad(gram, rng=np.random.default_rng(s)).tolist()
              for s in range(20)]
     assert drawn == [multitask.pcgrad(gram, rng=np.random.default_rng(s)).tolist()
-                     for s in range(20)]
+                     for s in range(20)], "the same generator gave other orders"
     assert len({str(C) for C in drawn}) > 1, "the order never changes"
     for seed in range(5):
         blocks = multitask.pcgrad(np.array([gram] * 3), rng=np.random.default_rng(seed))

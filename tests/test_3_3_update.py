@@ -171,7 +171,8 @@ def test_3_3_update__further_arguments_go_on_to_loss_fn():
     multitask.backward(flat, [{"a": 1.0}], lambda task, batch, scale=1.0: loss_fn(
         task, scale * batch), {"a": 0}, scale=2.0)
     assert_close(flat.G[0], [2, 0, 6, 0], 1e-6, mistakes={
-        "`more` is not passed on: loss_fn(task, batch, **more)": [1, 0, 3, 0]})
+        "`more` is not passed on: loss_fn(task, batch, **more)": [1, 0, 3, 0],
+        NOTHING: [0, 0, 0, 0]})
 
 
 def test_3_3_update__tasks_that_share_a_row_are_added_up_there():
@@ -238,8 +239,10 @@ def test_3_3_update__gradient_that_is_not_finite_changes_nothing():
         flat, loss_fn = toy()
         gv = multitask.GradVac()
         multitask.backward(flat, [{"a": bad, "b": 1.0}], loss_fn, ROWS)
-        assert multitask.treat(flat, multitask.regions(flat), ROWS, gv, 1.0,
-                               np.random.default_rng(0)) is None
+        assert flat.G.any(), NOTHING
+        treated = multitask.treat(flat, multitask.regions(flat), ROWS, gv, 1.0,
+                                  np.random.default_rng(0))
+        assert treated is None, f"a gradient that is {bad} was used for an update"
         assert gv.target is None, "the vaccine's state was touched"
 
 

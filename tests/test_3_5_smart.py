@@ -448,7 +448,8 @@ def test_3_5_terms__D6_are_part_of_each_tasks_own_gradient():
         batches = {name: training.next_batch(name) for name in training.rows}
         multitask.backward(training.flat, [batches], training.loss, training.rows)
         rows.append(training.flat.G.clone())
-    assert all(not torch.allclose(a, b) for a, b in zip(*rows))
+    assert all(not torch.allclose(a, b) for a, b in zip(*rows)), (
+        "a task's row of G is the same with and without R_s")
 
 
 def test_3_5_1_plan__D8_paraphrase_first_is_a_phase_of_its_own():
