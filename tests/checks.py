@@ -15,7 +15,7 @@ def assert_close(got, expected, tolerance=1e-6, hint="", relative=0.0, mistakes=
     mistakes: {what was done: what that would give}. If `got` is one of these, the message
     says so; otherwise it begins with the hint.
     """
-    assert got is not None, f"got None, expected {expected}; is there a return?"
+    assert got is not None, "is there a return? got None, expected numbers"
     a, b = as_array(got), as_array(expected)
 
     def close_to(other):
@@ -30,13 +30,15 @@ def assert_close(got, expected, tolerance=1e-6, hint="", relative=0.0, mistakes=
         difference = f"shapes {list(a.shape)} and {list(b.shape)}"
         if isinstance(got, tuple):
             hint = "a tuple was returned where one result is asked for"
-    elif a.ndim:
+    elif np.isnan(a).any() and not np.isnan(b).any():
+        hint = "a NaN came out: 0 · inf, inf - inf, or 0 / 0?"
+    if a.shape == b.shape and a.ndim:
         apart = np.abs(a - b)
         apart[np.isnan(apart)] = np.inf
         worst = np.unravel_index(apart.argmax(), a.shape)
         difference = (f"the largest difference is {a[worst] - b[worst]:.3g}, "
                       f"at [{', '.join(map(str, worst))}]")
-    else:
+    elif a.shape == b.shape:
         difference = f"the difference is {a - b:.3g}"
     if a.shape == b.shape and a.size > 24:      # a page of numbers helps nobody
         a, b = a[worst], b[worst]

@@ -48,7 +48,11 @@ def test_3_1_AdamW__constant_gradient_by_hand():
         "the decay was not multiplied by lr": [.81, .639, .4851],
         "the step goes up the gradient": [1.089, 1.17711, 1.2643389],
         "m lacks the factor 1 - β₁ before g": [0, -.99, -1.9701],
-        "m and v restart in every step": [.891, .80842045, .7370937]})
+        "m and v restart in every step": [.891, .80842045, .7370937],
+        "m is not kept: change it in place": [.891, .82998474, .78515353],
+        "v is not kept: change it in place": [.891, .74211786, .56330938],
+        "only the decay changes θ: p = p - … is another tensor, change p in place":
+            [.99, .9801, .970299]})
 
 
 def test_3_1_AdamW__changing_gradients():
@@ -70,6 +74,7 @@ def test_3_1_AdamW__eps_is_added_to_root_v():
     # .316228 · 1e-7 / (3.162e-8 + 1e-6) = .0306534. The usual form gives .5.
     assert_close(one_weight([1e-6], theta=0.0, lr=1.0), [-.0306534], 1e-7, mistakes={
         "eps is added to √v / √(1 - β₂ᵗ), as torch does": [-.5],
+        "eps is not used": [-1.0], "θ does not move": [0.0],
         "eps is inside the root": [-3.1623e-05]})
     assert_close(one_weight([1e-6], theta=0.0, lr=1.0, correct_bias=False), [-.0969347],
                  1e-7, mistakes={"correct_bias=False is ignored": [-.0306534]})
@@ -89,16 +94,19 @@ def test_3_1_AdamW__zero_gradient_decays_and_none_does_not():
 
 
 def test_3_1_AdamW__closure_is_called_and_its_loss_returned():
-    p = torch.nn.Parameter(torch.tensor([1.0]))
+    p, calls = torch.nn.Parameter(torch.tensor([1.0])), []
     optimizer = optim.AdamW([p], lr=.1)
 
     def closure():
+        calls.append(torch.is_grad_enabled())
         optimizer.zero_grad()
         loss = (3 * p).sum()
         loss.backward()
         return loss
-    assert_close(optimizer.step(closure), 3.0, 1e-6,
-                 "step(closure) returns what closure() returns")
+    returned = optimizer.step(closure)
+    assert calls, "closure() was forgotten: if it is given, call it first"
+    assert returned is not None, "step(closure) must return what closure() returns"
+    assert_close(returned, 3.0, 1e-6, "step(closure) returns what closure() returns")
     assert_close(p, [.9], 1e-5)
 
 

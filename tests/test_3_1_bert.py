@@ -20,6 +20,7 @@ def test_3_1_attention__two_tokens_by_hand():
     assert_close(bert.attention(q, q, v).flatten(), [0.5, 0.617855], 1e-6, mistakes={
         "softmax runs over the queries, not the keys, or the weights are transposed":
             [.382145, .617855],
+        "softmax runs over the heads, not the keys": [1, 1],
         "there is no softmax": [0, .480453]})
 
 
@@ -30,6 +31,7 @@ def test_3_1_attention__scores_are_divided_by_root_D():
     got = bert.attention(q, q, v)[0, 0, 1, 0]
     assert_close(got, 1 / (1 + math.exp(-8)), 1e-7, mistakes={
         "√D is missing": 1 / (1 + math.exp(-16)),
+        "the scores are divided by √T, not √D": 1 / (1 + math.exp(-16 / 2 ** .5)),
         "the scores are divided by D instead of √D": 1 / (1 + math.exp(-4))})
 
 
@@ -123,7 +125,8 @@ def test_3_1_attention__large_scores_stay_finite():
         "e^score overflowed; softmax subtracts the largest score first")
     assert_close(got, [4, 5], 1e-6, mistakes={
         "softmax runs over the queries, not the keys": [1.5, 6.5],
-        "there is no softmax": [0, 2000]})
+        "there is no softmax": [0, 2000],
+        "the weights do not add up to 1: a sigmoid in place of the softmax": [4, 6.5]})
 
 
 def test_3_1_sixteen_bit_dropout__keeps_its_share_and_rescales_it():
@@ -168,7 +171,9 @@ def test_3_1_BertLayer__heads_are_put_side_by_side_again():
     assert seen, "attention_dense is never called"
     assert_close(seen[0], x, 1e-6, mistakes={
         "the heads were joined without a transpose, which mixes tokens":
-            [[[0, 1, 4, 5], [8, 9, 2, 3], [6, 7, 10, 11]]]})
+            [[[0, 1, 4, 5], [8, 9, 2, 3], [6, 7, 10, 11]]],
+        "query, key and value were not split into heads":
+            [[[0, 4, 8, 1], [5, 9, 2, 6], [10, 3, 7, 11]]]})
 
 
 def test_3_1_BertLayer__one_token_by_hand():
@@ -193,8 +198,6 @@ def test_3_1_BertLayer__one_token_by_hand():
         name + what: [[value]] for name, what, value in (
             ("the norms come first", " (pre-norm)",
              [5.456207, 2, 2.554706, 3.86191]),
-            ("the first norm", " comes before attention, not after the sum",
-             [1.561941, -.409371, -1.179836, .027266]),
             ("the last norm", " comes before the second network, not after the sum",
              [3.037194, -2, -1.382925, 2]),
             ("x is not added", " to attention's output",
@@ -216,6 +219,10 @@ def test_3_1_BertLayer__one_token_by_hand():
             ("the first norm", " takes the place of the last too",
              [2.831178, -2.114958, -1.633826, .917606]),
             ("the two norms are swapped", "", [2.741338, -2.386673, -1.344801, .990136]),
+            ("the first norm is not on the sum", " but before attention, or on its output",
+             [1.561941, -.409371, -1.179836, .027266]),
+            ("the last norm is on the second network's output", ", not on the sum",
+             [3.676833, -2.763467, -2.149899, 1.236533]),
             ("attention_dense", " was left out",
              [-1.165913, -.448698, .053703, 1.560908]))})
 
@@ -298,7 +305,10 @@ def test_3_1_BertLayer__gelu_is_the_exact_one():
         layer.intermediate.bias[:3] = torch.tensor([-1.0, 1.0, 3.0])
     layer(torch.randn(1, 1, 4))
     assert_close(seen[0][0, 0, :3], [-.158655, .841345, 2.995950], 2e-6,
-                 "tanh approximation, or ReLU?")
+                 "GELU(intermediate(x)) goes into `output`", mistakes={
+        "GELU is its tanh form": [-.158808, .841192, 2.996363],
+        "ReLU takes the place of GELU": [0, 1, 3],
+        "GELU does not come after W_1 (intermediate)": [-1, 1, 3]})
 
 
 class AddsTheMask(torch.nn.Module):
@@ -351,7 +361,8 @@ def test_3_1_BertModel__embedding_adds_word_position_and_segment():
                 table.weight[i] = torch.tensor(row)
     assert_close(model.embed(torch.tensor([[5, 6]]), torch.tensor([[0, 1]]))[0],
                  [[.632456, -.632456, 1.264911, -1.264911],
-                  [.447214, 1.341641, -.447214, -1.341641]], 1e-5, mistakes={
+                  [.447214, 1.341641, -.447214, -1.341641]], 1e-5,
+                 "LN(word + position + segment), at positions 0, 1, 2, …", mistakes={
         "positions are missing": [[.301511, -.904534, 1.507557, -.904534],
                                   [-.904534, 1.507557, .301511, -.904534]],
         "segments (token_type_ids) are missing": [
@@ -396,7 +407,9 @@ def test_3_1_BertModel__encode_runs_all_layers_and_pools_the_first_token():
     hidden_states, pooled = model.encode(x, torch.tensor([[1.0, 1, 0]]))
     assert_close(hidden_states[0, :, 0], [2, 3, 5], 1e-6, mistakes={
         "only one layer ran": [1, 2, 5], "no layer ran": [0, 1, 5]})
+    assert_equal(list(pooled.shape), [1, 4], "one token of each row is pooled")
     assert_close(pooled[0, 0], math.tanh(.5), 1e-6, mistakes={
+        "the pooler's matrix is missing": math.tanh(2),
         "tanh is missing": .5, "the mean over all tokens was pooled": math.tanh(10 / 12),
         "the last token was pooled": math.tanh(1.25),
         "the embedding was pooled, not the last hidden state": 0.0})
@@ -423,7 +436,8 @@ def test_3_1_BertModel__every_parameter_gets_a_gradient():
                 torch.tensor([[0, 0, 1, 1]]))
     (out["last_hidden_state"].square().sum() + out["pooler_output"].sum()).backward()
     for name, p in model.named_parameters():
-        assert p.grad is not None and p.grad.abs().sum() > 0 or "key.bias" in name, name
+        assert p.grad is not None and p.grad.abs().sum() > 0 or "key.bias" in name, (
+            f"{name} gets no gradient: is it used, and is nothing detached?")
 
 
 def test_3_1_BertModel__dropout_is_off_in_eval_and_on_in_train():

@@ -92,7 +92,8 @@ def test_3_1_MultitaskBert__logits_have_their_shapes():
         model = heads.MultitaskBert(small_bert(), con=con)
         for task, shape in zip(model.tasks.values(), ((4, 5), (4,), (4,))):
             batch = tiny_batch(con, task.pair)[1]
-            assert model(task, batch).shape == shape, f"{task.name}, con {con}"
+            assert_equal(tuple(model(task, batch).shape), shape,
+                         f"{task.name}, con {con}: does the task's head come last?")
 
 
 def test_3_1_MultitaskBert__first_sentences_then_second_ones_side_by_side():
@@ -112,15 +113,16 @@ def test_3_1_MultitaskBert__first_sentences_then_second_ones_side_by_side():
 
 
 def test_3_1_MultitaskBert__mean_pooling_by_hand():
-    # Tokens 1, 3, 8, of which the last is padding: 2.
+    # Tokens 1, 3, 11, of which the last is padding: 2.
     model, task = stand_in(con=True, pool="mean")
-    x = torch.tensor([1.0, 3, 8]).view(1, 3, 1)
+    x = torch.tensor([1.0, 3, 11]).view(1, 3, 1)
     batch = batch_for(x, torch.tensor([[1, 1, 0]]))
     assert_close(model.logits(task, x, batch), [[2.0]], 1e-6, mistakes={
-        "padding is in the sum and in the count": [[4.0]],
+        "padding is in the sum and in the count": [[5.0]],
+        "it is the sum over tokens, not their mean": [[4.0]],
         "padding is in the count": [[4 / 3]],
         "the first token was taken": [[1.0]]})
-    assert_close(model.logits(task, x, batch_for(x)), [[4.0]], 1e-6,
+    assert_close(model.logits(task, x, batch_for(x)), [[5.0]], 1e-6,
                  "attention_mask None means that nothing is padded")
 
 

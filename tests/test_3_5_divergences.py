@@ -16,10 +16,11 @@ def test_3_5_divergence__by_hand():
     quarter = .25 * math.log(3)
     mistakes = {"it is only KL(P‖Q), not symmetric": .130812,
                 "it is only KL(Q‖P), not symmetric": .143841,
-                "half of the sum was taken": quarter / 2,
+                "half of the sum was taken, or the mean over two classes": quarter / 2,
                 "it is summed over the batch, not averaged": 2 * quarter}
     assert_close(smart.symmetric_kl(a, b), quarter, 1e-5, mistakes={
-        **mistakes, "the sign is wrong": -quarter})
+        **mistakes, "the sign is wrong": -quarter,
+        "softmax runs over the batch, not over the classes": 0.0})
     assert_close(smart.binary_symmetric_kl(a[:, 0], b[:, 0]), quarter, 1e-5, mistakes={
         **mistakes, "the difference of probabilities was squared": .0625,
         "only one side of the coin counts": .101366})

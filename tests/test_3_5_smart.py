@@ -334,7 +334,8 @@ def test_3_5_Teacher__owns_its_parameters():
         assert_close(p.flatten(), teacher.theta[flat.place[name]], 0,
                      f"{name} is not a view of θ̃")
     assert layer.training, "the model is no longer in training mode"
-    assert layer.weight.requires_grad, "the model itself can no longer be trained"
+    assert layer.weight.requires_grad, (
+        "the model itself can no longer be trained; was it copied?")
 
 
 def test_3_5_bregman__by_hand():

@@ -126,7 +126,8 @@ class Child:
             self.process.join(1)
             code = self.process.exitcode
             if isinstance(error, OSError) and code is None:
-                self.fate = self.fate or f"its answer is larger than {ANSWER >> 20} MB"
+                self.fate = self.fate or (f"its answer is larger than {ANSWER >> 20} MB, "
+                                          f"or it wrote into the grader's own pipe")
             if code is None or isinstance(error, (ValueError, TypeError, RecursionError)):
                 self.fate = self.fate or "it wrote into the grader's own pipe"
             elif code is not None and code < 0:
@@ -192,13 +193,16 @@ def ended_in_order():
 
 
 def can_be_nobody():
-    """May a child become the user nobody, and can that user still read the packages?"""
+    """May a child become the user nobody, who must still reach the packages and its files?
+    """
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return False
     places = [pathlib.Path(file).resolve().parent
               for file in (importlib.util.find_spec("torch").origin, os.__file__)]
+    temporary = pathlib.Path(tempfile.gettempdir()).resolve()
     return all(path.stat().st_mode & 0o005 == 0o005
-               for place in places for path in (place, *place.parents))
+               for place in places for path in (place, *place.parents)) and all(
+        path.stat().st_mode & 0o001 for path in (temporary, *temporary.parents))
 
 
 def serve(pipe, prints, folder, scratch, nobody, memory, files, cpu, service, arguments):

@@ -29,6 +29,8 @@ MUTANTS = {
          "square of r", "r², the square"),
         ("heads.pearson", 'warnings.warn(f"Pearson\'s r of constant',
          'print(f"Pearson\'s r of constant', "no warning", "constant prediction"),
+        ("heads.pearson", "spread > 1e-14", "spread > 0", "rounding taken for a spread",
+         "rounding does not make"),
         ("heads.accuracy", "float(np.mean(", "100 * float(np.mean(", "a percentage",
          "percentage")],
     "4.2 evaluate": [

@@ -92,8 +92,13 @@ class Tail(io.TextIOBase):
 # What Python and torch say of typical slips, and what to ask oneself.
 EXPLAINED = {
     "NoneType": "does one of your functions lack its return?",
+    "'tuple' and 'Tensor'": "does one of your functions return several values for one?",
     "'tuple' object": "does one of your functions return several values for one?",
+    "iteration over a 0-d tensor": "is one result returned where two are asked for?",
     "values to unpack": "does a function return more or fewer results than it should?",
+    "tuple indices must be": "does one of your functions return several values for one?",
+    "mat1 and mat2 shapes": "does a matrix get another number of features than it is for?",
+    "dtype to be Long": "are float labels used as numbers of classes?",
     "unhashable type: 'list'": "is a dimension of size 1 left that squeeze() removes?",
     "does not require grad": "was something detached, or computed under no_grad()?",
     "a leaf Variable that requires grad": "is torch.no_grad() missing around the update?",

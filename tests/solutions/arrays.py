@@ -123,9 +123,8 @@ class heads:
         return float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))
 
     def overall_score(scores):
-        return float(np.mean([
-            (score + 1) / 2 if task.metric is pearson else score        # noqa: F821
-            for task, score in scores.items()]))
+        return float(np.mean([(score + 1) / 2 if task.metric.__name__ == "pearson"
+                              else score for task, score in scores.items()]))
 
 
 class multitask:

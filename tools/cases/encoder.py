@@ -153,7 +153,8 @@ def embedding__what_does_not_fit_the_tables_is_refused(r):
     ids = torch.zeros(1, 13, dtype=torch.long)
     one = model_of(r, type_vocab_size=1)
     return (one.embed(ids[:, :3]), raised(model_of(r).embed, ids),
-            raised(model_of(r).embed, ids[:, :12]), raised(one.embed, ids[:, :3], ids[:, :3]), raised(one.embed, ids[:, :3]))
+            raised(model_of(r).embed, ids[:, :12]), raised(one.embed, ids[:, :3]),
+            raised(one.embed, ids[:, :3], ids[:, :3]))
 
 
 def embedding__dropout_comes_after_the_norm(r):
