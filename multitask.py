@@ -229,7 +229,8 @@ def backward(flat, micro_batches: list, loss_fn, rows: dict, **more) -> dict:
 
     micro_batches: a list with one {task: batch} for each accumulated batch;
     loss_fn(task, batch, **more) -> (scalar loss, {name: scalar to be logged}); rows: {task:
-    row of G}. Returns {"loss_sst": mean over the micro-batches, …}.
+    row of G}, whose rows are emptied first. Returns {"loss_sst": mean over the
+    micro-batches, a float, …}.
     """
     for row in set(rows.values()):
         flat.G[row].zero_()

@@ -67,10 +67,17 @@ def assert_equal(got, expected, hint="", mistakes=None):
     """assert_close() for what must be equal: whole numbers, words, True and False."""
     if got == expected:
         return
+    if as_lists(got) == as_lists(expected):
+        hint = "the values are right, but a list stands where a tuple must, or the reverse"
     for what, value in (mistakes or {}).items():
         if got == value:
             hint = f"looks as if {what}"
     raise AssertionError((f"{hint}; " if hint else "") + f"got {got}, expected {expected}")
+
+
+def as_lists(x):
+    """Tuples within tuples, as lists within lists."""
+    return [as_lists(part) for part in x] if isinstance(x, (list, tuple)) else x
 
 
 # Our own messages must say what was needed and what came. A student's copy has False here:
@@ -92,11 +99,11 @@ def assert_raises(*words, error=ValueError):
         assert not WORDS or "\n" not in message, f"got {message!r}, expected one line"
     except Exception as other:
         raise AssertionError(f"got {type(other).__name__}: {other}, expected "
-                             f"{error.__name__} about {' and '.join(words)}; check the "
+                             f"{error.__name__} for {' and '.join(words)}; check the "
                              f"arguments before anything else") from other
     else:
-        raise AssertionError(f"got no error, expected {error.__name__} about "
-                             f"{' and '.join(words)}")
+        raise AssertionError(f"got no error, expected {error.__name__} for "
+                             f"{' and '.join(words)}: see \"Raises\" in the docstring")
 
 
 def assert_one_line(status, errors, *words):

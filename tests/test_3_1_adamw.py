@@ -38,6 +38,11 @@ def test_3_1_AdamW__constant_gradient_by_hand():
         "β₁ and β₂ are exchanged in the bias correction":
             [-98.01, -188.76729525, -272.00495046],
         "t stays at 1": [.891, .74904995, .58658467],
+        "t starts at 2": [.91633045, .82217936, .72389732],
+        "t starts late: it is 1 in the second step too": [.891, .74904995, .62623701],
+        "the bias correction lacks its root: √(1 - β₂ᵗ)":
+            [.98686935, .97257434, .95742886],
+        "v lacks the factor 1 - β₂ before g²": [.98686935, .97387, .96100064],
         "the decay was multiplied by the bias-corrected step size instead of lr":
             [.89715395, .79527811, .69387358],
         "the decay was not multiplied by lr": [.81, .639, .4851],
@@ -134,7 +139,7 @@ def test_3_1_AdamW__an_idle_parameter_between_two_others_stops_neither():
             .78309, .91633, .78309]})
 
 
-def test_3_1_AdamW__betas_are_the_groups():
+def test_3_1_AdamW__betas_are_those_of_the_group():
     # β = ½: m = ½, v = ½, corrected 1 and 1; then m = -¾, v = 2¼, corrected -1, 3.
     assert_close(one_weight([1.0, -2.0], theta=0.0, lr=.1, betas=(.5, .5), eps=0.0),
                  [-.1, -.1 + .1 / 3 ** .5], 1e-9, mistakes={
@@ -158,7 +163,7 @@ def test_3_1_AdamW__scale_of_the_gradient_does_not_matter():
                  one_weight(1000 * gradients, lr=.1, eps=0.0), 1e-12)
 
 
-def test_3_1_AdamW__equals_torchs_with_its_eps_moved():
+def test_3_1_AdamW__equals_that_of_torch_with_its_eps_moved():
     # torch divides by √v/√(1-β₂ᵗ) + eps, so its eps is ours over √(1-β₂ᵗ).
     torch.manual_seed(0)
     a = torch.nn.Parameter(torch.randn(5, 3, dtype=torch.float64))
@@ -174,10 +179,11 @@ def test_3_1_AdamW__equals_torchs_with_its_eps_moved():
     assert_close(a, b, 1e-12)
 
 
-def test_3_1_AdamW__the_courses_own_check():
+def test_3_1_AdamW__the_check_of_the_course():
     # Linear(3, 2), 1,000 steps on uniform x with target (x₀ + x₁, -x₂); the numbers and the
     # tolerance are the course's. p.mul_(1 - lr · wd) is off by 1.8e-5: in float32, 1 - 1e-7
-    # is 1 - 1.2e-7. That is rounding, not a mistake.
+    # is 1 - 1.2e-7. That is rounding, not a mistake. A decay before the step passes here
+    # too; constant_gradient_by_hand refuses it.
     torch.manual_seed(0)
     rng, model = np.random.default_rng(0), torch.nn.Linear(3, 2, bias=False)
     optimizer = optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4)

@@ -54,8 +54,8 @@ def test_3_1_tasks__D1_printed_losses_lose_what_the_labels_say():
     assert_close(printed.loss(logits, torch.tensor([2.4])),
                  printed.loss(logits, torch.tensor([1.6])), 0,
                  "labels are rounded, not truncated")
-    assert ours.loss(torch.tensor([2.0]), torch.tensor([2.5])) != ours.loss(
-        torch.tensor([2.0]), torch.tensor([1.6]))
+    apart = [ours.loss(torch.tensor([2.0]), torch.tensor([y])).item() for y in (2.5, 1.6)]
+    assert_close(apart, [.25, .16], 1e-6, mistakes={"labels are rounded": [0, 0]})
     assert printed.num_outputs == 6 and printed.predict(logits).item() == logits.argmax()
     # As printed, SST is a number: unsure between 0 and 4, it must predict 2.
     number = heads.tasks(sst_loss="mse")[0]
@@ -102,6 +102,7 @@ def test_3_1_MultitaskBert__first_sentences_then_second_ones_side_by_side():
     x = torch.tensor([1.0, 2, 3, 4]).view(4, 1, 1)
     batch = batch_for(x)
     assert_close(model.logits(task, x, batch), [[1, 3], [2, 4]], 0, mistakes={
+        "the examples are in reverse order": [[2, 4], [1, 3]],
         "neighbouring rows were taken for a pair": [[1, 2], [3, 4]],
         "the second sentence comes first": [[3, 1], [4, 2]],
         "the two vectors were added": [[4], [6]],
@@ -123,6 +124,20 @@ def test_3_1_MultitaskBert__mean_pooling_by_hand():
         "the first token was taken": [[1.0]]})
     assert_close(model.logits(task, x, batch_for(x)), [[5.0]], 1e-6,
                  "attention_mask None means that nothing is padded")
+
+
+def test_3_1_MultitaskBert__the_encoder_gets_the_mask():
+    model, task = stand_in(con=True)
+    x, mask, seen = torch.ones(1, 3, 1), torch.tensor([[1, 1, 0]]), []
+
+    def encode(x, attention_mask=None):
+        seen.append(attention_mask)
+        return x, x[:, 0]
+    model.bert.encode = encode
+    model.logits(task, x, batch_for(x, mask))
+    assert seen, "logits() does not call self.bert.encode()"
+    assert all(got is not None and torch.equal(got, mask) for got in seen), (
+        "encode() gets no batch.attention_mask: padding is seen")
 
 
 def test_3_1_MultitaskBert__separate_encoding_is_two_passes_side_by_side():
@@ -154,7 +169,10 @@ def test_3_1_MultitaskBert__logits_are_float32_under_autocast():
     for task in model.tasks.values():
         with torch.autocast("cpu", torch.bfloat16):
             got = model(task, tiny_batch(True, task.pair)[1])
-        assert got.dtype == torch.float32 and (got != got.bfloat16()).any()
+        assert got.dtype == torch.float32, (
+            f"got {got.dtype} logits; the head computes in float32 also under autocast")
+        assert (got != got.bfloat16()).any(), (
+            "the logits were rounded to bfloat16 and back: turn autocast off in the head")
 
 
 def test_3_1_MultitaskBert__saved_and_loaded_is_the_same():

@@ -4,7 +4,7 @@ import numpy as np
 
 import multitask
 from tests import oracles
-from tests.checks import assert_close, assert_raises
+from tests.checks import assert_close, assert_equal, assert_raises
 from tests.world import gram_of, random_problems
 
 
@@ -39,7 +39,12 @@ def test_3_3_2_GradVac__D4_the_cosine_becomes_the_target():
         "φᵀ was not updated, or with the φ after the tilt": .5,
         "φ is no cosine: it lacks ‖g_i'‖ or ‖g_j‖": .485,
         "φ is the dot product, not the cosine": .435,
-        "β and 1 - β are exchanged in φᵀ's update": -.589})
+        "β and 1 - β are exchanged in φᵀ's update": -.589,
+        "φᵀ_12 and φᵀ_21 are one number; each direction has its own": .47811})
+    # The other direction: .99 · (-.3) + .01 · (-.6).
+    assert_close(gv.target[1, 0], -.303, 1e-12, mistakes={
+        "φᵀ_12 and φᵀ_21 are one number; each direction has its own": .489,
+        "only one direction's φᵀ is updated": -.3})
 
 
 def test_3_3_2_GradVac__similar_gradients_are_tilted_too():
@@ -139,7 +144,7 @@ def test_3_3_2_GradVac__rounding_never_makes_a_nan():
         g = np.outer(rng.normal(size=3), rng.normal(size=7))
         assert np.isfinite(gv(gram_of(g), rng=rng)).all(), (
             "a root of a number that rounding has made negative?")
-    assert np.isfinite(gv.target).all()
+    assert np.isfinite(gv.target).all(), "φᵀ has become NaN, or infinite"
 
 
 def test_3_3_2_GradVac__target_near_1_is_clamped():
@@ -162,9 +167,14 @@ def test_3_3_2_GradVac__each_block_has_its_own_targets():
                       for s in range(4)])
     orders = [[1, 2], [2, 0], [0, 1]]
     together, single = multitask.GradVac(.2), [multitask.GradVac(.2) for _ in grams]
+    first = multitask.GradVac(.2)
+    drawn = first(grams[:1].repeat(4, 0), rng=np.random.default_rng(0))
+    assert_close(drawn, drawn[:1].repeat(4, 0), 0,
+                 "orders are drawn once, and are the same in every block")
+    assert_equal(np.shape(first.target), (4, 3, 3), mistakes={
+        "all blocks share one target; each has its own": (3, 3)})
     for _ in range(3):
         assert_close(together(grams, orders),
                      [gv(g, orders) for gv, g in zip(single, grams)], 1e-12)
-    assert together.target.shape == (4, 3, 3)
     with assert_raises("[0, 1]"):
         multitask.GradVac(beta=2)

@@ -12,6 +12,7 @@ import multitask
 import optim
 from tests.checks import assert_close, assert_equal, assert_raises
 from tests.world import (
+    NOTHING,
     ROWS,
     FakeTokenizer,
     flat_model,
@@ -106,17 +107,15 @@ def test_3_3_FlatParameters__gram_in_chunks_is_exact():
 
 # --- One step ---
 
-NOTHING = ("no gradient arrived in G: flat.attach(rows[task]) comes before each task's "
-           ".backward()")
-
-
 def test_3_3_update__rows_of_absent_tasks_are_not_touched():
     flat, loss_fn = toy()
     flat.G[0].fill_(float("nan"))
     multitask.backward(flat, [{"b": 1.0}], loss_fn, {"b": 1})
+    assert flat.G[0].isnan().all(), "backward() empties only the rows that `rows` names"
+    assert flat.G[1].any(), NOTHING
     multitask.treat(flat, multitask.regions(flat, "model"), {"b": 1}, multitask.pcgrad, 0,
                     np.random.default_rng(0))
-    assert_close(flat.G[0], [-1, 1, 0, 5], 1e-6, mistakes={NOTHING: [0, 0, 0, 0]})
+    assert_close(flat.G[0], [-1, 1, 0, 5], 1e-6)
 
 
 def test_3_3_update__heads_stay_out_of_the_surgery():
@@ -129,10 +128,10 @@ def test_3_3_update__heads_stay_out_of_the_surgery():
 
 def test_3_3_update__plain_sum_is_the_gradient_of_the_summed_losses():
     flat, _ = toy_step(multitask.plain_sum)
-    assert_close(flat.G[0], [0, 1, 3, 5], 1e-6, mistakes={NOTHING: [0, 0, 0, 0]})
+    assert_close(flat.G[0], [0, 1, 3, 5], 1e-6)
 
 
-def test_3_3_update__D2_treatment_needs_each_tasks_own_gradient():
+def test_3_3_update__D2_treatment_needs_the_gradient_of_each_task():
     # Algorithm 2's summed loss gives (0, 1) for w; with surgery it must be (½, 1½).
     assert_close(toy_step(multitask.plain_sum)[0].G[0, :2], [0, 1], 1e-6)
     assert_close(toy_step(multitask.pcgrad)[0].G[0, :2], [.5, 1.5], 1e-6)
@@ -145,20 +144,21 @@ def test_3_3_update__D5_accumulated_gradients_are_averaged():
         "accumulated gradients are summed, not averaged": [2, 2, 12, 10],
         "only the last batch counts": [2, 1, 9, 5],
         "only the last batch counts, and only in part": [1, .5, 4.5, 2.5],
-        "only the first batch counts": [0, 1, 3, 5], NOTHING: [0, 0, 0, 0]})
+        "only the first batch counts": [0, 1, 3, 5]})
 
 
 def test_3_3_update__rows_are_emptied_first_and_losses_are_averaged():
     # Losses at w = h = 1: task a has 1 + 3 = 4, task b has 0 + 5.
     flat, loss_fn = toy()
     flat.theta.fill_(1.0)
-    for _ in range(2):
+    for step in ("first", "second"):
         logs = multitask.backward(flat, [{"a": 1.0, "b": 1.0}, {"a": 3.0, "b": 1.0}],
                                   loss_fn, ROWS)
-    assert_close(flat.G, [[2, 0, 6, 0], [-1, 1, 0, 5]], 1e-6, mistakes={
-        "the last step's gradients are still in G": [[4, 0, 12, 0], [-2, 2, 0, 10]],
-        "all tasks were added up in one row": [[1, 1, 6, 5], [0, 0, 0, 0]],
-        NOTHING: [[0, 0, 0, 0]] * 2})
+        assert_close(flat.G, [[2, 0, 6, 0], [-1, 1, 0, 5]], 1e-6, mistakes={
+            "accumulated gradients are summed, not averaged" if step == "first" else
+            "the last step's gradients are still in G": [[4, 0, 12, 0], [-2, 2, 0, 10]],
+            "all tasks were added up in one row": [[1, 1, 6, 5], [0, 0, 0, 0]],
+            NOTHING: [[0, 0, 0, 0]] * 2})
     assert_equal(sorted(logs), ["loss_a", "loss_b"], "`loss` of task a becomes `loss_a`")
     assert_close([logs["loss_a"], logs["loss_b"]], [8, 5], 1e-5, mistakes={
         "the logged losses are summed over the micro-batches": [16, 10],
@@ -166,12 +166,21 @@ def test_3_3_update__rows_are_emptied_first_and_losses_are_averaged():
         "the logged losses were divided twice": [4, 2.5]})
 
 
+def test_3_3_update__further_arguments_go_on_to_loss_fn():
+    flat, loss_fn = toy()
+    multitask.backward(flat, [{"a": 1.0}], lambda task, batch, scale=1.0: loss_fn(
+        task, scale * batch), {"a": 0}, scale=2.0)
+    assert_close(flat.G[0], [2, 0, 6, 0], 1e-6, mistakes={
+        "`more` is not passed on: loss_fn(task, batch, **more)": [1, 0, 3, 0],
+        NOTHING: [0, 0, 0, 0]})
+
+
 def test_3_3_update__tasks_that_share_a_row_are_added_up_there():
     # Without treatment one row collects the sum of the tasks' gradients.
     flat, loss_fn = toy(rows=1)
     multitask.backward(flat, [{"a": 1.0, "b": 1.0}], loss_fn, {"a": 0, "b": 0})
     assert_close(flat.G[0], [0, 1, 3, 5], 1e-6, mistakes={
-        "the row was emptied between two tasks": [-1, 1, 0, 5]})
+        "the row was emptied between two tasks": [-1, 1, 0, 5], NOTHING: [0, 0, 0, 0]})
 
 
 def test_3_3_update__treatment_comes_after_the_last_batch():
@@ -230,8 +239,10 @@ def test_3_3_update__gradient_that_is_not_finite_changes_nothing():
         flat, loss_fn = toy()
         gv = multitask.GradVac()
         multitask.backward(flat, [{"a": bad, "b": 1.0}], loss_fn, ROWS)
-        assert multitask.treat(flat, multitask.regions(flat), ROWS, gv, 1.0,
-                               np.random.default_rng(0)) is None
+        assert flat.G.any(), NOTHING
+        treated = multitask.treat(flat, multitask.regions(flat), ROWS, gv, 1.0,
+                                  np.random.default_rng(0))
+        assert treated is None, f"a gradient that is {bad} was used for an update"
         assert gv.target is None, "the vaccine's state was touched"
 
 
@@ -241,7 +252,7 @@ def test_3_3_update__idle_head_gets_no_gradient_and_stays():
     multitask.treat(flat, multitask.regions(flat, "model"), {"a": 0}, multitask.pcgrad, 0,
                     np.random.default_rng(0))
     idle = [leaf.parameter.grad is None for leaf in flat.leaves]
-    assert_equal(idle, [False, False, True])
+    assert_equal(idle, [False, False, True], mistakes={NOTHING: [True] * 3})
 
 
 def test_3_3_update__regions_cover_theta_once_at_every_granularity():

@@ -75,8 +75,8 @@ def test_3_4_collate__pair_as_two_sequences():
     dataset = data.Dataset("", ["x", "y"], [([7, 8], [9]), ([7], [8, 9])],
                            np.array([1, 0], np.float32))
     batch = data.collate(dataset, [0, 1], FakeTokenizer, False, 40)
-    assert batch.input_ids.tolist() == [[2, 7, 8, 3], [2, 7, 3, 0], [2, 9, 3, 0],
-                                        [2, 8, 9, 3]]
+    assert_equal(batch.input_ids.tolist(), [[2, 7, 8, 3], [2, 7, 3, 0], [2, 9, 3, 0],
+                                            [2, 8, 9, 3]])
     assert batch.token_type_ids is None and batch.labels.tolist() == [1, 0]
 
 
@@ -91,7 +91,7 @@ def test_3_4_collate__labels_are_those_of_the_indices():
 def test_3_4_collate__long_texts_are_cut_and_keep_their_separators():
     dataset = data.Dataset("", ["x"], [(list(range(10, 20)), list(range(20, 23)))], None)
     row = data.collate(dataset, [0], FakeTokenizer, True, 12).input_ids.tolist()
-    assert row == [[2, 10, 11, 12, 13, 14, 15, 3, 20, 21, 22, 3]]
+    assert_equal(row, [[2, 10, 11, 12, 13, 14, 15, 3, 20, 21, 22, 3]])
     batch = data.collate(dataset, [0], FakeTokenizer, False, 5)
     assert batch.input_ids.tolist() == [[2, 10, 11, 12, 3], [2, 20, 21, 22, 3]]
     assert batch.attention_mask is None, "nothing is padded, so no mask is needed"

@@ -7,7 +7,7 @@ from tests.checks import assert_close, assert_equal
 from tests.world import small_bert
 
 
-def test_3_6_Head__D9_hidden_layers_have_the_reports_sizes():
+def test_3_6_Head__D9_hidden_layers_have_the_sizes_of_the_report():
     # "size BERT_HIDDEN_SIZE for the SST head, a 2 deep hidden layer … for both"
     # (3.6, not 4.4)
     model = heads.MultitaskBert(small_bert(), con=True, hlh=True)
@@ -29,7 +29,9 @@ def test_3_6_Head__relu_between_but_not_after():
     assert_close(head(torch.tensor([[2.0, 3.0]])), [-5.0], 1e-6, mistakes={
         "ReLU is missing": [15.0], "ReLU comes after the last layer too": [0.0],
         "one output keeps its dimension: squeeze [B, 1] to [B]": [[-5.0]],
-        "squeeze() took a batch of one away too; squeeze(-1) takes the last": -5.0})
+        "squeeze() takes the dimension of a batch of 1 too: squeeze(-1)": -5.0})
+    assert_equal(tuple(heads.Head([2, 5], 0.0)(torch.ones(1, 2)).shape), (1, 5), mistakes={
+        "squeeze() takes the dimension of a batch of 1 too": (5,)})
 
 
 def test_3_6_Head__only_hidden_layers_start_as_He_did():

@@ -59,6 +59,15 @@ def test_4_2_pearson__constant_prediction_is_zero_and_says_so():
     assert len(caught) == 2, "warnings.warn() must say that r is undefined, each time"
 
 
+def test_4_2_pearson__predictions_that_are_not_finite_give_zero_and_a_warning():
+    for bad in (math.nan, math.inf):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert_close(heads.pearson([1.0, bad, 2.0], [1, 2, 3]), 0.0, 0,
+                         f"r of predictions with {bad} is reported as 0")
+        assert caught, f"warnings.warn() must say that r is undefined, for {bad} too"
+
+
 def test_4_2_pearson__rounding_does_not_make_a_constant_side_vary():
     skip_in_a_copy("it need not know that the mean of seven times .1 is not exactly .1")
     with warnings.catch_warnings(record=True) as caught:
@@ -67,13 +76,15 @@ def test_4_2_pearson__rounding_does_not_make_a_constant_side_vary():
     assert caught and "undefined" in str(caught[0].message)
 
 
-def test_4_2_overall_score__D12_recomputes_the_reports_column():
+def test_4_2_overall_score__D12_recomputes_the_column_of_the_report():
     def overall(*scores):
         return heads.overall_score(dict(zip(heads.tasks(), scores)))
     assert_close(overall(.517, .871, .891), .778, 5e-4, mistakes={
         "r was not moved to (r + 1) / 2": .759667,
         "r was halved, not moved to (r + 1) / 2": .611167,
         "every score was moved to (r + 1) / 2, not r alone": .879833,
+        "every score was halved": .379833,
+        "accuracies were halved too": .5465,
         "the scores were added up, not averaged": 2.3335})
     assert_close(overall(.52, .43, .057), .493, 5e-4)           # printed 0.0493
     assert_close(overall(.521, .854, .887), .773, 5e-4)         # printed 0.772

@@ -38,6 +38,8 @@ def test_checks_assert_close__says_what_came_and_which_mistake_gives_that():
     assert "is there a return?" in message_of(lambda: assert_close(None, 1.0))[1]
     state, message = message_of(lambda: assert_equal([1], [2], mistakes={"b": [1]}))
     assert state == "FAIL" and "looks as if b" in message
+    assert "a list stands where a tuple" in message_of(
+        lambda: assert_equal([[1, 2]], [(1, 2)]))[1]
 
 
 def refuse_all():

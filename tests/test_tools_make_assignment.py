@@ -19,7 +19,7 @@ def test_tools_make_assignment__holes_filled_in_any_order_turn_done_one_by_one()
     parts = make_assignment.load_parts(os.path.join(ROOT, "tools", "assignment.json"),
                               ["attention", "PCGrad", "Gradient Vaccine"])
     make_assignment.round_trip(parts, [parts, parts[::-1]], lines.append)
-    assert_equal([line.split()[0] for line in lines][2::3], ["33.00", "33.00"])
+    assert_equal([line.split()[0] for line in lines][2::3], ["31.00", "31.00"])
 
 
 def test_tools_make_assignment__no_solution_is_left_in_the_students_tree():
@@ -75,6 +75,26 @@ def test_tools_make_assignment__handout_ladder_and_train_name_what_is_open():
     assert "Traceback" not in done.stderr and not os.path.exists(run), done.stderr
     assert "3.1 AdamW is still to be written" in message
     assert "3.3.2 Gradient Vaccine, which is needed here" in message
+
+
+def test_tools_make_assignment__handout_names_the_other_parts_that_a_test_needs():
+    parts = make_assignment.load_parts(os.path.join(ROOT, "tools", "assignment.json"))
+    name = "test_3_1_BertModel__padding_changes_nothing"
+    assert_equal(make_assignment.parts_needed(name, parts),
+                 ["3.1 attention", "3.1 layer", "3.1 embedding"])
+    # This one puts another attention in its place.
+    assert_equal(make_assignment.parts_needed(
+        "test_3_1_BertLayer__one_token_by_hand", parts), ["3.1 layer"])
+    assert_equal(make_assignment.claim(name, True, ["3.1 layer"]),
+                 "- BertModel: padding changes nothing (needs 3.1 layer)")
+    assert_equal(make_assignment.claim(name, False, []), "- padding changes nothing")
+
+
+def test_tools_make_assignment__tests_that_a_copy_would_skip_are_left_out():
+    source = make_assignment.read(ROOT, "tests", "test_3_1_adamw.py")
+    ours, theirs = ({node.name for node in ast.parse(text).body if hasattr(node, "name")}
+                    for text in (source, make_assignment.without_skipped_tests(source)))
+    assert_equal(ours - theirs, {"test_3_1_FusedAdamW__equals_the_clear_form"})
 
 
 def test_tools_make_assignment__bad_lists_and_full_folders_are_refused():

@@ -76,6 +76,8 @@ def gram_of(gradients):
 
 
 ROWS = {"a": 0, "b": 1}        # the toy tasks' rows of G
+NOTHING = ("no gradient arrived in G: flat.attach(rows[task]) comes before each task's "
+           ".backward()")
 
 
 def toy(rows=2):
@@ -106,6 +108,7 @@ def toy_step(treatment, micro_batches=({"a": 1.0, "b": 1.0},), clip=0.0,
     import multitask
     flat, loss_fn = toy()
     multitask.backward(flat, list(micro_batches), loss_fn, ROWS)
+    assert flat.G.any(), NOTHING
     treated = multitask.treat(flat, multitask.regions(flat, granularity), ROWS,
                               treatment, clip, np.random.default_rng(0))
     return flat, treated

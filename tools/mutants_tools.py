@@ -40,7 +40,7 @@ MUTANTS = {
          "[name] if name else model.tasks", "untrained tasks asked", "not trained"),
         ("heads.MultitaskBert.predict", "if name not in self.trained:", "if False:",
          "random head without a word", "random head"),
-        ("train.prepare", ", trained=args.tasks)", ")", "best/ does not say what trained",
+        ("train.prepare", "trained=args.tasks,", "", "best/ does not say what trained",
          "not trained")],
     "tools_baseline": [
         ("tools.baseline.columns_of", "count > 2", "count > 0", "features seen once count",

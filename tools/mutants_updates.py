@@ -58,7 +58,11 @@ MUTANTS = {
          'logs[f"{name}_{task}"] = [value]', "last micro-batch's loss logged",
          "only the last micro-batch's loss"),
         ("multitask.backward", 'f"{name}_{task}"', "name",
-         "losses without their task's name", "becomes `loss_a`")],
+         "losses without their task's name", "becomes `loss_a`"),
+        ("multitask.backward", "flat.G[row].zero_()", "flat.G.zero_()", "all rows emptied",
+         "only the rows that `rows` names"),
+        ("multitask.backward", "loss_fn(task, batch, **more)", "loss_fn(task, batch)",
+         "more not passed on", "`more` is not passed on")],
     "3.3 plan": [
         ("multitask.plan",
          ("(epoch + 1) * batches[task] // accumulate\n"

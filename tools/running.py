@@ -103,7 +103,8 @@ EXPLAINED = {
     "does not require grad": "was something detached, or computed under no_grad()?",
     "a leaf Variable that requires grad": "is torch.no_grad() missing around the update?",
     "through the graph a second time": "does one backward() use another's graph?",
-    "the same dtype": "is an integer mask or label used as a float?",
+    "the same dtype": "does one lack .float(): a mask, a label, a head's input under "
+                      "autocast?",
 }
 
 

@@ -85,3 +85,16 @@ def with_body(source, node, body):
     indent = " " * (node.col_offset + 4)
     return "\n".join(lines[:head] + [indent + line for line in body]
                      + lines[node.end_lineno:]) + "\n"
+
+
+def without_skipped_tests(source):
+    """A file of tests without those that call skip_in_a_copy()."""
+    lines = source.splitlines()
+    for node in reversed(ast.parse(source).body):
+        if isinstance(node, ast.FunctionDef) and any(
+                getattr(part, "id", "") == "skip_in_a_copy" for part in ast.walk(node)):
+            stop = node.end_lineno
+            while stop < len(lines) and not lines[stop].strip():
+                stop += 1
+            del lines[node.lineno - 1:stop]
+    return "\n".join(lines).rstrip() + "\n"

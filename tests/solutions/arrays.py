@@ -134,14 +134,14 @@ class multitask:
     def round_robin(steps, aligned):
         return list(zip(*[[task] * steps[aligned] for task in steps]))
 
-    def backward(flat, micro_batches, loss_fn, rows):
+    def backward(flat, micro_batches, loss_fn, rows, **more):
         flat.G[sorted(set(rows.values()))] = 0
         logs, share = [], 1 / len(micro_batches)
         for batches in micro_batches:
             log = {}
             for task, batch in batches.items():
                 flat.attach(rows[task])
-                loss, values = loss_fn(task, batch)
+                loss, values = loss_fn(task, batch, **more)
                 (share * loss).backward()
                 log.update({f"{name}_{task}": value.item()
                             for name, value in values.items()})

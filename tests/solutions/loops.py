@@ -177,14 +177,14 @@ class multitask:
     def round_robin(steps, aligned):
         return [tuple(steps.keys()) for _ in range(steps[aligned])]
 
-    def backward(flat, micro_batches, loss_fn, rows):
+    def backward(flat, micro_batches, loss_fn, rows, **more):
         for row in rows.values():
             flat.G[row] = 0
         sums = {}
         for task in micro_batches[0]:
             flat.attach(rows[task])
             for batches in micro_batches:
-                loss, log = loss_fn(task, batches[task])
+                loss, log = loss_fn(task, batches[task], **more)
                 loss.div(len(micro_batches)).backward()
                 for name, value in log.items():
                     key = name + "_" + task
