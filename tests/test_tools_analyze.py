@@ -16,7 +16,13 @@ import numpy as np
 
 import heads
 from plumbing import folder as run_folder
-from tests.checks import assert_close, assert_equal, assert_one_line, assert_raises
+from tests.checks import (
+    assert_close,
+    assert_equal,
+    assert_one_line,
+    assert_raises,
+    skip_without,
+)
 from tests.world import (
     analyzed,
     from_scratch,
@@ -26,6 +32,8 @@ from tests.world import (
     tiny_world,
 )
 from tools import analyze, chart, curves, page
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def dev_of(name, truth, predicted, probabilities=None, texts=None):
@@ -253,12 +261,11 @@ def test_tools_analyze__several_runs_share_one_page_and_one_legend():
     loss = re.search(r'aria-label="loss, SST".+?</svg>', text, re.DOTALL)[0]
     assert "line s0" in loss and "line s1" in loss and "A  " in loss and "B  " in loss
     rows = [line.split() for line in output.splitlines() if re.match("  +[AB] ", line)]
-    dev = log_of(analyzed())[-1]["dev"]
-    assert_close(sorted(map(float, rows[0][1:5])), sorted(
-        run_folder.reading.read_json(os.path.join(analyzed(), "result.json"),
-                                     {})["dev"].values()), 6e-4)
-    assert len(dev) == 4 and rows[1][-2:] == ["9", "run"]
-    assert "B: Stopped after update 9" in output and "\nSST\n" not in output
+    best = curves.read_run(analyzed()).result["dev"]
+    assert_close(list(map(float, rows[0][1:5])), list(best.values()), 6e-4)
+    assert_equal(rows[1][-1], "9")
+    assert f"B, in {other}: Stopped after" in " ".join(output.split())
+    assert "\nSST\n" not in output, "errors are shown for one run"
 
 
 def test_tools_analyze__evaluations_within_an_epoch_are_drawn_by_step():
@@ -335,3 +342,19 @@ def test_tools_analyze__needs_a_run_and_its_data():
                 file.write(text)
     status, _, errors = run_tool(analyze, analyzed(), "--data", other)
     assert_one_line(status, errors, "sst-dev-output.csv", "--data")
+
+
+def test_tools_analyze__the_pages_snippet_reads_a_log_with_pandas():
+    skip_without("pandas")
+    with open(os.path.join(ROOT, "docs", "analyze.md"), encoding="utf-8") as file:
+        code = re.search(r"```python\n(.*?)smooth\.plot", file.read(), re.DOTALL)[1]
+    found = {}
+    exec(code.replace("runs/NAME", analyzed()), found)
+    lines = log_of(analyzed())
+    assert_close(found["conflict"]["cos_sst_para"],
+                 np.mean([line["cos_sst_para"] < 0 for line in lines if "lr" in line]),
+                 1e-9)
+    assert_close(found["smooth"]["loss_sts"].iloc[-1],
+                 np.mean([line["loss_sts"] for line in lines if "lr" in line]), 1e-6)
+    assert_close(list(found["dev"]["overall"]),
+                 [line["dev"]["overall"] for line in lines if "dev" in line], 1e-9)

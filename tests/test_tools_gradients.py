@@ -1,6 +1,7 @@
 """tools/gradients.py: which task gradients conflict, and what is chance."""
 
 import math
+import re
 
 import numpy as np
 
@@ -95,7 +96,11 @@ def test_tools_gradients__a_planted_conflict_is_seen_where_and_when_it_is():
     assert_equal((len(late), set(late)), (10, {"minus"}))
     assert_equal(looks["layer 2"][-1][1], "minus", "the whole run")
     assert "minus" not in [*early, *(look for _, look in looks["layer 1"])]
-    assert "In this run" in parts[1].text and "no pair conflicts or agrees" in parts[1].text
+    assert "no pair conflicts or agrees" in parts[1].text
+    count, number, low, high = map(int, re.search(
+        r"In this run (\d+) of (\d+) cells are colored; chance alone colors (\d+) to (\d+)",
+        parts[1].text).groups())
+    assert low < high < count < number == 60
 
 
 def test_tools_gradients__what_was_logged_is_averaged():

@@ -404,7 +404,8 @@ def page_of(paths, data_folder=None):
     else:
         run, = runs
         weights = printable(curves.place_of(run.values["weights"]))
-        parts.append(Paragraph(f"{curves.state(run)} From the weights of {weights}."))
+        more = "" if run.result else " Errors on dev are shown when it is finished."
+        parts.append(Paragraph(f"{curves.state(run)}{more} From the weights of {weights}."))
     parts += curves.training(runs)
     if len(runs) == 1 and run.result:
         model = heads.MultitaskBert.from_pretrained(os.path.join(run.path, "best"),

@@ -192,9 +192,10 @@ def state(run):
     epochs = run.values["epochs"] + (run.values.get("para_first") or 0)
     words = (f"after update {step}, in epoch {run.last['epoch']} of {epochs}"
              if "epoch" in run.last else "before its first update")
+    more = ("" if run.running else f" To continue it: python train.py --resume "
+            f"{printable(run.path)}")
     return (f"{'Running' if run.running else 'Stopped'} {words}; last written "
-            f"{clock(run.age)} ago. Errors on dev are shown when it is finished"
-            + ("." if run.running else f": python train.py --resume {printable(run.path)}"))
+            f"{clock(run.age)} ago.{more}")
 
 
 # --- Curves ---
@@ -394,12 +395,11 @@ def compared(runs):
         rows.append([letter(k), *(f"{dev[name]:.3f}" if name in dev else ""
                                   for name in names),
                      "" if epoch is None else f"{epoch:g}", f"{step:g}",
-                     f"{run.result['seconds'] / step:.2f}" if finished else "",
-                     printable(os.path.basename(os.path.abspath(run.path)))])
+                     f"{run.result['seconds'] / step:.2f}" if finished else ""])
     return [
         Legend(list(enumerate(labels(runs)))),
-        *(Paragraph(f"{letter(k)}: {state(run)}") for k, run in enumerate(runs)
-          if not run.result),
-        Paragraph("Scores on dev of each run's best epoch, and what it cost. (Two runs "
-                  "differ in time by chance too, and in scores by their seeds.)"),
-        Table(["run", *names, "best epoch", "updates", "s per update", "folder"], rows)]
+        *(Paragraph(f"{letter(k)}, in {printable(run.path)}: {state(run)}")
+          for k, run in enumerate(runs)),
+        Paragraph("Scores on dev of each run's best epoch, and seconds for an update. (Two "
+                  "runs differ in time by chance too, and in scores by their seeds.)"),
+        Table(["run", *names, "epoch", "updates", "s each"], rows)]

@@ -131,7 +131,8 @@ flex-wrap: wrap; gap: 2px 20px } .key { width: 30px; height: 14px; vertical-alig
 @media screen and (prefers-color-scheme: dark) { body { color: #e8eaed;
 background: #14171a } .sticky { background: #14171a } }
 @media print { body { max-width: none } .wide { overflow: visible } figure svg, tr, li {
-break-inside: avoid } h2 { break-after: avoid } .panels { grid-template-columns:
+break-inside: avoid } h2, .legend { break-after: avoid }
+figcaption { break-before: avoid } .panels { grid-template-columns:
 repeat(auto-fill, minmax(250px, 1fr)) } * { print-color-adjust: exact } }
 """
 
