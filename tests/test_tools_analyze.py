@@ -356,5 +356,5 @@ def test_tools_analyze__the_pages_snippet_reads_a_log_with_pandas():
                  1e-9)
     assert_close(found["smooth"]["loss_sts"].iloc[-1],
                  np.mean([line["loss_sts"] for line in lines if "lr" in line]), 1e-6)
-    assert_equal(list(found["dev"]["overall"]),
-                 [line["dev"]["overall"] for line in lines if "dev" in line])
+    assert_close(list(found["dev"]["overall"]),
+                 [line["dev"]["overall"] for line in lines if "dev" in line], 1e-9)

@@ -85,7 +85,8 @@ MUTANTS = {
         ("tools.gradients.chance", "np.sqrt((cosines ** 2).sum()) / len(cosines)",
          "cosines.std() / np.sqrt(len(cosines))", "chance around the measured mean",
          "chance by hand"),
-        ("tools.gradients.colored_by_chance", "(draws, len(part))", "(draws, 1)",
+        ("tools.gradients.colored_by_chance", "(draws, len(part)))",
+         "(draws, 1)) * np.ones(len(part))",
          "one sign for all steps of a cell", "planted conflict"),
         ("tools.gradients.look", "mean.z < 0", "mean.z > 0", "agreement for conflict",
          "planted conflict"),
@@ -95,8 +96,5 @@ MUTANTS = {
          "inner products for cosines", "plain sum by hand")],
     "run_board": [
         ("plumbing.board.Board.add", 'line["step"] + ("dev" in line)', "None",
-         "what a resume does again is shown twice", "same folder"),
-        ("plumbing.folder.Folder.checkpoint", "            self.board.flush()\n",
-         "            pass\n", "events not on the disk with the checkpoint",
-         "same folder")],
+         "what a resume does again is shown twice", "same folder")],
 }
