@@ -169,7 +169,7 @@ def test_run_command__every_end_is_one_printable_line():
 
 
 def test_run_command__wrong_flags_are_shown_printable_and_bounded():
-    p = command.Parser(prog="x.py")
+    p = command.Parser("Does x.\n\n    python x.py")
     p.add_argument("--kind", choices=["a", "b"])
     for argv in (["--\x1b[2J"], ["--kind", "c" * 9999], ["--ki", "a"]):
         with contextlib.redirect_stderr(io.StringIO()) as errors:

@@ -54,6 +54,6 @@ def test_tools_make_sample__train_takes_it_and_says_so_first_and_last():
                                      os.path.join(place, "run"))
     assert_equal(status, 0)
     lines = output.splitlines()
-    for first, word in ((0, "This is the sample"), (1, "--download")):
-        assert word in lines[first] and word in lines[first - 2]
+    for first, word in ((0, "This is the sample"), (2, "--download")):
+        assert word in lines[first] and word in lines[first - 3]
     assert f"--lr {train.SAMPLE_ROW.lr} (the sample's)" in output

@@ -4,7 +4,7 @@
     python tools/predict.py RUN --file texts.txt    one text or pair a line
     python tools/predict.py RUN --file FILE --task sts
     echo "a fine film" | python tools/predict.py RUN
-    python tools/predict.py RUN --serve [--port N]                a page: answers, attention
+    python tools/predict.py RUN --serve             a page to type in
 
 RUN is a run's folder, or its best/ alone, wherever that was copied. The two sentences of a
 pair are separated by a TAB. Without --task a sentence is given to all tasks of sentences

@@ -158,7 +158,7 @@ def differences(stored, fresh):
 
 
 def main(argv=None):
-    p = command.Parser(description=__doc__.splitlines()[0])
+    p = command.Parser(__doc__)
 
     def write_back():
         p.parse_args(argv)
