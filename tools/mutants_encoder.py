@@ -352,7 +352,7 @@ MUTANTS = {
     "3.1 FusedAdamW": [
         ("optim.FusedAdamW.update", "eps /= math.sqrt(1 - beta2 ** t)", "pass",
          "eps not moved", "is eps moved"),
-        ("optim.FusedAdamW.update", "t = math.inf", "pass",
+        ("optim.FusedAdamW.update", "count = math.inf", "pass",
          "correction cannot be turned off", "is eps moved"),
         ("optim.FusedAdamW.update", "t - 1.0", "t + 0.0", "step counted twice",
          "is eps moved"),

@@ -150,7 +150,7 @@ MUTANTS = {
         ("multitask.draw_orders", "rng.permutation(K).tolist()", "range(K)",
          "order never drawn", "order never changes"),
         ("multitask.check_gram", "gram.shape[-1] != gram.shape[-2]", "False",
-         "gram that is not square", "generator"),
+         "gram that is not square", "numpy Generator"),
         ("multitask.pcgrad", "for j in orders[i]:",
          "for j in (j for j in orders[i] if j > i):", "only j > i", "only tasks j > i"),
         ("multitask.pcgrad", "for j in orders[i]:",
