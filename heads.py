@@ -375,11 +375,11 @@ def pearson(predictions, labels) -> float:
     def centred(values):
         """Deviations from the mean, the largest ± 1; None if all values are equal."""
         values = np.asarray(values, np.float64)
-        values = values / (np.abs(values).max() or 1)       # so that no square overflows
+        # So that no square overflows, and the mean of equal numbers is exactly their value.
+        values = values / (np.abs(values).max() or 1)
         deviations = values - values.mean()
         spread = np.abs(deviations).max()
-        # Not spread > 0: the mean of equal floats may be off by a few roundings.
-        return deviations / spread if spread > 1e-14 else None
+        return deviations / spread if spread > 0 else None
 
     if not (np.isfinite(predictions).all() and np.isfinite(labels).all()):
         warnings.warn("Pearson's r is undefined: some predictions are not finite; "
