@@ -51,6 +51,8 @@ def task_weights(text):
         name, _, value = entry.partition("=")
         if not value:
             raise argparse.ArgumentTypeError(f"needed NAME=WEIGHT, got {entry[:40]!r}")
+        if name in weights:
+            raise argparse.ArgumentTypeError(f"two weights for {name[:40]!r}; needed one")
         weights[name] = number(float, 0)(value)
         if weights[name] == 0:
             raise argparse.ArgumentTypeError(f"needed a weight above 0, got {entry!r}; "

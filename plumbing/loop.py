@@ -189,7 +189,8 @@ class Loop:
         """A step's line, and the progress line with the running mean of each loss_T."""
         self.log(line)
         for name, value in line.items():
-            if name.startswith("loss_") and math.isfinite(value):
+            if (name.startswith("loss_") and name != "loss_scale"
+                    and math.isfinite(value)):
                 self.losses.add(name.removeprefix("loss_"), value)
         fields = [f" {name} {progress.short(mean)}"
                   for name, mean in self.losses.values.items()]

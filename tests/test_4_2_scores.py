@@ -105,7 +105,8 @@ def test_4_2_outputs__probabilities_belong_to_the_predictions():
     tokenizer = data.WordPiece(os.path.join(weights, "vocab.txt"))
     for losses in ({}, {"sst_loss": "mse", "sts_loss": "ce"}):
         model = heads.MultitaskBert(encoder, con=True, **losses)
-        for name, task in model.tasks.items():
+        for name in heads.REPORT:
+            task = model.tasks[name]
             dataset = data.load(folder, task, "dev", tokenizer)
             predicted, p = heads.outputs(model, task, dataset, tokenizer)
             assert np.array_equal(predicted,

@@ -164,6 +164,7 @@ def test_run_progress__a_loop_shows_means_epoch_and_dev():
             for step, _ in steps:
                 session.log_step({"step": step + 1, "epoch": epoch + 1, "lr": .1,
                                   "loss_sst": float(step), "norm_sst": 9.0,
+                                  "loss_scale": 2.0 ** 16,      # float16's, no task's
                                   "loss_sts": float("nan") if step == 1 else 2.0})
             session.log({"step": session.step, "dev": {"sst": .5, "overall": .7641}})
     lines = [line.partition("  0.")[0].partition("  ")[2].rsplit("  ", 3)[0]

@@ -12,7 +12,7 @@ from tests.checks import assert_close, assert_equal
 from tests.world import run_tool
 from tools import baseline
 
-SST, PARA, STS = heads.tasks()
+SST, PARA, STS = heads.tasks()[:3]
 
 
 def dataset_of(*texts):

@@ -141,6 +141,6 @@ def scores__undefined_is_zero_with_a_warning(r):
 
 
 def scores__overall(r):
-    sst, para, sts = heads.tasks()
+    sst, para, sts = heads.tasks()[:3]
     return [heads.overall_score({task: float(r.uniform(0, 1)) for task in chosen})
             for chosen in ((sst, para, sts), (sts, sst), (para,), (sts,))]
