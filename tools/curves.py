@@ -334,7 +334,7 @@ def training(runs):
         if panels:
             figures.append(Figure(name, caption, panels, legend, own_legend=False))
     add("loss", f"Loss by task on training batches, without SMART's terms: {window}; "
-        f"faint: each step, or the range of steps that are close",
+        f"faint: single steps, or the range of steps that are close",
         [curve(runs, f"loss_{task.name}", f"loss, {task.heading}", edges, raw=True)
          for task in tasks])
     add("dev", f"Scores on dev by epoch{at_best}",
