@@ -185,9 +185,10 @@ def state(run):
     """A sentence: finished, running or stopped, and how far it is."""
     step = run.last.get("step", 0)
     if run.result:
-        seconds = run.result["seconds"]
+        seconds, at = run.result["seconds"], run.result.get("step")
+        within = f"update {at}, in " if at and run.values.get("eval_every") else ""
         return (f"Finished: {step} updates in {clock(seconds)}, "
-                f"{seconds / max(1, step):.2f} s each; the best on dev after epoch "
+                f"{seconds / max(1, step):.2f} s each; the best on dev after {within}epoch "
                 f"{run.result['epoch']}.")
     epochs = run.values["epochs"] + (run.values.get("para_first") or 0)
     words = (f"after update {step}, in epoch {run.last['epoch']} of {epochs}"
@@ -333,15 +334,16 @@ def training(runs):
         panels = [panel for panel in panels if panel]
         if panels:
             figures.append(Figure(name, caption, panels, legend, own_legend=False))
-    add("loss", f"Loss by task on training batches, without SMART's terms: {window}; "
-        f"faint: single steps, or the range of steps that are close",
+    faint = ("; faint: single steps, or the range of steps that are close"
+             if edges[1] > 1 else "")
+    add("loss", f"Loss by task on training batches, without SMART's terms: {window}{faint}",
         [curve(runs, f"loss_{task.name}", f"loss, {task.heading}", edges, raw=True)
          for task in tasks])
     add("dev", f"Scores on dev by epoch{at_best}",
         [dev_curve(runs, task.name, f"dev, {task.title}") for task in tasks]
         + [dev_curve(runs, "overall", "dev, overall")])
     add("rate", f"Learning rate, and norm of the update's gradient before clipping "
-        f"({window}); the dashed line is --clip",
+        f"({window}); the dashed line, if it is in sight, is --clip",
         [curve(runs, "lr", "learning rate", edges),
          curve(runs, "grad_norm", "gradient norm", edges, raw=True, rule=clip)])
     for name, words, caption in (
