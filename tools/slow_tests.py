@@ -58,9 +58,10 @@ COMMON = "--epochs 2 --max-steps 16 --batch-size 4 --lr 0.01 --amp off --checkpo
 PRETRAIN = ("--hidden 16 --layers 1 --heads 2 --max-length 32 --max-steps 12 "
             "--batch-size 8 --next-sentence --half --amp off --checkpoint-every 3 "
             "--lr .01 --warmup .2 --weight-decay .1 --dropout .1 --seed 2 --device cpu")
-# Flags that no set has: where from and where to, and what starts no run.
+# Flags that no set has: where from and where to, what starts no run, and what needs a
+# package (tests/test_run_board.py resumes it).
 ELSEWHERE = {"--help", "--data", "--weights", "--download", "--out", "--resume", "--text",
-             "--vocab"}
+             "--vocab", "--tensorboard"}
 
 
 def sets_of_flags():
