@@ -88,7 +88,7 @@ def sets_of_flags():
 
 def warm_up(sets):
     """A short run here, after which a forked process trains at once, not after 3 s."""
-    for name, more in (("gvac all", ["--max-steps", "2"]), ("pretrain", [])):
+    for name, more in (("gvac all", ["--max-steps", "4"]), ("pretrain", [])):
         module, arguments = sets[name]
         with contextlib.redirect_stdout(io.StringIO()), \
                 contextlib.redirect_stderr(io.StringIO()):
