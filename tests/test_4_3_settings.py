@@ -10,7 +10,6 @@ import optim
 import train
 from tests.checks import assert_close
 from tests.world import settings_of
-from tools import analyze, baseline, bench, export, predict, pretrain, table
 
 
 def test_4_3_learning_rate__rises_and_falls():
@@ -66,17 +65,6 @@ def test_4_3_parse__help_says_each_default_in_80_columns():
         assert text.startswith("usage: python train.py ") and "docs/errata.md" in text
         assert text.count("\n  python train.py ") == 3, "three examples"
         assert max(map(len, text.splitlines())) <= 80
-
-
-def test_4_3_parse__help_of_the_tools_has_usage_and_examples_in_80_columns():
-    for module in (analyze, baseline, bench, export, predict, pretrain, table):
-        said, name = io.StringIO(), module.__name__.replace(".", "/")
-        with (contextlib.redirect_stdout(said), contextlib.suppress(SystemExit),
-              unittest.mock.patch.dict(os.environ, COLUMNS="80")):
-            module.main(["--help"])
-        lines = said.getvalue().splitlines()
-        assert lines[0].startswith(f"usage: python {name}.py "), lines[0]
-        assert max(map(len, lines)) <= 80, f"{name}: {max(lines, key=len)}"
 
 
 def test_4_3_parse__D11_sequential_takes_the_epochs_of_its_scores():

@@ -1,7 +1,9 @@
 """tools/bench.py."""
 
+import contextlib
 import dataclasses
 import functools
+import io
 import os
 import pathlib
 import tempfile
@@ -18,7 +20,17 @@ import smart
 from tests import ROOT
 from tests.checks import assert_close, assert_equal
 from tests.world import SMALL, gram_of, run_tool, tiny_world
-from tools import bench, memory, timing
+from tools import (
+    analyze,
+    baseline,
+    bench,
+    export,
+    memory,
+    predict,
+    pretrain,
+    table,
+    timing,
+)
 
 
 def test_tools_bench__both_sides_of_surgery_and_vaccine_compute_the_same():
@@ -37,9 +49,9 @@ def test_tools_bench__both_sides_of_surgery_and_vaccine_compute_the_same():
 
 
 def test_tools_bench__the_recorded_table_is_what_its_numbers_give():
-    for table in pathlib.Path(ROOT, "results").glob("bench-*.md"):
-        result = timing.Result.read(table.with_suffix(".json"))
-        assert_equal(table.read_text(encoding="utf-8"), result.markdown())
+    for path in pathlib.Path(ROOT, "results").glob("bench-*.md"):
+        result = timing.Result.read(path.with_suffix(".json"))
+        assert_equal(path.read_text(encoding="utf-8"), result.markdown())
 
 
 def test_tools_bench__the_first_round_warms_up_and_is_not_measured():
@@ -166,3 +178,14 @@ def test_tools_bench__memory_says_which_gpu_has_room():
     path = os.path.join(tempfile.mkdtemp(), "bench")
     result.write(path)
     assert_equal(timing.Result.read(path + ".json"), result)
+
+
+def test_tools_bench__help_of_it_and_other_tools_has_usage_and_examples_in_80_columns():
+    for module in (analyze, baseline, bench, export, predict, pretrain, table):
+        said, name = io.StringIO(), module.__name__.replace(".", "/")
+        with (contextlib.redirect_stdout(said), contextlib.suppress(SystemExit),
+              unittest.mock.patch.dict(os.environ, COLUMNS="80")):
+            module.main(["--help"])
+        lines = said.getvalue().splitlines()
+        assert lines[0].startswith(f"usage: python {name}.py "), lines[0]
+        assert max(map(len, lines)) <= 80, f"{name}: {max(lines, key=len)}"

@@ -65,11 +65,12 @@ from tools.source import (
     write,
 )
 
-# Tools that are not for students, and their tests; bench.py holds the usual form of surgery
-# and vaccine.
+# Not for students (bench.py has the usual form of surgery), or where a hole looks like a bug.
 OURS = ("*make_assignment.py", "*mutant*", "climber.py", "source.py", "*bench.py",
         "*grader.py", "cases", "platforms.py", "solutions", "handout.md",
-        "student_readme.md", "assignment.md", "test_docs.py", "*tour.py")
+        "student_readme.md", "assignment.md", "test_docs.py", "*tour.py", "processes.py",
+        "*_ranks.py", "*_torchrun.py", "stand_in.py", "*_devices.py", "browser.py",
+        "test_*_serve.py")
 IGNORED = "__pycache__/\n.pytest_cache/\n.venv/\nresults.json\n/runs/\n/data/\n/weights/\n"
 
 
