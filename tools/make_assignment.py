@@ -65,7 +65,7 @@ from tools.source import (
     write,
 )
 
-# Not for students (bench.py has the usual form of surgery), or where a hole looks like a bug.
+# Not for students (bench.py shows the usual surgery), or where a hole looks like a bug.
 OURS = ("*make_assignment.py", "*mutant*", "climber.py", "source.py", "*bench.py",
         "*grader.py", "cases", "platforms.py", "solutions", "handout.md",
         "student_readme.md", "assignment.md", "test_docs.py", "*tour.py", "processes.py",
