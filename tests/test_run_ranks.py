@@ -106,12 +106,13 @@ def test_run_ranks__a_mistake_is_one_line_and_status_2_for_all():
 
 
 def test_run_ranks__a_treatment_of_ones_own_may_draw_numbers_and_keep_a_state():
-    # It draws from numpy's global generator, which nobody has seeded.
+    # It draws from a generator that is another one in each process.
     path = os.path.join(tempfile.mkdtemp(), "own.py")
     with open(path, "w") as file:
-        file.write("import numpy as np\n\nclass Own:\n    step = 0\n\n"
+        file.write("import os\nimport numpy as np\n\nclass Own:\n    step = 0\n\n"
                    "    def __call__(self, gram, losses):\n        self.step += 1\n"
-                   "        self.drawn = np.random.random(len(gram))\n"
+                   "        rng = np.random.default_rng(os.getpid())\n"
+                   "        self.drawn = rng.random(len(gram))\n"
                    "        return self.drawn + losses / self.step\n")
     out = trained(3, "--option", f"{path}:Own")
     assert state_of(out)["treatment"]["attributes"]["units"]["list"][0]["attributes"][
