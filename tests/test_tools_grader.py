@@ -162,7 +162,7 @@ for name in ("json.py", "torch.py", "sitecustomize.py", "conftest.py", "x.pth"):
 '''
 # It looks for our source, and for the seed, wherever a grader may keep them.
 SEARCH = '''import glob, importlib.util, os
-for folder in (*glob.glob("/tmp/minbert-*"), *glob.glob("/tmp/*/minbert-*"), *PLACES):
+for folder in sum(map(glob.glob, PLACES), []):
     for path in ("solution", "grader/solution", "work", ""):
         path = os.path.join(folder, path, "multitask.py")
         if os.access(path, os.R_OK) and "NotImplementedError" not in open(path).read():
@@ -268,7 +268,9 @@ def check(first, last):
         edits, style, expected, words = SUBMISSIONS[name]
         modules = [m for m in MODULES if name != "not handed in" or m != "multitask"]
         with unittest.mock.patch.object(grader, "ROOT", world()[0]):
-            places = repr([str(world()[0]), str(world()[0].parent)])
+            temporary = tempfile.gettempdir()
+            places = repr([f"{temporary}/minbert-*", f"{temporary}/*/minbert-*",
+                           str(world()[0]), str(world()[0].parent)])
             edits = [(place, text.replace("PLACES", places)) for place, text in edits]
             folder = submission(edits, style, modules)
             found, seconds = graded(folder, expected, 2.0)
