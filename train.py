@@ -273,7 +273,11 @@ def make_treatment(args, regions):
 
 
 def make_plan(args, train_sets) -> list:
-    """The tasks of each step, by epoch.   {task: data.Dataset} -> see multitask.plan()"""
+    """The tasks of each step, by epoch.   {task: data.Dataset} -> see multitask.plan()
+
+    Whole batches count: the sample's 1,500 STS pairs make 93 batches of 16. So an epoch has
+    93 updates, or 46 and 47 in turn with --accumulate 2.
+    """
     return multitask.plan(
         {name: len(train_sets[name]) // args.batch_size for name in args.tasks},
         in_sequence=args.option == "seq", epochs=args.epochs, accumulate=args.accumulate,
@@ -389,6 +393,9 @@ def train(args, source) -> int:
     """One run, from its settings or its checkpoint to its predictions.   -> exit status
 
     0; 1 if it diverged; 128 plus the signal's number if it was stopped, as shells say.
+    The order: settings, device, model and data, plan, and only then the run's folder, so
+    that whatever is refused leaves nothing behind. After the loop best/ is read back for
+    the predictions, and result.json, written last, says that the run is finished.
     """
     settings = None
     if args.resume:

@@ -1,11 +1,11 @@
-"""Run docs/tour.ipynb, and write it back with small outputs that show nothing of a machine.
+"""Run docs/tour.ipynb, and write it back with small outputs.
 
     python tools/tour.py            after a change of its code, or of what it shows
 
 The notebook itself is the source: edit it in Jupyter, then run this. It keeps text and PNG
-figures, drops times and versions, and notes a digest of the code, so that a test sees code
-that was edited and not run. Cells with the tag "varies" print numbers that depend on the
-processor or on time; the test that runs the tour does not compare these.
+figures, drops versions and warnings, and notes a digest of the code, so that a test sees
+code that was edited and not run. Cells with the tag "varies" print numbers that depend on
+the processor or on time; the test that runs the tour does not compare these.
 Needs nbclient, ipykernel and matplotlib.
 """
 
