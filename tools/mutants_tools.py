@@ -42,6 +42,15 @@ MUTANTS = {
          "random head without a word", "random head"),
         ("train.prepare", "trained=args.tasks,", "", "best/ does not say what trained",
          "not trained")],
+    "tools_conflicts": [
+        ("tools.conflicts.sides", "(n * whole[:, k, k] - one[:, k, k]) / (n - 1)",
+         "whole[:, k, k]", "noise counted as gradient", "free of noise"),
+        ("tools.conflicts.expected", "(groups - 1) * np.var(cosines[1:])",
+         "np.var(cosines[1:])", "jackknife without its factor", "as often as it says"),
+        ("tools.conflicts.measure", "total.zero_()", "pass", "sums never start again",
+         "means of 4 and 16"),
+        ("tools.conflicts.moved", "training.streams[name].position = position", "pass",
+         "other batches than the run's next", "whatever was before")],
     "tools_baseline": [
         ("tools.baseline.columns_of", "count > 2", "count > 0", "features seen once count",
          "seen once"),

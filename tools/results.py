@@ -237,13 +237,18 @@ CHANCE = {"seed", "data", "weights", "out", "resume", "download", "device", "amp
 T_95 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
 
 
+def student_t(freedom):
+    """Of T_95; with ten or more degrees of freedom the value for nine, which is wider."""
+    return T_95[min(freedom, len(T_95)) - 1]
+
+
 def interval(values):
     """Where 95% of further values lie, if they are normal.   [n] -> [low, high]
 
         mean ± t √(1 + 1/n) sd         .702, .722, .742: .722 ± 4.303 · √(4/3) · .02
     """
     n = len(values)
-    margin = T_95[min(n - 1, len(T_95)) - 1] * (1 + 1 / n) ** .5 * np.std(values, ddof=1)
+    margin = student_t(n - 1) * (1 + 1 / n) ** .5 * np.std(values, ddof=1)
     return [round(float(np.mean(values) + sign * margin), 4) for sign in (-1, 1)]
 
 

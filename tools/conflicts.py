@@ -1,0 +1,275 @@
+"""Is there a conflict between tasks behind the noise of a batch?
+
+    python tools/conflicts.py RUN                           at its last checkpoint
+    python tools/conflicts.py RUN --at start A.pt last.pt   at several of its checkpoints
+
+Takes gradients of the run's next batches without updating anything, averages them over 1, 4
+and 16 batches, and prints their cosines, for each pair of tasks and block of the encoder.
+
+    3.3    measure()     the inner products, averaged batch by batch
+    3.3    expected()    the cosine that infinitely many batches would have
+    3.3    markdown()    both, as tables
+
+Symbols: K tasks, L blocks of θ that tasks share; a group is 16 batches of each task; μ_a is
+task a's expected gradient, of which a batch's g_a is a noisy sample.
+Start means: before the first update, with the heads' random weights. Dropout is on, and
+SMART's terms are in the loss, as they are when the run takes a step.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import os
+import sys
+
+import numpy as np
+import torch
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import multitask
+import train
+from plumbing import command, flags, folder, machine, progress
+from tools import gradients, results
+
+SIZES = 1, 4, 16            # batches that are averaged; a group is the last number
+
+
+# --- The inner products ---
+
+def measure(training, groups):
+    """Gram matrices of averaged gradients.   -> {size: [groups · 16 / size, L, K, K]}
+
+    training: a train.Training with a row of G for each task; θ is left alone. Size 4 holds
+    the inner products of gradients that are means of 4 batches each. It takes the memory of
+    three times G.
+    """
+    flat = training.flat
+    spans = [block.span for block in flat.blocks.values() if block.shared]
+    rows = list(range(len(training.rows)))
+    single = flat.G
+    sums = {size: torch.zeros_like(single) for size in SIZES[1:]}
+    grams = {size: [] for size in SIZES}
+    shown = progress.Progress(groups * SIZES[-1], unit="batches")
+    for count in range(1, groups * SIZES[-1] + 1):
+        batch = {name: training.next_batch(name) for name in training.rows}
+        multitask.backward(flat, [batch], training.loss, training.rows)
+        grams[1].append(flat.gram(spans, rows))
+        for size, total in sums.items():
+            total += single
+            if count % size == 0:
+                flat.G = total.div_(size)           # whose rows gram() reads
+                grams[size].append(flat.gram(spans, rows))
+                flat.G = single
+                total.zero_()
+        shown.show(count)
+    shown.clear()
+    return {size: np.array(found) / training.scale.value ** 2
+            for size, found in grams.items()}
+
+
+def sides(grams, a, b):
+    """What expected() divides, from each group.   -> (μ_a · μ_b, ‖μ_a‖², ‖μ_b‖²), [groups]
+
+    grams: of one block, {size: [n, K, K]}. For a group's mean gradient ḡ of n batches,
+
+        E ḡ_a · ḡ_b = μ_a · μ_b         two tasks' batches are independent
+        E ‖ḡ‖² = ‖μ‖² + σ² / n          σ²: the noise of one batch
+        E mean ‖g_i‖² = ‖μ‖² + σ²       so  ‖μ‖² = (n ‖ḡ‖² - mean ‖g_i‖²) / (n - 1)
+    """
+    n = SIZES[-1]
+    whole = grams[n]                                                # [groups, K, K]
+    one = grams[1].reshape(len(whole), n, *whole.shape[1:]).mean(1)
+    squares = [(n * whole[:, k, k] - one[:, k, k]) / (n - 1) for k in (a, b)]
+    return whole[:, a, b], *squares
+
+
+def expected(grams, a, b):
+    """cos(μ_a, μ_b), the cosine without the noise.   -> (estimate, half of its interval)
+
+    grams: of one block, {size: [n, K, K]}. The interval has 95%, by the jackknife: the
+    estimate without each group in turn. Both are None where so few groups leave it open
+    whether there is anything but noise.
+    """
+    parts = np.array(sides(grams, a, b))                            # [3, groups]
+    groups = parts.shape[1]
+    # All of them, and all but one.
+    product, *squares = np.column_stack([parts.sum(1), parts.sum(1)[:, None] - parts])
+    if min(map(np.min, squares)) <= 0:
+        return None, None
+    cosines = product / np.sqrt(squares[0] * squares[1])            # [1 + groups]
+    spread = np.sqrt((groups - 1) * np.var(cosines[1:]))
+    return float(cosines[0]), float(results.student_t(groups - 1) * spread)
+
+
+def signal(grams, a):
+    """‖μ_a‖² / E ‖g_a‖²: the share of a batch's squared gradient that is not noise."""
+    return float(sides(grams, a, a)[1].mean() / grams[1][:, a, a].mean())
+
+
+# --- What is shown ---
+
+@dataclasses.dataclass
+class Place:
+    """What was found at one checkpoint, for each block and pair, and for each task.
+
+    cosines: {block with a gradient: {"sst, para": {"1": [mean, sd by chance], …,
+    "expected": [estimate, half of its interval]}}}.
+    """
+    step: int
+    cosines: dict
+    signals: dict       # {task: share}
+
+
+def found(training, groups, step):
+    """-> Place"""
+    grams = measure(training, groups)
+    names = list(training.rows)
+    blocks = [block.name for block in training.flat.blocks.values() if block.shared]
+    parts = {gradients.SHARED: {size: of.sum(1) for size, of in grams.items()}}
+    parts.update({block: {size: of[:, k] for size, of in grams.items()}
+                  for k, block in enumerate(blocks) if grams[1][:, k].any()})
+
+    def cosines_of(part, a, b):
+        said = {}
+        for size, of in part.items():
+            mean = gradients.chance([multitask.cosines(gram)[a, b] for gram in of])
+            said[str(size)] = [round(mean.mean, 4), round(mean.sd, 4)]
+        said["expected"] = [value and round(value, 4) for value in expected(part, a, b)]
+        return said
+    return Place(step, {block: {f"{names[a]}, {names[b]}": cosines_of(part, a, b)
+                                for a, b in itertools.combinations(range(len(names)), 2)}
+                        for block, part in parts.items()},
+                 {name: round(signal(parts[gradients.SHARED], k), 4)
+                  for k, name in enumerate(names)})
+
+
+def cell(mean, width):
+    """"+.012 ± .020"; bold if 0 is further away than the width."""
+    if mean is None:
+        return "noise"
+    text = f"{mean:+.3f} ± {width:.3f}".replace("0.", ".")
+    return f"**{text}**" if abs(mean) > width else text
+
+
+def markdown(places, batch_size, groups, about):
+    """Two tables: over training and by size, and by block at the last place."""
+    sizes = [str(size) for size in SIZES]
+    lines = [about, "", f"Mean cosine ± what chance makes of it (2 sd), of gradients over "
+             f"{', '.join(str(size * batch_size) for size in SIZES)} examples; then that "
+             f"of the expected gradients, with its 95% interval ({groups} groups of "
+             f"{SIZES[-1]} batches). Bold: not by chance. \"Noise\": the noise leaves no "
+             f"gradient to speak of.", "",
+             "| after update | tasks | " + " | ".join(
+                 str(size * batch_size) for size in SIZES) + " | expected |",
+             "|---" * (len(sizes) + 3) + "|"]
+    for place in places:
+        for pair, said in place.cosines[gradients.SHARED].items():
+            cells = [cell(said[size][0], gradients.WEAK * said[size][1]) for size in sizes]
+            lines.append(f"| {place.step} | {pair} | {' | '.join(cells)} "
+                         f"| {cell(*said['expected'])} |")
+    lines += ["", f"The share of signal in the squared gradient of {batch_size} examples:",
+              "", "| after update | " + " | ".join(places[0].signals) + " |",
+              "|---" * (len(places[0].signals) + 1) + "|"]
+    lines += [f"| {place.step} | " + " | ".join(
+        f"{100 * share:.1f}%" for share in place.signals.values()) + " |"
+        for place in places]
+    last = places[-1]
+    pairs = list(last.cosines[gradients.SHARED])
+    lines += ["", f"Cosines of the expected gradients by block, after update {last.step}:",
+              "", f"| block | {' | '.join(pairs)} |", "|---" * (len(pairs) + 1) + "|"]
+    lines += [f"| {block} | " + " | ".join(cell(*said["expected"])
+                                           for said in by_pair.values()) + " |"
+              for block, by_pair in last.cosines.items()]
+    return "\n".join(lines) + "\n"
+
+
+# --- The command line ---
+
+def prepared(path, device):
+    """The run in a folder, as before its first update, with a row of G for each task.
+
+    -> (train.Training, its flags)
+    """
+    settings = folder.read_settings(path)
+    known = vars(train.parser().parse_args([]))
+    args = argparse.Namespace(**{**known, **folder.values_of(settings, path,
+                                                             train.parser())})
+    if len(args.tasks) < 2:
+        raise ValueError(f"{path} was trained on {args.tasks[0]} alone; needed two tasks "
+                         f"or more")
+    args.data, args.weights = train.sources.find(args.data, args.weights)
+    smallest_change = args.smart_eps if args.smart and args.smart_weight else 1.0
+    autocast, _ = machine.choose_precision(args.amp, device, smallest_change)
+    # Any option that keeps the gradients of tasks apart, even if the run's own does not.
+    apart = argparse.Namespace(**{**vars(args), "option": "pcgrad"})
+    return train.prepare(apart, device, autocast), args
+
+
+def moved(training, path):
+    """Go to where a checkpoint was written: θ, θ̃ and the streams.   -> updates by then"""
+    if not os.path.exists(path):
+        raise ValueError(f"needed a checkpoint, such as last.pt; there is no {path}")
+    state = folder.load_checkpoint(path)
+    flat = training.flat
+    if state is None or getattr(state.get("theta"), "shape", None) != flat.theta.shape:
+        raise ValueError(f"{path} is damaged, or of another run; give a checkpoint of this "
+                         f"run")
+    flat.theta.copy_(state["theta"])
+    if training.teacher is not None:
+        training.teacher.theta.copy_(state["teacher"])
+    for name, position in state["streams"].items():
+        training.streams[name].position = position
+    return state["step"]
+
+
+def parser():
+    p = command.Parser(__doc__)
+    p.add_argument("run", metavar="RUN", help="the folder of a run of train.py")
+    p.add_argument("--at", nargs="+", default=["last.pt"], metavar="CHECKPOINT",
+                   help="start, or a file; in RUN if it has no folder (last.pt)")
+    p.add_argument("--groups", type=flags.number(int, 2, 1000), default=8,
+                   help="how many, of 16 batches of each task (8)")
+    p.add_argument("--device", default="auto", help="as in train.py")
+    p.add_argument("--out", metavar="PATH",
+                   help="of the .md and .json to be written (RUN/conflicts)")
+    return p
+
+
+def main(argv=None):
+    def make():
+        args = parser().parse_args(argv)
+        device = machine.find_device(args.device)
+        training, own = prepared(args.run, device)
+        beginning, places = training.flat.theta.clone(), []
+        for name in args.at:
+            torch.manual_seed(own.seed)             # dropout; each place has the same
+            if name == "start":
+                step = 0
+                training.flat.theta.copy_(beginning)
+                if training.teacher is not None:
+                    training.teacher.theta.copy_(beginning)
+                for stream in training.streams.values():
+                    stream.position = [0, 0]
+            else:
+                path = name if os.path.dirname(name) else os.path.join(args.run, name)
+                step = moved(training, path)
+            print(f"after update {step}", flush=True)
+            places.append(found(training, args.groups, step))
+        words = " ".join(train.runs.methods(own))
+        about = (f"A run with `{words}`; data `{os.path.basename(own.data)}`, weights "
+                 f"`{os.path.basename(os.path.normpath(own.weights))}`, "
+                 f"{own.batch_size} examples a batch.")
+        text = markdown(places, own.batch_size, args.groups, about)
+        out = args.out or os.path.join(args.run, "conflicts")
+        folder.write_json(out + ".json", {
+            "about": about, "batch_size": own.batch_size, "groups": args.groups,
+            "places": [dataclasses.asdict(place) for place in places]})
+        results.write_text(out + ".md", text)
+        print(f"\n{text}\n{out}.md")
+        return 0
+    return command.one_line(make)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
