@@ -1,6 +1,7 @@
 """tools/table.py."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -18,7 +19,7 @@ from plumbing import sources
 from tests import ROOT
 from tests.checks import assert_close, assert_equal, assert_raises
 from tests.world import run_train, signalled_at, tiny_world, write_file
-from tools import results, table
+from tools import questions, results, table
 
 
 def run_table(*flags, status=0):
@@ -267,3 +268,67 @@ def test_tools_table__recorded_numbers_fill_their_place_in_a_page():
     assert text.startswith("a\n<") and "-->\nb\n" in text and "old" not in text
     assert "-->\nkept\n<!--" in text, "a place without a source stays as it is"
     assert results.recorded(folder)["table2-tiny"] in text
+
+
+def test_tools_table__several_runs_at_a_time_give_the_same_and_end_together():
+    runs = [table.Run(results.ROWS[row], seed, [
+        "--option", option, "--data", tiny_world()[0], "--weights", tiny_world()[1],
+        "--batch-size", "4", "--max-steps", "2", "--epochs", "1"], os.path.join(
+            tempfile.mkdtemp(), "run"), [], 2)
+        for row, option in ((10, "rr"), (5, "pcgrad")) for seed in range(2)]
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        assert_equal(table.perform_all(runs, jobs=2), 0)
+    assert all(one.finished() for one in runs)
+    assert_equal(sorted(re.findall(r"^run (\d) is finished: sst \d", output.getvalue(),
+                                   re.MULTILINE)), ["1", "2", "3", "4"])
+    assert "epoch 1" not in output.getvalue(), "only what fails is shown in full"
+    # A run that fails is shown, and no other is begun after it.
+    broken = [dataclasses.replace(runs[0], folder=os.path.join(tempfile.mkdtemp(), "x"),
+                                  flags=[*runs[0].flags, "--lr", "-1"])] * 6
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        assert_equal(table.perform_all(broken, jobs=2), 2)
+    assert "--lr: needed a number" in output.getvalue()
+    assert output.getvalue().count("\nrun ") <= 3, output.getvalue()
+
+
+def test_tools_table__a_question_compares_seed_by_seed():
+    def row(words, *scores):
+        return results.RowResult(words, [f"python train.py {words}"], {
+            str(seed): {"sst": sst, "overall": sst, "minutes": 1.0}
+            for seed, sst in enumerate(scores)})
+    found = results.Result(2, "d", "w", ["m"], [
+        row("neither", .4, .5, .6), row("both", .41, .52, .63), row("alone", .39)], {})
+    lines = questions.markdown("smart", found).splitlines()
+    assert_equal(lines[0], f"**{questions.QUESTIONS['smart'].title}**")
+    assert "| neither | .500 ± .100 | .500 ± .100 | 1.0 |" in lines
+    # .01, .02, .03: 4.303 · .01 / √3 = .0248
+    assert "| both | +.020 ± .025 | +.020 ± .025 | 1.0 |" in lines
+    assert "| alone | -.010 | -.010 | 1.0 |" in lines
+    assert any("1 to 3 seeds" in line for line in lines)
+    assert_equal(questions.difference([.02, .021, .022]), "**+.021 ± .002**")
+
+
+def test_tools_table__every_row_of_a_question_has_its_flags():
+    for name, question in questions.QUESTIONS.items():
+        for row in questions.rows_of(name):
+            train.parse([*row.commands[0].replace(questions.RANDOM, tiny_world()[1])
+                         .split(), "--data", tiny_world()[0], "--weights", tiny_world()[1]])
+        assert len(question.rows) == len(set(question.rows.values())), name
+
+
+def test_tools_table__a_row_may_have_weights_of_its_own():
+    _, weights = tiny_world()
+    other = shutil.copytree(weights, os.path.join(tempfile.mkdtemp(), "other"))
+    asked = questions.Question("?", {"ours": "--option rr --con",
+                                     "other": f"--option rr --con --weights {other}"})
+    with unittest.mock.patch.dict(questions.QUESTIONS, {"hlh": asked}):
+        flags = ("--question", "hlh", "--max-steps", 1, "--seeds", 1, "--runs",
+                 tempfile.mkdtemp())
+        output, started = run_table(*flags)
+        assert_equal(len(started), 2)
+        assert "| other | " in output, output
+        assert "--weights other" in output[output.index("**?**"):]
+        again, started = run_table(*flags)
+    assert not started, "finished runs are kept"

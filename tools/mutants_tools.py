@@ -3,7 +3,13 @@
 MUTANTS = {
     "tools_table": [
         ("tools.table", "sum(minutes[seed])", "minutes[seed][-1]",
-         "minutes of the last run alone", "minutes are those of all runs")],
+         "minutes of the last run alone", "minutes are those of all runs"),
+        ("tools.table.perform_all", "if one is None or failed or stop.asked:",
+         "if one is None or stop.asked:", "goes on after a failure", "end together"),
+        ("tools.table.check_inputs", 'if "--weights" in own:', "if False:",
+         "one set of weights for all rows", "weights of its own"),
+        ("tools.questions.difference", " / n ** .5", "", "spread in place of the interval",
+         "seed by seed")],
     "tools_predict": [
         ("tools.predict", "text.strip() for text in", "text for text in",
          "blanks around texts kept", "blanks around"),

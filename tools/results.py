@@ -205,11 +205,11 @@ PLACE = re.compile(r"(?P<begin><!-- table: (?P<name>\S+) -->\n)(?P<old>.*?)"
 
 
 def recorded(results):
-    """All that pages can show: Table 1, results/table*, results/bench*.  -> {name: text}"""
+    """All that pages can show, from Table 1 and what is in results/.   -> {name: text}"""
     found = {"table1": table_1()}
     for path in sorted(glob.glob(os.path.join(results, "table*.json"))):
         found[os.path.splitext(os.path.basename(path))[0]] = markdown(Result.read(path))
-    for path in sorted(glob.glob(os.path.join(results, "bench*.md"))):
+    for path in sorted(glob.glob(os.path.join(results, "*.md"))):
         name = os.path.splitext(os.path.basename(path))[0]
         found[name] = reading.read_text(path).strip()
     return found

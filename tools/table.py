@@ -3,6 +3,7 @@
     python tools/table.py --table 1         the configurations, from train.py
     python tools/table.py --table 2 [--seeds 3] [--rows 2,4-6] [-- FLAGS]
     python tools/table.py --table 3         on test sets that have labels
+    python tools/table.py --question smart  one of the questions that these tables raise
     python tools/table.py --render          write the pages' tables again
 
 A row is one `python train.py …` for each seed, or three where the report has a model for
@@ -11,13 +12,14 @@ kept, an unfinished one is resumed. What follows `--` is passed to every run.
 
 The table is written as Markdown, with a line that says where it comes from, to
 runs/tables/NAME.md, and its numbers to NAME.json. With --record NAME.json goes to results/,
-and the table into README.md or a page of docs/: see tools/results.py.
-Leaves out: several runs at a time.
+and the table into README.md or a page of docs/: see tools/results.py, tools/questions.py.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import os
 import re
@@ -33,7 +35,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import data
 import train
 from plumbing import command, flags, folder, loop, progress, reading, sources, tsv
-from tools import baseline, results
+from tools import baseline, questions, results
 from tools.results import ROWS, known_tasks
 
 # --- The runs ---
@@ -89,11 +91,14 @@ def plan(rows, seeds, common, inputs, runs_folder):
     for seed in range(seeds):
         for row in rows:
             for text in row.commands:
-                own = text.split()
-                args, source = train.parse([*own, *common])
+                own, shared = text.split(), common
+                if "--weights" in own and "--weights" in common:
+                    at = common.index("--weights")
+                    shared = common[:at] + common[at + 2:]
+                args, source = train.parse([*own, *shared])
                 if row.epochs and source["epochs"] == "default":
                     own += ["--epochs", str(row.epochs)]
-                words = [*own, *common]
+                words = [*own, *shared]
                 digest = hashlib.sha256(json.dumps(
                     [[*words, "--seed", str(seed)], inputs]).encode()).hexdigest()
                 name = "-".join(re.findall(r"[a-z]+", text.replace("option", "").lower()))
@@ -106,9 +111,12 @@ def plan(rows, seeds, common, inputs, runs_folder):
 
 def check_inputs(runs, data_folder, weights):
     """Raise ValueError if a finished run was made with other files of the same name."""
-    places, digest = {"data": data_folder, "weights": weights}, functools.cache(
-        folder.file_digest)
+    digest = functools.cache(folder.file_digest)
     for one in runs:
+        own = dict(zip(one.flags, one.flags[1:]))       # a row may name its own weights
+        places = {"data": data_folder, "weights": weights}
+        if "--weights" in own:
+            places["weights"] = sources.find_weights(own["--weights"])
         digests = folder.read_settings(one.folder)["digests"] if one.finished() else {}
         for name, expected in digests.items():
             kind, file = os.path.split(name)
@@ -132,16 +140,23 @@ def copy_output(stream, left_out):
             print(line, end="", flush=True)
 
 
-def perform(one, stop):
-    """Start or resume a run.   -> its exit status"""
+def perform(one, stop, cores=None):
+    """Start or resume a run.   -> (its exit status, its output unless that was shown)
+
+    cores: how many it may use, if others run beside it; then its output is held back.
+    """
     words = ["--resume", one.folder] if one.has("args.json") else [
         *one.flags, "--seed", str(one.seed), "--out", one.folder]
+    env, held = {**os.environ, "PYTHONUNBUFFERED": "1"}, io.StringIO()
+    if cores:
+        env.setdefault("OMP_NUM_THREADS", str(cores))
     child = subprocess.Popen([sys.executable, os.path.join(sources.ROOT, "train.py"),
                               *words], stdout=subprocess.PIPE, text=True, errors="replace",
-                             env={**os.environ, "PYTHONUNBUFFERED": "1"})
+                             stderr=subprocess.STDOUT if cores else None, env=env)
     # That this is the sample has been said once for all runs.
-    copying = threading.Thread(target=copy_output, args=(
-        child.stdout, sources.SAMPLE_NOTE.splitlines()))
+    copying = threading.Thread(
+        target=held.writelines if cores else copy_output,
+        args=(child.stdout,) if cores else (child.stdout, sources.SAMPLE_NOTE.splitlines()))
     copying.start()
     while True:
         # A terminal's Ctrl-C reaches the child too, which then writes a checkpoint. We must
@@ -149,7 +164,7 @@ def perform(one, stop):
         try:
             status = child.wait(0.2)
             copying.join()
-            return status
+            return status, held.getvalue()
         except subprocess.TimeoutExpired:
             if stop.asked == signal.SIGTERM:
                 child.terminate()
@@ -171,22 +186,43 @@ def time_left(runs):
     return f", about {progress.clock(left)} left" if known else ""
 
 
-def perform_all(runs):
-    """Every run that is not finished, until one fails or is stopped.   -> exit status"""
-    with loop.Stop() as stop:
-        for number, one in enumerate(runs, 1):
-            if one.finished():
-                continue
-            print(f"\nrun {number} of {len(runs)}{time_left(runs)}: {one.row.name}, seed "
-                  f"{one.seed}\n{one.command(whole=True)}", flush=True)
-            status = perform(one, stop)
+def perform_all(runs, jobs=1):
+    """Every run that is not finished, until one fails or is stopped.   -> exit status
+
+    jobs: how many at a time. Of several, only what fails is shown in full.
+    """
+    left = iter([(number, one) for number, one in enumerate(runs, 1)
+                 if not one.finished()])
+    lock, failed = threading.Lock(), []         # the lock is held by whoever prints
+    cores = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
+
+    def work(stop):
+        while True:
+            with lock:
+                number, one = next(left, (None, None))
+                if one is None or failed or stop.asked:
+                    return
+                words = one.command(whole=True) if jobs == 1 else f"in {one.folder}"
+                print(f"\nrun {number} of {len(runs)}{time_left(runs)}: {one.row.name}, "
+                      f"seed {one.seed}\n{words}", flush=True)
+            status, output = perform(one, stop, cores)
             if stop.asked:
                 status = 128 + stop.asked
-            if status:
-                print(f"stopped in run {number} of {len(runs)} with status {status}; rerun "
-                      f"the same command to continue", flush=True)
-                return status
-    return 0
+            with lock:
+                if status:
+                    print(f"{output}stopped in run {number} of {len(runs)} with status "
+                          f"{status}; rerun the same command to continue", flush=True)
+                    failed.append(status)
+                elif jobs > 1:
+                    print(f"run {number} is finished: " + "  ".join(
+                        f"{name} {score:.3f}"
+                        for name, score in read_result(one)[1]["dev"].items()), flush=True)
+    with loop.Stop() as stop, concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        others = [pool.submit(work, stop) for _ in range(jobs - 1)]
+        work(stop)
+        for worker in others:
+            worker.result()
+    return failed[0] if failed else 0
 
 
 # --- Their scores ---
@@ -305,6 +341,11 @@ def parser():
     p.add_argument("--seeds", type=flags.number(int, 1, 1000), default=3,
                    help="how many (ours: 3)")
     p.add_argument("--rows", metavar="2,4-6", help="some of the rows (the report's)")
+    p.add_argument("--question", choices=list(questions.QUESTIONS),
+                   help="in place of a table")
+    p.add_argument("--jobs", type=flags.number(int, 1, 64), default=1,
+                   help="how many runs at a time: as many as there are cores, with memory "
+                   "for each (1)")
     p.add_argument("--data", metavar="DIR", help="as in train.py")
     p.add_argument("--weights", metavar="DIR|NAME", help="as in train.py")
     p.add_argument("--epochs", type=whole, help="for every row (each row's own)")
@@ -322,18 +363,20 @@ def parser():
     return p
 
 
-def write_table(result, name, runs_folder, recorded):
+def write_table(result, question, name, runs_folder, recorded):
     """RUNS/NAME.md and NAME.json, and with record also results/ and the pages."""
-    text = results.markdown(result)
-    folder.write_json(os.path.join(runs_folder, f"{name}.json"), dataclasses.asdict(result))
-    path = os.path.join(runs_folder, f"{name}.md")
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text + "\n")
-    print(f"\n{text}\n\n{path}")
+    text = (questions.markdown(question, result) if question else
+            results.markdown(result))
+    path = os.path.join(runs_folder, name)
+    folder.write_json(path + ".json", dataclasses.asdict(result))
+    results.write_text(path + ".md", text + "\n")
+    print(f"\n{text}\n\n{path}.md")
     if recorded:
         kept = os.path.join(sources.ROOT, "results")
         os.makedirs(kept, exist_ok=True)
         folder.write_json(os.path.join(kept, f"{name}.json"), dataclasses.asdict(result))
+        if question:
+            results.write_text(os.path.join(kept, f"{name}.md"), text + "\n")
         results.record()
 
 
@@ -358,22 +401,26 @@ def main(argv=None):
                             ("--epochs", args.epochs), ("--max-steps", args.max_steps)):
             common += [] if value is None else [name, str(value)]
         runs_folder = os.path.abspath(args.runs)
-        runs = plan(results.rows_of(args.table) if args.rows is None else choose(args.rows),
-                    args.seeds, common + argv[passed_on + 1:], inputs, runs_folder)
+        rows = results.rows_of(args.table) if args.rows is None else choose(args.rows)
+        if args.question:
+            rows = questions.rows_of(args.question)
+        runs = plan(rows, args.seeds, common + argv[passed_on + 1:], inputs, runs_folder)
         check_inputs(runs, data_folder, weights)
         if data_folder == sources.SAMPLE:
             print(sources.SAMPLE_NOTE, end="")
-        status = perform_all(runs)
+        status = perform_all(runs, args.jobs)
         weights_name = short_path(args.weights or weights)
         result = collect(args.table, runs, labels, data_folder, weights_name)
         # A trial must not take the place of the real table.
         trial = [f"{runs[0].max_steps}-steps"] if runs[0].max_steps else []
         name = args.name or "-".join([
-            f"table{args.table}", os.path.basename(data_folder),
+            f"question-{args.question}" if args.question else f"table{args.table}",
+            os.path.basename(data_folder),
             weights_name.strip(os.sep).replace(os.sep, "-"),
             *trial])
         if result.rows:
-            write_table(result, name, runs_folder, args.record and not status)
+            write_table(result, args.question, name, runs_folder,
+                        args.record and not status)
         return status
     return command.one_line(make)
 

@@ -1,0 +1,124 @@
+"""Small tables, each of which answers one question: one baseline, one change a row.
+
+    python tools/table.py --question smart      its runs, and its table
+
+    Question, QUESTIONS     what is asked, and the flags of every row
+    markdown()              differences to the baseline, seed by seed
+
+The two runs of a seed share initial heads and the order of the examples, so what the seed
+itself does to both cancels in their difference.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from tools import results
+
+RANDOM = "runs/random/model"        # docs/results.md says how it is made
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What is asked, and {what a row changes: its flags}. The first row is the baseline."""
+    title: str
+    rows: dict
+
+
+BASE = "--option rr --con"
+SMOOTH = f"{BASE} --smart --bregman-weight 0"
+QUESTIONS = {
+    "con": Question("Does encoding pairs together help, and does pre-training matter?", {
+        "round robin with CON": BASE,
+        "without CON": "--option rr",
+        "random weights": f"{BASE} --weights {RANDOM}",
+        "random weights, without CON": f"--option rr --weights {RANDOM}"}),
+    "order": Question("Round robin, or one task after the other?", {
+        "round robin: 744 updates by 2,232 batches": BASE,
+        "sequential, as many examples: 2,372 updates": "--option seq --con --epochs 4",
+        "sequential, fewer updates: 593": "--option seq --con --epochs 1"}),
+    "treatment": Question("Surgery, vaccine, or just other weights for the losses?", {
+        "plain sum": BASE,
+        "surgery": "--option pcgrad --con",
+        "vaccine": "--option gvac --con",
+        "SST counts twice": f"{BASE} --task-weights sst=2",
+        "paraphrase counts twice": f"{BASE} --task-weights para=2",
+        "STS counts half": f"{BASE} --task-weights sts=.5"}),
+    "smart": Question("Which of SMART's two terms does something, and how strong?", {
+        "neither": BASE,
+        "both": f"{BASE} --smart",
+        "D_Breg alone (μ = .1)": f"{BASE} --smart --smart-weight 0",
+        "R_s alone (λ = 1, ε = .02)": SMOOTH,
+        "R_s, ε = .005": f"{SMOOTH} --smart-eps .005",
+        "R_s, ε = .1": f"{SMOOTH} --smart-eps .1",
+        "R_s, λ = .3": f"{SMOOTH} --smart-weight .3",
+        "R_s, λ = 3": f"{SMOOTH} --smart-weight 3"}),
+    "hlh": Question("Do hidden layers in the heads help?", {
+        "linear heads": BASE,
+        "HLH": f"{BASE} --hlh"}),
+    "hlh-16": Question("Do they help with more epochs, as the report says?", {
+        "linear heads, 16 epochs": f"{BASE} --epochs 16",
+        "HLH, 16 epochs": f"{BASE} --hlh --epochs 16"}),
+    "para-first": Question("Does training on paraphrase first help?", {
+        "all tasks from the start": BASE,
+        "1 epoch of paraphrase first": f"{BASE} --para-first 1",
+        "2 epochs of paraphrase first": f"{BASE} --para-first 2"}),
+    "granularity": Question("Should the vaccine look at layers or matrices?", {
+        "one target for the whole model": "--option gvac --con",
+        "a target for each layer": "--option gvac --con --vaccine-granularity layer",
+        "a target for each matrix": "--option gvac --con --vaccine-granularity matrix"}),
+}
+
+
+def rows_of(name):
+    """What table.py runs.   -> [results.Row]"""
+    return [results.Row(words, (words_of,))
+            for words, words_of in QUESTIONS[name].rows.items()]
+
+
+def difference(values):
+    """Mean and 95% interval of paired differences.   [n] -> "+.012 ± .020"
+
+        mean ± t sd / √n        .01, .02, .03: +.020 ± 4.303 · .01 / √3 = .025
+
+    Bold if 0 lies outside. A single one has no interval.
+    """
+    mean = f"{np.mean(values):+.3f}".replace("0.", ".")
+    n = len(values)
+    if n < 2:
+        return mean
+    width = results.student_t(n - 1) * np.std(values, ddof=1) / n ** .5
+    text = f"{mean} ± {results.short(width)}"
+    return f"**{text}**" if abs(np.mean(values)) > width else text
+
+
+def markdown(name, result):
+    """The table of a question from its Result, which may lack rows and seeds."""
+    names = results.columns_of(result)
+    columns, tasks = [*names, "overall"], results.known_tasks()
+    base, *others = result.rows
+    lines = [f"**{QUESTIONS[name].title}**", "",
+             f"| `{base.commands[0]}` | "
+             f"{' | '.join(tasks[task].heading for task in names)} | overall | minutes |",
+             "|---" * (len(columns) + 2) + "|"]
+
+    def line(row, cells):
+        minutes = np.mean([seed["minutes"] for seed in row.seeds.values()])
+        return f"| {' | '.join([*cells, f'{minutes:.1f}'])} |"
+    lines.append(line(base, [base.row, *(
+        results.spread([seed[column] for seed in base.seeds.values()])
+        for column in columns)]))
+    for row in others:
+        both = [seed for seed in row.seeds if seed in base.seeds]
+        lines.append(line(row, [row.row, *(difference(
+            [row.seeds[seed][column] - base.seeds[seed][column] for seed in both])
+            for column in columns)]))
+    counts = sorted({len(row.seeds) for row in result.rows})
+    seeds = " to ".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
+    return "\n".join([
+        *lines, "",
+        f"First row: mean ± sd. Others: difference to it ± 95% interval, paired by seed; "
+        f"bold where 0 lies outside. {seeds} seeds; dev; data `{result.data}`, weights "
+        f"`{result.weights}`; {'; '.join(result.machines)}.", "",
+        *(f"- {row.row}: {', '.join(f'`{words}`' for words in row.commands)}"
+          for row in others)])
