@@ -18,7 +18,8 @@ import train
 from plumbing import sources
 from tests import ROOT
 from tests.checks import assert_close, assert_equal, assert_raises
-from tests.world import run_train, signalled_at, tiny_world, write_file
+from tests.world import (WORDS, run_train, signalled_at, small_bert, tiny_world,
+                         write_file)
 from tools import questions, results, table
 
 
@@ -321,6 +322,7 @@ def test_tools_table__every_row_of_a_question_has_its_flags():
 def test_tools_table__a_row_may_have_weights_of_its_own():
     _, weights = tiny_world()
     other = shutil.copytree(weights, os.path.join(tempfile.mkdtemp(), "other"))
+    small_bert(seed=1, vocab_size=len(WORDS)).save_pretrained(other)
     asked = questions.Question("?", {"ours": "--option rr --con",
                                      "other": f"--option rr --con --weights {other}"})
     with unittest.mock.patch.dict(questions.QUESTIONS, {"hlh": asked}):
