@@ -5,7 +5,7 @@ flags that contradict each other, and flags that would change nothing.
 import argparse
 import math
 
-from plumbing import command, machine
+from plumbing import command, loop, machine
 
 
 def text(value):
@@ -251,8 +251,15 @@ def parser(tasks, options, default=None, table=(), sample=None):
     return p
 
 
-def check_updates(args, total):
-    """Raise ValueError for what would change nothing in a run of so many updates."""
+def check_plan(args, plan):
+    """Raise ValueError for what would change nothing in these epochs of updates."""
+    total = sum(map(len, plan))
+    evaluations = sum(epoch >= args.para_first
+                      for epoch, _ in loop.cut(plan, args.eval_every))
+    # The first evaluation is the best so far, unless paraphrase comes first.
+    if args.patience and args.patience + (not args.para_first) >= evaluations:
+        raise ValueError(f"--patience {args.patience} would change nothing: it would not "
+                         f"end the run before evaluation {evaluations}, its last; use less")
     if args.eval_every and args.eval_every >= total:
         raise ValueError(f"--eval-every {args.eval_every} would change nothing: the run "
                          f"has {total} updates; use fewer")
@@ -288,11 +295,6 @@ def check(parser, args, source):
              "so small a change is lost in 16 bits; use --amp auto"),
             (args.eval_every and args.max_steps and args.eval_every >= args.max_steps,
              f"--eval-every {args.eval_every}", f"--max-steps {args.max_steps}",
-             "the run would end first"),
-            # The first evaluation is the best so far, unless paraphrase comes first.
-            (args.patience and not args.eval_every
-             and args.patience + (not args.para_first) >= args.epochs,
-             f"--patience {args.patience}", f"--epochs {args.epochs}",
              "the run would end first")):
         if wrong:
             parser.error(f"{one} and {other} contradict each other: {why}")

@@ -8,7 +8,8 @@ import unittest.mock
 
 import optim
 import train
-from tests.checks import assert_close
+from plumbing import flags
+from tests.checks import assert_close, assert_raises
 from tests.world import settings_of
 
 
@@ -86,7 +87,7 @@ def test_4_3_parse__all_eight_rows_are_reached_by_their_flags():
 
 
 def test_4_3_parse__values_out_of_range_and_contradictions_are_refused():
-    for flags, words in (
+    for given, words in (
             (["--accumulate", "0"], ["--accumulate", "'0'"]),
             (["--lr", "-1"], ["--lr", "'-1'"]),
             (["--lr", "nan"], ["--lr"]), (["--dropout", "1"], ["--dropout"]),
@@ -107,17 +108,25 @@ def test_4_3_parse__values_out_of_range_and_contradictions_are_refused():
             (["--freeze", "--option", "gvac"], ["--freeze", "--option gvac"]),
             (["--task-weights", "sst=1,sst=2"], ["--task-weights", "weights for 'sst'"]),
             (["--max-length", "4"], ["--max-length", "'4'"]),
-            (["--eval-every", "9", "--max-steps", "9"], ["--eval-every 9", "--max-steps"]),
-            (["--patience", "2", "--epochs", "3"], ["--patience 2", "--epochs 3"]),
-            (["--patience", "3", "--epochs", "3", "--para-first", "1"],
-             ["--patience 3", "--epochs 3"])):
+            (["--eval-every", "9", "--max-steps", "9"], ["--eval-every 9", "--max-steps"])):
         errors = io.StringIO()
         with contextlib.redirect_stderr(errors):
             try:
-                settings_of(*flags)
+                settings_of(*given)
             except SystemExit as end:
                 assert end.code == 2
             else:
-                raise AssertionError(f"got no error for {flags}")
+                raise AssertionError(f"got no error for {given}")
         last, = errors.getvalue().strip().splitlines()
-        assert all(word in last for word in words), f"{flags}: got {last!r}"
+        assert all(word in last for word in words), f"{given}: got {last!r}"
+
+
+def test_4_3_parse__patience_that_cannot_end_a_run_early_is_refused():
+    # The number is the least patience that would change nothing.
+    for words, steps, idle in ((["--epochs", "9"], [5, 5, 5], 2),
+                               (["--para-first", "1"], [5, 5, 5, 5], 3),
+                               (["--eval-every", "2"], [5, 3], 4)):
+        plan = [[["sst"]] * n for n in steps]
+        flags.check_plan(settings_of(*words, "--patience", str(idle - 1))[0], plan)
+        with assert_raises(f"--patience {idle}", "would change nothing"):
+            flags.check_plan(settings_of(*words, "--patience", str(idle))[0], plan)

@@ -131,7 +131,7 @@ def test_4_4_evaluations__the_run_stops_when_patience_is_over():
             [2, 4, 6, 8], "it stops one evaluation early": [2, 4]})
     assert_equal((result["stopped"], result["epoch"]), ("--patience 2", 3))
     assert os.path.exists(os.path.join(out, "predictions", "sts-test-output.csv"))
-    for flags, stopped in ((["--patience", 2, "--epochs", 9], "--max-steps 6"),
+    for flags, stopped in ((["--patience", 1, "--epochs", 9], "--max-steps 6"),
                            (["--max-steps", 50], "--epochs 3")):
         with scored(sst=[.2, .3, .5], para=[.5] * 3, sts=[0.0] * 3):
             assert_equal(run(*flags)[1]["stopped"], stopped)

@@ -18,8 +18,7 @@ import train
 from plumbing import sources
 from tests import ROOT
 from tests.checks import assert_close, assert_equal, assert_raises
-from tests.world import (WORDS, run_train, signalled_at, small_bert, tiny_world,
-                         write_file)
+from tests.world import WORDS, run_train, signalled_at, small_bert, tiny_world, write_file
 from tools import questions, results, table
 
 
