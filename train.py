@@ -82,25 +82,36 @@ TABLE_1 = [
 # For the sample's small BERT, whatever the flags, so that rows differ in one thing. The
 # best of learning rates 5e-4 to 3e-3 and 6 or 8 epochs, with rr --con.
 SAMPLE_ROW = Row("the sample", epochs=8, lr=2e-3, warmup=0.1, pool="mean")
+# Flags under a name, for --recipe: what did best on dev, of all that docs/results.md lists.
+RECIPES = {
+    "plain": "--option rr --con --pool mean --lr 2e-4 --weight-decay .01 --warmup .1 "
+             "--epochs 4 --batch-size 16 --accumulate 1 --para-first 0",
+}
 
 
 def parser():
     return flags.parser([task.name for task in heads.tasks()],
                         ["seq", "rr", *multitask.TREATMENTS],
-                        Row("default"), TABLE_1, SAMPLE_ROW)
+                        Row("default"), TABLE_1, SAMPLE_ROW, RECIPES)
 
 
 def parse(argv=None):
-    """argv -> (args, {name: "given" | "Table 1, …" | "the sample's" | "default"}).
+    """argv -> (args, {name: "given" | "recipe …" | "Table 1, …" | "the sample's" | …}).
 
-    A value that is not given comes from SAMPLE_ROW on the sample, else from the row of
-    Table 1 with the same flags, else from a Row's defaults; a run prints and records which.
+    A value that is not given comes from the recipe, if there is one; else from SAMPLE_ROW
+    on the sample; else from the row of Table 1 with the same flags; else from a Row's
+    defaults. A run prints and records which.
     A bad flag ends the program with status 2; raises ValueError if no data or weights are
     found.
     """
     p = parser()
-    args = p.parse_args(argv)
-    source = flags.given(p, argv)
+    args, source = p.parse_args(argv), flags.given(p, argv)
+    if args.recipe:
+        words = RECIPES[args.recipe].split()
+        args = p.parse_args([*words, *(sys.argv[1:] if argv is None else argv)])
+        source |= {name: f"recipe {args.recipe}" for name, where
+                   in flags.given(p, words).items()
+                   if where == "given" and source[name] != "given"}
     row, origin = Row("default"), "default"
     for candidate in TABLE_1:
         if set(heads.REPORT) <= set(args.tasks) and all(

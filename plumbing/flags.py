@@ -136,11 +136,11 @@ def by_default(name, default, table, sample) -> str:
     return f"({'; '.join(parts)})"
 
 
-def parser(tasks, options, default=None, table=(), sample=None):
+def parser(tasks, options, default=None, table=(), sample=None, recipes=()):
     """One flag for one ablation. None is filled in from a row.
 
-    tasks, options: the names that --tasks and --option know; the rest is for --help alone:
-    see by_default().
+    tasks, options, recipes: the names that --tasks, --option and --recipe know; the rest is
+    for --help alone: see by_default().
     """
     whole, share, amount = number(int, 1), number(float, 0, 1), number(float, 0)
 
@@ -153,6 +153,8 @@ def parser(tasks, options, default=None, table=(), sample=None):
                    f"(Algorithm 2), with gradient surgery, with gradient vaccine; or a "
                    f"treatment of your own, FILE.py:FUNCTION, or a library's, torchjd:NAME "
                    f"(rr; ours)")
+    g.add_argument("--recipe", choices=list(recipes), help=f"flags that go together: "
+                   f"{', '.join(recipes)}; other flags win over them (none)")
     g.add_argument("--smart", action="store_true",
                    help="both SMART terms, report 3.5 (off)")
     g.add_argument("--con", action="store_true",

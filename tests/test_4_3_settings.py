@@ -9,7 +9,7 @@ import unittest.mock
 import optim
 import train
 from plumbing import flags
-from tests.checks import assert_close, assert_raises
+from tests.checks import assert_close, assert_equal, assert_raises
 from tests.world import settings_of
 
 
@@ -43,6 +43,21 @@ def test_4_3_parse__zero_is_a_value_that_can_be_given():
                                "--para-first", "0", "--seed", "0", "--clip", "0")
     assert (args.para_first, args.clip) == (0, 0)
     assert [source[name] for name in ("para_first", "seed", "clip")] == ["given"] * 3
+
+
+def test_4_3_parse__single_flags_win_over_a_recipe():
+    for name in train.RECIPES:
+        args, source = settings_of("--recipe", name)
+        words = train.RECIPES[name].split()
+        assert_equal(args.lr, float(words[words.index("--lr") + 1]))
+        assert_equal((source["lr"], source["con"]), (f"recipe {name}",) * 2)
+    # In whatever order they stand.
+    args, source = settings_of("--lr", "1e-3", "--recipe", "plain", "--option", "gvac")
+    assert_equal((args.lr, args.option, args.con), (1e-3, "gvac", True), mistakes={
+        "the recipe wins over a flag": (2e-4, "rr", True)})
+    assert_equal((source["lr"], source["option"], source["epochs"]),
+                 ("given", "given", "recipe plain"))
+    assert_equal(settings_of()[1]["lr"], "default")
 
 
 def test_4_3_parse__help_says_each_default_in_80_columns():

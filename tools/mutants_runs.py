@@ -69,6 +69,9 @@ MUTANTS = {
         ("optim.learning_rate_factor", "return (total - step) / max(1, total - rise)",
          "return 1.0", "no fall", "rises and falls")],
     "4.3 parse": [
+        ("train.parse", "[*words, *(sys.argv[1:] if argv is None else argv)]",
+         "[*(sys.argv[1:] if argv is None else argv), *words]", "a recipe wins",
+         "recipe wins over a flag"),
         ("plumbing.flags.check_plan", "args.patience + (not args.para_first)",
          "args.patience", "patience that does nothing", "cannot end a run early"),
         ("train.parse", "getattr(row, name)", "getattr(Row(''), name)", "Table 1 not read",

@@ -232,7 +232,7 @@ def fill(text, tables):
 
 # What may differ between two runs of one row.
 CHANCE = {"seed", "data", "weights", "out", "resume", "download", "device", "amp",
-          "checkpoint_every", "log_layers", "tensorboard"}
+          "checkpoint_every", "log_layers", "tensorboard", "recipe"}
 # Of Student's t with 1, 2, … degrees of freedom: 95% lie between ± this.
 T_95 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
 
