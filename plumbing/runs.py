@@ -39,10 +39,27 @@ def begin(args, source, shown, settings, training, total, device, precision):
     print(f"  {machine.why_device(args.device, device)}")
     if training.missing:
         print(f"  left out, as there is no such file: {', '.join(training.missing)}")
+    too_long = cut_texts(training)
+    if too_long:
+        print(f"  cut to {training.model.max_length} tokens: {', '.join(too_long)}")
     resumed = f"; going on after update {session.step}" if args.resume else ""
     print(f"  {total} updates, {training.flat.theta.numel():,} parameters, "
           f"{precision}{resumed}\n{about_ranks}", end="", flush=True)
     return session
+
+
+def cut_texts(training) -> list:
+    """["sst 3 of 2000", …]: the training examples that --max-length cuts, if there are."""
+    model, found = training.model, []
+    for name, dataset in training.sets["train"].items():
+        joint = model.con and model.tasks[name].pair
+        # [CLS] a [SEP] b [SEP], or [CLS] and [SEP] around the longer one
+        room = model.max_length - (3 if joint else 2)
+        number = sum((sum if joint else max)(map(len, texts)) > room
+                     for texts in dataset.tokens)
+        if number:
+            found.append(f"{name} {number} of {len(dataset)}")
+    return found
 
 
 def methods(args) -> list:

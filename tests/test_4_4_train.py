@@ -11,7 +11,7 @@ import bert
 import data
 import heads
 import multitask
-from plumbing import safetensors
+from plumbing import runs, safetensors
 from plumbing.folder import load_checkpoint
 from tests.checks import assert_close, assert_equal, assert_one_line
 from tests.world import files_of, fingerprint, log_of, run_train, tiny_world, training_of
@@ -164,6 +164,21 @@ def test_4_4_train__max_length_cuts_in_training_evaluation_and_prediction():
             model.max_length = 7
     status, _, errors = run_train("--max-length", 41)
     assert_one_line(status, errors, "--max-length", "5 to 40", "41")
+
+
+def test_4_4_train__how_many_texts_are_cut_is_said():
+    def cut(*flags, texts):
+        training, _ = training_of("--max-length", "7", *flags)
+        for dataset in training.sets["train"].values():
+            dataset.tokens = [tuple([1] * n for n in lengths[:len(dataset.tokens[0])])
+                              for lengths in texts]
+        return runs.cut_texts(training)
+    # 7 ids hold 5 tokens of one text, or 4 of a joined pair.
+    assert_equal(cut(texts=[(5, 5), (6, 1), (1, 6)]),
+                 ["sst 1 of 3", "para 2 of 3", "sts 2 of 3"])
+    assert_equal(cut("--con", texts=[(2, 2), (2, 3), (5, 0)]),
+                 ["para 2 of 3", "sts 2 of 3"])
+    assert_equal(cut("--con", texts=[(1, 1)]), [])
 
 
 def test_4_4_train__logging_layers_changes_only_the_log():
