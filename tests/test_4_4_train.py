@@ -175,9 +175,9 @@ def test_4_4_train__how_many_texts_are_cut_is_said():
         return runs.cut_texts(training)
     # 7 ids hold 5 tokens of one text, or 4 of a joined pair.
     assert_equal(cut(texts=[(5, 5), (6, 1), (1, 6)]),
-                 ["sst 1 of 3", "para 2 of 3", "sts 2 of 3"])
+                 ["sst 1 of 40", "para 2 of 40", "sts 2 of 40"])
     assert_equal(cut("--con", texts=[(2, 2), (2, 3), (5, 0)]),
-                 ["para 2 of 3", "sts 2 of 3"])
+                 ["para 2 of 40", "sts 2 of 40"])
     assert_equal(cut("--con", texts=[(1, 1)]), [])
 
 
