@@ -54,7 +54,7 @@ def test_4_3_parse__single_flags_win_over_a_recipe():
     # In whatever order they stand.
     args, source = settings_of("--lr", "1e-3", "--recipe", "plain", "--option", "gvac")
     assert_equal((args.lr, args.option, args.con), (1e-3, "gvac", True), mistakes={
-        "the recipe wins over a flag": (2e-4, "rr", True)})
+        "the recipe wins over a flag": (1e-4, "rr", True)})
     assert_equal((source["lr"], source["option"], source["epochs"]),
                  ("given", "given", "recipe plain"))
     assert_equal(settings_of()[1]["lr"], "default")
