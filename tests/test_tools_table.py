@@ -46,7 +46,8 @@ def run_table(*flags, status=0):
     with (unittest.mock.patch.object(table.subprocess, "Popen", Child),
           unittest.mock.patch.object(table.baseline, "ngram_scores", lambda *_: nothing),
           contextlib.redirect_stdout(output), contextlib.redirect_stderr(output)):
-        assert table.main(["--data", folder, "--weights", weights, *map(str, flags), "--",
+        assert table.main(["--data", folder, "--weights", weights, "--jobs", "1",
+                           *map(str, flags), "--",
                            "--batch-size", "4", "--accumulate", "1", "--para-first", "0",
                            "--amp", "off"]) == status, output.getvalue()
     return output.getvalue(), started
@@ -275,17 +276,17 @@ def test_tools_table__several_runs_at_a_time_give_the_same_and_end_together():
         "--option", option, "--data", tiny_world()[0], "--weights", tiny_world()[1],
         "--batch-size", "4", "--max-steps", "2", "--epochs", "1"], os.path.join(
             tempfile.mkdtemp(), "run"), [], 2)
-        for row, option in ((10, "rr"), (5, "pcgrad")) for seed in range(2)]
+        for row, option, seed in ((10, "rr", 0), (5, "pcgrad", 0))]
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         assert_equal(table.perform_all(runs, jobs=2), 0)
     assert all(one.finished() for one in runs)
     assert_equal(sorted(re.findall(r"^run (\d) is finished: sst \d", output.getvalue(),
-                                   re.MULTILINE)), ["1", "2", "3", "4"])
+                                   re.MULTILINE)), ["1", "2"])
     assert "epoch 1" not in output.getvalue(), "only what fails is shown in full"
     # A run that fails is shown, and no other is begun after it.
     broken = [dataclasses.replace(runs[0], folder=os.path.join(tempfile.mkdtemp(), "x"),
-                                  flags=[*runs[0].flags, "--lr", "-1"])] * 6
+                                  flags=[*runs[0].flags, "--lr", "-1"])] * 4
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         assert_equal(table.perform_all(broken, jobs=2), 2)

@@ -34,7 +34,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import data
 import train
-from plumbing import command, flags, folder, loop, progress, reading, sources, tsv
+from plumbing import command, flags, folder, loop, machine, progress, reading, sources, tsv
 from tools import baseline, questions, results
 from tools.results import ROWS, known_tasks
 
@@ -210,7 +210,8 @@ def perform_all(runs, jobs=1):
                 status = 128 + stop.asked
             with lock:
                 if status:
-                    print(f"{output}stopped in run {number} of {len(runs)} with status "
+                    shown = "" if stop.asked else output
+                    print(f"{shown}stopped in run {number} of {len(runs)} with status "
                           f"{status}; rerun the same command to continue", flush=True)
                     failed.append(status)
                 elif jobs > 1:
@@ -343,9 +344,9 @@ def parser():
     p.add_argument("--rows", metavar="2,4-6", help="some of the rows (the report's)")
     p.add_argument("--question", choices=list(questions.QUESTIONS),
                    help="in place of a table")
-    p.add_argument("--jobs", type=flags.number(int, 1, 64), default=1,
-                   help="how many runs at a time: as many as there are cores, with memory "
-                   "for each (1)")
+    p.add_argument("--jobs", type=flags.number(int, 1, 64),
+                   help="how many runs at a time; each needs a core and memory of its own "
+                   "(2 on a CPU with two cores or more, else 1)")
     p.add_argument("--data", metavar="DIR", help="as in train.py")
     p.add_argument("--weights", metavar="DIR|NAME", help="as in train.py")
     p.add_argument("--epochs", type=whole, help="for every row (each row's own)")
@@ -408,7 +409,9 @@ def main(argv=None):
         check_inputs(runs, data_folder, weights)
         if data_folder == sources.SAMPLE:
             print(sources.SAMPLE_NOTE, end="")
-        status = perform_all(runs, args.jobs)
+        on_cpu = machine.find_device("auto").type == "cpu"
+        status = perform_all(runs, args.jobs or (min(2, os.cpu_count() or 1) if on_cpu
+                                                 else 1))
         weights_name = short_path(args.weights or weights)
         result = collect(args.table, runs, labels, data_folder, weights_name)
         # A trial must not take the place of the real table.
