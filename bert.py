@@ -308,7 +308,7 @@ class BertModel(nn.Module):
                                          attention_probs_dropout_prob=dropout)
         # On the meta device tensors have shapes but no memory: a config.json that claims a
         # gigantic model is refused below, and nothing is initialised only to be replaced.
-        with torch.device("meta"):
+        with torch.device("meta"), checkpoint.NoInitialValues():
             model = cls(config)
         names = {name: checkpoint_name(name) for name in model.state_dict()}
         tensors = checkpoint.read(folder, {names[name]: list(p.shape) for name, p
