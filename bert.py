@@ -114,10 +114,12 @@ def sixteen_bit_dropout(x: torch.Tensor, p: float) -> torch.Tensor:
     for each entry of the mask takes a tenth of a training step. One 64-bit number gives
     four of 16 bits, so p is rounded to a multiple of 1/65536: 0.1 to 0.100006.
     """
+    if p == 0:
+        return x
     dropped = round(p * 65536)
     if dropped > 65535:
         raise ValueError(f"dropout must be below 1, got {p}: nothing would be left")
-    if x.device.type != "cpu" or p == 0:
+    if x.device.type != "cpu":
         return F.dropout(x, p)
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2 ** 63, None)
     bits = bits.view(torch.int16)[:x.numel()].view(x.shape)     # each -32768 … 32767
@@ -306,7 +308,7 @@ class BertModel(nn.Module):
                                          attention_probs_dropout_prob=dropout)
         # On the meta device tensors have shapes but no memory: a config.json that claims a
         # gigantic model is refused below, and nothing is initialised only to be replaced.
-        with torch.device("meta"):
+        with torch.device("meta"), checkpoint.NoInitialValues():
             model = cls(config)
         names = {name: checkpoint_name(name) for name in model.state_dict()}
         tensors = checkpoint.read(folder, {names[name]: list(p.shape) for name, p

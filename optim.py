@@ -183,6 +183,7 @@ class FlatParameters:
                     self.leaves.append(Leaf(block.name, span, is_matrix,
                                             nn.Parameter(self.theta[span])))
             self.blocks[block.name] = dataclasses.replace(block, span=slice(first, start))
+        self.gradients = [self.views(row) for row in self.G]    # what attach() hands out
 
     def param_groups(self, weight_decay=0.0):
         """What AdamW gets: a few long parameters instead of 200 short ones."""
@@ -205,7 +206,7 @@ class FlatParameters:
 
     def attach(self, row: int):
         """Let the next backward pass add to G[row]: point each .grad at its place there."""
-        for name, view in self.views(self.G[row]).items():
+        for name, view in self.gradients[row].items():
             if self.parameters[name].requires_grad:
                 self.parameters[name].grad = view
 

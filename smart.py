@@ -200,7 +200,8 @@ def objective(model, task, batch, settings, teacher=None, scale=1.0,
         # D_Breg is not 0 at θ̃ = θ: with dropout .1 it was .006 to .017 before the first
         # step, nearly all noise. With the same masks value and gradient are exactly 0.
         end_state = random_state(device)
-        teacher.model.train(model.training)
+        if teacher.model.training != model.training:
+            teacher.model.train(model.training)
         with torch.no_grad():
             set_random_state(embed_state, device)
             teacher_x = teacher.model.embed(batch)

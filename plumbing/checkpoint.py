@@ -110,6 +110,19 @@ def refuse_other_models(path, entries):
 
 # --- Weights ---
 
+class NoInitialValues(torch.overrides.TorchFunctionMode):
+    """A context in which torch.nn.init does nothing, for a model that is filled later.
+
+    Why: on the meta device normal_() imports torch's compiler. That takes as long as all
+    of `import torch`.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return None
+        return function(*args, **(kwargs or {}))
+
+
 def read(folder, shapes, optional=""):
     """{BERT's name: shape} -> {BERT's name: Tensor, float32 on the CPU}
 

@@ -4,6 +4,7 @@ import json
 import os
 import struct
 import tempfile
+import unittest.mock
 
 import torch
 
@@ -69,6 +70,13 @@ def test_4_1_from_pretrained__saved_and_loaded_is_the_same():
     assert copy.config == model.config
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, copy.state_dict()[name]), name
+
+
+def test_4_1_from_pretrained__draws_no_values_only_to_replace_them():
+    with tempfile.TemporaryDirectory() as folder:
+        small_bert().save_pretrained(folder)
+        with unittest.mock.patch.object(torch.Tensor, "normal_", lambda self, *_: 1 / 0):
+            bert.BertModel.from_pretrained(folder)
 
 
 def test_4_1_from_pretrained__old_names_prefixes_and_pickles():

@@ -12,7 +12,8 @@ import data
 import heads
 from tests import DATA
 from tests.checks import assert_close, skip_without
-from tests.world import small_bert
+from tests.world import SMALL, small_bert
+from tools import timing
 
 
 def minilm():
@@ -44,6 +45,21 @@ def test_compare_transformers__random_encoder_gives_the_same():
         small_bert(vocab_size=20000, hidden_size=32,
                    num_attention_heads=4).save_pretrained(folder)
         compare_encoders(folder)
+
+
+def test_compare_transformers__gradients_of_the_encoders_that_are_timed_are_the_same():
+    skip_without("transformers")
+    config = bert.BertConfig(**{**SMALL, "hidden_dropout_prob": 0.0,
+                                "attention_probs_dropout_prob": 0.0})
+    ids = torch.arange(1, 9).view(2, 4)         # theirs learns nothing about [PAD], 0
+    for kernel in ("eager", "sdpa"):
+        ours, theirs = timing.both_encoders(config, kernel, torch.device("cpu"))
+        for model in (ours, theirs):
+            model(ids)["last_hidden_state"][:, :, :3].sum().backward()
+        gradients = dict(theirs.named_parameters())
+        for name, p in ours.named_parameters():
+            assert_close(p.grad, gradients[bert.checkpoint_name(name)].grad, 1e-4, name)
+        assert ours.layers[0].query.weight.grad.any()
 
 
 def test_compare_transformers__minilm_gives_the_same():

@@ -422,6 +422,7 @@ def child_peak(setup, wanted):
 MEASUREMENTS = {
     "step": lambda setup: [training_step(setup, shape, precision)
                            for shape in setup.shapes for precision in setup.precisions],
+    "encoder": lambda setup: timing.encoders(setup, rows=BATCH_SIZE, tokens=32),
     "epoch": lambda setup: [epoch(setup, shape) for shape in setup.shapes],
     "surgery": lambda setup: [
         surgery(setup, "PCGrad", multitask.pcgrad),

@@ -36,9 +36,9 @@ MUTANTS = {
     "4.2 evaluate": [
         ("heads.all_logits", "[np.argsort(np.concatenate(order))]", "",
          "order of the batches", "file's order"),
-        ("heads.all_logits", "model.train(was_training)", "model.train()",
+        ("heads.all_logits", "if was_training:\n        model.train()", "model.train()",
          "always left in training mode", "training mode afterwards"),
-        ("heads.all_logits", "model.train(was_training)", "pass", "left in eval mode",
+        ("heads.all_logits", "model.train()", "pass", "left in eval mode",
          "training mode afterwards"),
         ("heads.all_logits", "with autocast():", "if True:", "evaluation ignores autocast",
          "does not run under autocast"),

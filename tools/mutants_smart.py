@@ -186,7 +186,8 @@ MUTANTS = {
          "teacher's embedding: masks of its own", "dropout masks of its own"),
         ("smart.objective", "            set_random_state(encode_state, device)\n", "",
          "teacher's layers: masks of their own", "dropout masks of its own"),
-        ("smart.objective", "teacher.model.train(model.training)", "teacher.model.eval()",
+        ("smart.objective", "if teacher.model.training != model.training:\n"
+         "            teacher.model.train(model.training)", "teacher.model.eval()",
          "teacher without dropout", "dropout masks of its own")],
     "3.5 objective": [
         ("smart.objective", "total + settings.weight * parts", "total + parts",

@@ -80,6 +80,8 @@ MUTANTS = {
         ("plumbing.safetensors.read_header", "type(n) is int", "isinstance(n, int)",
          "True taken for 1", "header")],
     "4.1 from_pretrained": [
+        ("bert.BertModel.from_pretrained", ", checkpoint.NoInitialValues()", "",
+         "initial values that are replaced", "draws no values"),
         ("bert.checkpoint_name", "encoder.layer.", "encoder.layers.", "another name",
          "encoder.layer.1"),
         ("plumbing.checkpoint.match", "name.removeprefix(whole[0]): place", "name: place",

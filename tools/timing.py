@@ -7,6 +7,8 @@ Symbols: H features, L layers, I intermediate features, R rows of T tokens in a 
 """
 
 import dataclasses
+import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -20,6 +22,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 import bert
+import data
 from plumbing import folder, machine
 
 # --- Lines of the table ---
@@ -280,6 +283,48 @@ class Machine:
         clock = "cpu" if self.clock is time.process_time else "wall"
         return ", ".join([*processor, f"{about['cores']} cores", threads, about["cpu"],
                           f"torch {about['torch']}", self.why, f"{clock} time"])
+
+
+# --- The encoder alone ---
+
+def both_encoders(config, kernel, device):
+    """Ours and the one of `transformers`, with the same random weights, in training.
+
+    kernel: its attn_implementation, "eager" or "sdpa". Gradients add up, from zeros.
+    """
+    import transformers
+    ours = bert.BertModel(config)
+    ours.word_embeddings.sparse = device.type == "cpu"          # as train.prepare() does
+    theirs = transformers.BertModel(transformers.BertConfig(
+        **dataclasses.asdict(config), attn_implementation=kernel))
+    theirs.load_state_dict({bert.checkpoint_name(name): p
+                            for name, p in ours.state_dict().items()})
+    for model in (ours, theirs):
+        model.to(device).train()
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+    return ours, theirs
+
+
+def encoders(setup, rows, tokens):
+    """Forward and backward pass of the same ids, in float32, no padding.   -> [Line, …]"""
+    def both_passes(model, ids, gradient):
+        model(ids)["last_hidden_state"].backward(gradient)
+
+    lines = []
+    for (shape, config), kernel in itertools.product(setup.shapes.items(),
+                                                     ("eager", "sdpa")):
+        ours, theirs = both_encoders(config, kernel, setup.device)
+        ids = torch.randint(config.vocab_size, (rows, tokens), device=setup.device)
+        gradient = torch.randn(rows, tokens, config.hidden_size, device=setup.device)
+        forward = forward_operations(config, {"": data.Batch(ids, None, None, None)})
+        lines.append(setup.compare(
+            f"encoder, forward and backward, {shape}, float32",
+            f"`transformers`' BertModel, {kernel}", .9,
+            functools.partial(both_passes, ours, ids, gradient),
+            functools.partial(both_passes, theirs, ids, gradient),
+            setup.roofline(config, 3 * forward), f"{rows} rows of {tokens} tokens"))
+    return lines
 
 
 # --- Several processes ---
