@@ -427,7 +427,7 @@ def train(args, source) -> int:
     training = prepare(args, device, autocast)
     plan = make_plan(args, training.sets["train"])
     total = sum(map(len, plan))
-    flags.check_plan(args, plan)
+    runs.check_plan(args, plan)
     session = runs.begin(args, source, VALUES, settings, training, total, device, precision)
     run = session.folder
     try:

@@ -5,7 +5,7 @@ flags that contradict each other, and flags that would change nothing.
 import argparse
 import math
 
-from plumbing import command, loop, machine
+from plumbing import command, machine
 
 
 def text(value):
@@ -251,20 +251,6 @@ def parser(tasks, options, default=None, table=(), sample=None, recipes=()):
                    help="forward passes in bfloat16, or in float16 with scaled losses "
                    "(auto: bf16 where the machine has it, fp16 on a GPU without it)")
     return p
-
-
-def check_plan(args, plan):
-    """Raise ValueError for what would change nothing in these epochs of updates."""
-    total = sum(map(len, plan))
-    evaluations = sum(epoch >= args.para_first
-                      for epoch, _ in loop.cut(plan, args.eval_every))
-    # The first evaluation is the best so far, unless paraphrase comes first.
-    if args.patience and args.patience + (not args.para_first) >= evaluations:
-        raise ValueError(f"--patience {args.patience} would change nothing: it would not "
-                         f"end the run before evaluation {evaluations}, its last; use less")
-    if args.eval_every and args.eval_every >= total:
-        raise ValueError(f"--eval-every {args.eval_every} would change nothing: the run "
-                         f"has {total} updates; use fewer")
 
 
 def check(parser, args, source):

@@ -7,6 +7,20 @@ from plumbing.files import write_json
 from plumbing.progress import clock
 
 
+def check_plan(args, plan):
+    """Raise ValueError for what would change nothing in these epochs of updates."""
+    total = sum(map(len, plan))
+    evaluations = sum(epoch >= args.para_first
+                      for epoch, _ in loop.cut(plan, args.eval_every))
+    # The first evaluation is the best so far, unless paraphrase comes first.
+    if args.patience and args.patience + (not args.para_first) >= evaluations:
+        raise ValueError(f"--patience {args.patience} would change nothing: it would not "
+                         f"end the run before evaluation {evaluations}, its last; use less")
+    if args.eval_every and args.eval_every >= total:
+        raise ValueError(f"--eval-every {args.eval_every} would change nothing: the run "
+                         f"has {total} updates; use fewer")
+
+
 def begin(args, source, shown, settings, training, total, device, precision):
     """Open the run's folder, go on from its checkpoint if it has one, and say so.
 

@@ -8,7 +8,7 @@ import unittest.mock
 
 import optim
 import train
-from plumbing import flags
+from plumbing import runs
 from tests.checks import assert_close, assert_equal, assert_raises
 from tests.world import settings_of
 
@@ -142,6 +142,6 @@ def test_4_3_parse__patience_that_cannot_end_a_run_early_is_refused():
                                (["--para-first", "1"], [5, 5, 5, 5], 3),
                                (["--eval-every", "2"], [5, 3], 4)):
         plan = [[["sst"]] * n for n in steps]
-        flags.check_plan(settings_of(*words, "--patience", str(idle - 1))[0], plan)
+        runs.check_plan(settings_of(*words, "--patience", str(idle - 1))[0], plan)
         with assert_raises(f"--patience {idle}", "would change nothing"):
-            flags.check_plan(settings_of(*words, "--patience", str(idle))[0], plan)
+            runs.check_plan(settings_of(*words, "--patience", str(idle))[0], plan)

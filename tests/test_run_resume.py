@@ -56,7 +56,7 @@ def test_run_resume__stopped_by_a_signal_it_goes_on_bit_for_bit():
 
 
 def test_run_resume__between_evaluations_within_an_epoch_it_goes_on_bit_for_bit():
-    flags = (*HARD, "--eval-every", 3, "--patience", 4, "--max-length", 9)
+    flags = (*HARD, "--eval-every", 3, "--patience", 2, "--max-length", 9)
     whole = run_train(*flags, steps=12)[1]
     for step in (2, 3, 7):
         with signalled_at(step):

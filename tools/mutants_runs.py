@@ -72,7 +72,7 @@ MUTANTS = {
         ("train.parse", "[*words, *(sys.argv[1:] if argv is None else argv)]",
          "[*(sys.argv[1:] if argv is None else argv), *words]", "a recipe wins",
          "recipe wins over a flag"),
-        ("plumbing.flags.check_plan", "args.patience + (not args.para_first)",
+        ("plumbing.runs.check_plan", "args.patience + (not args.para_first)",
          "args.patience", "patience that does nothing", "cannot end a run early"),
         ("train.parse", "getattr(row, name)", "getattr(Row(''), name)", "Table 1 not read",
          "table 1 row"),

@@ -362,6 +362,8 @@ def all_reduce(world, numbers, repeats, clock):
             process.start()
         for process in processes:
             process.join()
+            if process.exitcode:        # it has put nothing into the queue
+                raise RuntimeError(f"a process ended with status {process.exitcode}")
         return max(queue.get() for _ in processes)
 
 
