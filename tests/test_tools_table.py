@@ -303,11 +303,10 @@ def test_tools_table__a_question_compares_seed_by_seed():
         row("neither", .4, .5, .6), row("both", .41, .52, .63), row("alone", .39)], {})
     lines = questions.markdown("smart", found).splitlines()
     assert_equal(lines[0], f"**{questions.QUESTIONS['smart'].title}**")
-    assert "| neither | .500 ± .100 | .500 ± .100 | 1.0 |" in lines
+    assert "| neither | .500 ± .100 | .500 ± .100 | 3 × 1.0 |" in lines
     # .01, .02, .03: 4.303 · .01 / √3 = .0248
-    assert "| both | +.020 ± .025 | +.020 ± .025 | 1.0 |" in lines
-    assert "| alone | -.010 | -.010 | 1.0 |" in lines
-    assert any("1 to 3 seeds" in line for line in lines)
+    assert "| both | +.020 ± .025 | +.020 ± .025 | 3 × 1.0 |" in lines
+    assert "| alone | -.010 | -.010 | 1 × 1.0 |" in lines
     assert_equal(questions.difference([.02, .021, .022]), "**+.021 ± .002**")
 
 

@@ -99,12 +99,13 @@ def markdown(name, result):
     base, *others = result.rows
     lines = [f"**{QUESTIONS[name].title}**", "",
              f"| `{base.commands[0]}` | "
-             f"{' | '.join(tasks[task].heading for task in names)} | overall | minutes |",
+             f"{' | '.join(tasks[task].heading for task in names)} | overall | "
+             f"seeds × minutes |",
              "|---" * (len(columns) + 2) + "|"]
 
     def line(row, cells):
         minutes = np.mean([seed["minutes"] for seed in row.seeds.values()])
-        return f"| {' | '.join([*cells, f'{minutes:.1f}'])} |"
+        return f"| {' | '.join([*cells, f'{len(row.seeds)} × {minutes:.1f}'])} |"
     lines.append(line(base, [base.row, *(
         results.spread([seed[column] for seed in base.seeds.values()])
         for column in columns)]))
@@ -113,12 +114,10 @@ def markdown(name, result):
         lines.append(line(row, [row.row, *(difference(
             [row.seeds[seed][column] - base.seeds[seed][column] for seed in both])
             for column in columns)]))
-    counts = sorted({len(row.seeds) for row in result.rows})
-    seeds = " to ".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
     return "\n".join([
         *lines, "",
         f"First row: mean ± sd. Others: difference to it ± 95% interval, paired by seed; "
-        f"bold where 0 lies outside. {seeds} seeds; dev; data `{result.data}`, weights "
+        f"bold where 0 lies outside. Scores on dev; data `{result.data}`, weights "
         f"`{result.weights}`; {'; '.join(result.machines)}.", "",
         *(f"- {row.row}: {', '.join(f'`{words}`' for words in row.commands)}"
           for row in others)])
