@@ -82,7 +82,8 @@ TABLE_1 = [
 # For the sample's small BERT, whatever the flags, so that rows differ in one thing. The
 # best of learning rates 5e-4 to 3e-3 and 6 or 8 epochs, with rr --con.
 SAMPLE_ROW = Row("the sample", epochs=8, lr=2e-3, warmup=0.1, pool="mean")
-# Flags under a name, for --recipe: what did best on dev, of all that docs/results.md lists.
+# Flags under a name, for --recipe. "plain" is the best of a table in docs/results.md, which
+# has one seed a row, with MiniLM.
 RECIPES = {
     "plain": "--option rr --con --pool mean --lr 1e-4 --warmup .1 --epochs 4 "
              "--batch-size 16 --accumulate 1 --para-first 0",
@@ -427,7 +428,8 @@ def train(args, source) -> int:
     training = prepare(args, device, autocast)
     plan = make_plan(args, training.sets["train"])
     total = sum(map(len, plan))
-    runs.check_plan(args, plan)
+    if not args.resume:
+        runs.check_plan(args, plan)
     session = runs.begin(args, source, VALUES, settings, training, total, device, precision)
     run = session.folder
     try:

@@ -13,9 +13,11 @@ def check_plan(args, plan):
     evaluations = sum(epoch >= args.para_first
                       for epoch, _ in loop.cut(plan, args.eval_every))
     # The first evaluation is the best so far, unless paraphrase comes first.
-    if args.patience and args.patience + (not args.para_first) >= evaluations:
-        raise ValueError(f"--patience {args.patience} would change nothing: it would not "
-                         f"end the run before evaluation {evaluations}, its last; use less")
+    needed = args.patience and args.patience + (not args.para_first) + 1
+    if needed and evaluations < needed:
+        raise ValueError(f"--patience {args.patience} would change nothing: for that there "
+                         f"must be {needed} evaluations or more, and this run has "
+                         f"{evaluations}; use less")
     if args.eval_every and args.eval_every >= total:
         raise ValueError(f"--eval-every {args.eval_every} would change nothing: the run "
                          f"has {total} updates; use fewer")

@@ -3,23 +3,25 @@
     python tools/conflicts.py RUN                           at its last checkpoint
     python tools/conflicts.py RUN --at start A.pt last.pt   at several of its checkpoints
 
-Takes gradients of the run's next batches without updating anything, averages them over 1, 4
-and 16 batches, and prints their cosines, for each pair of tasks and block of the encoder.
+Takes gradients of many batches without updating anything, averages them over 1, 4 and 16
+batches, and prints their cosines, for each pair of tasks and block of the encoder.
 
     3.3    measure()     the inner products, averaged batch by batch
     3.3    expected()    the cosine that infinitely many batches would have
     3.3    markdown()    both, as tables
 
 Symbols: K tasks, L blocks of θ that tasks share; a group is 16 batches of each task; μ_a is
-task a's expected gradient, of which a batch's g_a is a noisy sample.
-Start means: before the first update, with the heads' random weights. Dropout is on, and
-SMART's terms are in the loss, as they are when the run takes a step.
+task a's expected gradient, over its training set and dropout masks, of which a batch's g_a
+is a noisy sample.
+Start means: before the first update, with the heads' random weights. Dropout and SMART's
+terms are as in the run.
 """
 
 import argparse
 import dataclasses
 import itertools
 import os
+import re
 import sys
 
 import numpy as np
@@ -27,9 +29,10 @@ import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import data
 import multitask
 import train
-from plumbing import command, flags, folder, machine, progress
+from plumbing import command, flags, folder, machine, plugins, progress, runs, sources
 from tools import gradients, results
 
 SIZES = 1, 4, 16            # batches that are averaged; a group is the last number
@@ -37,7 +40,20 @@ SIZES = 1, 4, 16            # batches that are averaged; a group is the last num
 
 # --- The inner products ---
 
-def measure(training, groups):
+def random_batch(training, name, rng):
+    """A batch of examples that are drawn independently of each other and of all others.
+
+    Not training.next_batch(): in a pass without replacement one batch's examples are those
+    that the next lacks. With N batches a pass, E g_1 · g_2 = ‖μ‖² - σ²/(N - 1), and late in
+    training that correction is as large as ‖μ‖² itself.
+    """
+    dataset, model = training.sets["train"][name], training.model
+    indices = rng.integers(len(dataset), size=training.streams[name].batch_size)
+    return data.collate(dataset, indices, model.tokenizer, model.con,
+                        model.max_length).to(training.flat.theta.device)
+
+
+def measure(training, groups, rng):
     """Gram matrices of averaged gradients.   -> {size: [groups · 16 / size, L, K, K]}
 
     training: a train.Training with a row of G for each task; θ is left alone. Size 4 holds
@@ -52,7 +68,7 @@ def measure(training, groups):
     grams = {size: [] for size in SIZES}
     shown = progress.Progress(groups * SIZES[-1], unit="batches")
     for count in range(1, groups * SIZES[-1] + 1):
-        batch = {name: training.next_batch(name) for name in training.rows}
+        batch = {name: random_batch(training, name, rng) for name in training.rows}
         multitask.backward(flat, [batch], training.loss, training.rows)
         grams[1].append(flat.gram(spans, rows))
         for size, total in sums.items():
@@ -74,7 +90,7 @@ def sides(grams, a, b):
     grams: of one block, {size: [n, K, K]}. For a group's mean gradient ḡ of n batches,
 
         E ḡ_a · ḡ_b = μ_a · μ_b         two tasks' batches are independent
-        E ‖ḡ‖² = ‖μ‖² + σ² / n          σ²: the noise of one batch
+        E ‖ḡ‖² = ‖μ‖² + σ² / n          σ² = E ‖g - μ‖²: the noise of one batch
         E mean ‖g_i‖² = ‖μ‖² + σ²       so  ‖μ‖² = (n ‖ḡ‖² - mean ‖g_i‖²) / (n - 1)
     """
     n = SIZES[-1]
@@ -88,18 +104,31 @@ def expected(grams, a, b):
     """cos(μ_a, μ_b), the cosine without the noise.   -> (estimate, half of its interval)
 
     grams: of one block, {size: [n, K, K]}. The interval has 95%, by the jackknife: the
-    estimate without each group in turn. Both are None where so few groups leave it open
-    whether there is anything but noise.
+    estimate without each group in turn. Both are None where the estimate of ‖μ_a‖² or
+    ‖μ_b‖², with all groups or all but one, is not above 0. (Noise alone may pass this, but
+    has an interval to match.)
     """
     parts = np.array(sides(grams, a, b))                            # [3, groups]
     groups = parts.shape[1]
     # All of them, and all but one.
     product, *squares = np.column_stack([parts.sum(1), parts.sum(1)[:, None] - parts])
-    if min(map(np.min, squares)) <= 0:
+    if not np.min(squares) > 0:
         return None, None
     cosines = product / np.sqrt(squares[0] * squares[1])            # [1 + groups]
     spread = np.sqrt((groups - 1) * np.var(cosines[1:]))
     return float(cosines[0]), float(results.student_t(groups - 1) * spread)
+
+
+def side(grams, a, b):
+    """Do μ_a and μ_b conflict?   -> -1, +1, or 0 where these groups cannot tell
+
+    The sign of μ_a · μ_b is that of the cosine, and needs no estimate of the noise: a t
+    test of the groups' products, at 5%.
+    """
+    product = sides(grams, a, b)[0]
+    width = results.student_t(len(product) - 1) * np.std(product, ddof=1)
+    sure = abs(product.mean()) > width / len(product) ** .5
+    return int(np.sign(product.mean())) if sure else 0
 
 
 def signal(grams, a):
@@ -113,17 +142,18 @@ def signal(grams, a):
 class Place:
     """What was found at one checkpoint, for each block and pair, and for each task.
 
-    cosines: {block with a gradient: {"sst, para": {"1": [mean, sd by chance], …,
-    "expected": [estimate, half of its interval]}}}.
+    cosines: {block with a gradient: {"sst, para": {"1": [mean, sd by chance], …, "below":
+    share of single batches that is below 0, "expected": [estimate, half of its interval],
+    "side": see side()}}}.
     """
     step: int
     cosines: dict
     signals: dict       # {task: share}
 
 
-def found(training, groups, step):
+def found(training, groups, step, rng):
     """-> Place"""
-    grams = measure(training, groups)
+    grams = measure(training, groups, rng)
     names = list(training.rows)
     blocks = [block.name for block in training.flat.blocks.values() if block.shared]
     parts = {gradients.SHARED: {size: of.sum(1) for size, of in grams.items()}}
@@ -135,6 +165,8 @@ def found(training, groups, step):
         for size, of in part.items():
             mean = gradients.chance([multitask.cosines(gram)[a, b] for gram in of])
             said[str(size)] = [round(mean.mean, 4), round(mean.sd, 4)]
+            said.setdefault("below", round(mean.conflict, 4))       # of the first size
+        said["side"] = side(part, a, b)
         said["expected"] = [value and round(value, 4) for value in expected(part, a, b)]
         return said
     return Place(step, {block: {f"{names[a]}, {names[b]}": cosines_of(part, a, b)
@@ -144,30 +176,41 @@ def found(training, groups, step):
                   for k, name in enumerate(names)})
 
 
-def cell(mean, width):
-    """"+.012 ± .020"; bold if 0 is further away than the width."""
+def cell(mean, width, bold):
+    """"+.012 ± .020" """
+    text = re.sub(r"\b0\.", ".", f"{mean:+.3f} ± {width:.3f}")
+    return f"**{text}**" if bold else text
+
+
+def expected_cell(said):
+    """The same for an expected cosine, or in words where there is no estimate."""
+    mean, width = said["expected"]
     if mean is None:
-        return "noise"
-    text = f"{mean:+.3f} ± {width:.3f}".replace("0.", ".")
-    return f"**{text}**" if abs(mean) > width else text
+        return {-1: "**below 0**", 0: "noise", 1: "**above 0**"}[said["side"]]
+    return cell(mean, width, said["side"])
 
 
 def markdown(places, batch_size, groups, about):
-    """Two tables: over training and by size, and by block at the last place."""
-    sizes = [str(size) for size in SIZES]
+    """Three tables: over training and by size, the signal, and by block at the last place.
+    """
     lines = [about, "", f"Mean cosine ± what chance makes of it (2 sd), of gradients over "
-             f"{', '.join(str(size * batch_size) for size in SIZES)} examples; then that "
-             f"of the expected gradients, with its 95% interval ({groups} groups of "
-             f"{SIZES[-1]} batches). Bold: not by chance. \"Noise\": the noise leaves no "
-             f"gradient to speak of.", "",
+             f"{', '.join(str(size * batch_size) for size in SIZES)} examples, and the "
+             f"share of the first that is below 0; then the cosine of the expected "
+             f"gradients ± its 95% interval ({groups} groups of {SIZES[-1]} batches). "
+             f"Bold: beyond chance at 5%. \"Noise\": too little signal to estimate a "
+             f"cosine.", "",
              "| after update | tasks | " + " | ".join(
-                 str(size * batch_size) for size in SIZES) + " | expected |",
-             "|---" * (len(sizes) + 3) + "|"]
+                 str(size * batch_size) for size in SIZES) + " | below 0 | expected |",
+             "|---" * (len(SIZES) + 4) + "|"]
     for place in places:
         for pair, said in place.cosines[gradients.SHARED].items():
-            cells = [cell(said[size][0], gradients.WEAK * said[size][1]) for size in sizes]
+            cells = []
+            for size in SIZES:
+                mean, sd = said[str(size)]
+                width = gradients.WEAK * sd
+                cells.append(cell(mean, width, abs(mean) > width))
             lines.append(f"| {place.step} | {pair} | {' | '.join(cells)} "
-                         f"| {cell(*said['expected'])} |")
+                         f"| {100 * said['below']:.0f}% | {expected_cell(said)} |")
     lines += ["", f"The share of signal in the squared gradient of {batch_size} examples:",
               "", "| after update | " + " | ".join(places[0].signals) + " |",
               "|---" * (len(places[0].signals) + 1) + "|"]
@@ -178,8 +221,7 @@ def markdown(places, batch_size, groups, about):
     pairs = list(last.cosines[gradients.SHARED])
     lines += ["", f"Cosines of the expected gradients by block, after update {last.step}:",
               "", f"| block | {' | '.join(pairs)} |", "|---" * (len(pairs) + 1) + "|"]
-    lines += [f"| {block} | " + " | ".join(cell(*said["expected"])
-                                           for said in by_pair.values()) + " |"
+    lines += [f"| {block} | {' | '.join(map(expected_cell, by_pair.values()))} |"
               for block, by_pair in last.cosines.items()]
     return "\n".join(lines) + "\n"
 
@@ -195,31 +237,32 @@ def prepared(path, device):
     known = vars(train.parser().parse_args([]))
     args = argparse.Namespace(**{**known, **folder.values_of(settings, path,
                                                              train.parser())})
-    if len(args.tasks) < 2:
-        raise ValueError(f"{path} was trained on {args.tasks[0]} alone; needed two tasks "
-                         f"or more")
-    args.data, args.weights = train.sources.find(args.data, args.weights)
+    if len(args.tasks) < 2 or args.freeze:
+        raise ValueError(f"needed a run of two tasks or more, without --freeze; {path} has "
+                         f"{','.join(args.tasks)}{' and --freeze' * args.freeze}")
+    args.data, args.weights = sources.find(args.data, args.weights)
     smallest_change = args.smart_eps if args.smart and args.smart_weight else 1.0
     autocast, _ = machine.choose_precision(args.amp, device, smallest_change)
     # Any option that keeps the gradients of tasks apart, even if the run's own does not.
     apart = argparse.Namespace(**{**vars(args), "option": "pcgrad"})
-    return train.prepare(apart, device, autocast), args
+    training = train.prepare(apart, device, autocast)
+    files = {**sources.files_of(training.sets, args.weights),
+             **plugins.files_of(args.option)}
+    folder.compare(settings, path, files, settings["machine"])
+    return training, args
 
 
 def moved(training, path):
-    """Go to where a checkpoint was written: θ, θ̃ and the streams.   -> updates by then"""
-    if not os.path.exists(path):
-        raise ValueError(f"needed a checkpoint, such as last.pt; there is no {path}")
-    state = folder.load_checkpoint(path)
-    flat = training.flat
-    if state is None or getattr(state.get("theta"), "shape", None) != flat.theta.shape:
+    """Go to where a checkpoint was written, by its θ and θ̃.   -> updates by then"""
+    state, flat, teacher = folder.load_checkpoint(path), training.flat, training.teacher
+    if state is None or getattr(state.get("theta"), "shape", None) != flat.theta.shape or (
+            set(state["streams"]) != set(training.streams)
+            or (state["teacher"] is None) != (teacher is None)):
         raise ValueError(f"{path} is damaged, or of another run; give a checkpoint of this "
                          f"run")
     flat.theta.copy_(state["theta"])
-    if training.teacher is not None:
-        training.teacher.theta.copy_(state["teacher"])
-    for name, position in state["streams"].items():
-        training.streams[name].position = position
+    if teacher is not None:
+        teacher.theta.copy_(state["teacher"])
     return state["step"]
 
 
@@ -239,29 +282,34 @@ def parser():
 def main(argv=None):
     def make():
         args = parser().parse_args(argv)
-        device = machine.find_device(args.device)
-        training, own = prepared(args.run, device)
+        out = args.out or os.path.join(args.run, "conflicts")
+        paths = [name if name == "start" or os.path.dirname(name)
+                 else os.path.join(args.run, name) for name in args.at]
+        for path in paths:
+            if path != "start" and not os.path.exists(path):
+                raise ValueError(f"needed a checkpoint, such as last.pt; there is no "
+                                 f"{path}")
+        if not os.path.isdir(os.path.dirname(os.path.abspath(out))):
+            raise ValueError(f"needed a folder that is there for --out, got {out}")
+        training, own = prepared(args.run, machine.find_device(args.device))
         beginning, places = training.flat.theta.clone(), []
-        for name in args.at:
-            torch.manual_seed(own.seed)             # dropout; each place has the same
-            if name == "start":
-                step = 0
+        for path in paths:
+            step = 0
+            if path != "start":
+                step = moved(training, path)
+            else:
                 training.flat.theta.copy_(beginning)
                 if training.teacher is not None:
                     training.teacher.theta.copy_(beginning)
-                for stream in training.streams.values():
-                    stream.position = [0, 0]
-            else:
-                path = name if os.path.dirname(name) else os.path.join(args.run, name)
-                step = moved(training, path)
             print(f"after update {step}", flush=True)
-            places.append(found(training, args.groups, step))
-        words = " ".join(train.runs.methods(own))
-        about = (f"A run with `{words}`; data `{os.path.basename(own.data)}`, weights "
+            torch.manual_seed(own.seed)     # the same dropout and batches at each place
+            places.append(found(training, args.groups, step,
+                                np.random.default_rng([own.seed, 5])))
+        about = (f"A run with `{' '.join(runs.methods(own))}`; data "
+                 f"`{os.path.basename(own.data)}`, weights "
                  f"`{os.path.basename(os.path.normpath(own.weights))}`, "
                  f"{own.batch_size} examples a batch.")
         text = markdown(places, own.batch_size, args.groups, about)
-        out = args.out or os.path.join(args.run, "conflicts")
         folder.write_json(out + ".json", {
             "about": about, "batch_size": own.batch_size, "groups": args.groups,
             "places": [dataclasses.asdict(place) for place in places]})

@@ -1,12 +1,12 @@
-"""Small tables, each of which answers one question: one baseline, one change a row.
+"""Small tables, each of which answers one question: one baseline, and changes to it.
 
     python tools/table.py --question smart      its runs, and its table
 
     Question, QUESTIONS     what is asked, and the flags of every row
     markdown()              differences to the baseline, seed by seed
 
-The two runs of a seed share initial heads and the order of the examples, so what the seed
-itself does to both cancels in their difference.
+Runs of one seed share what their flags leave alone, such as initial heads and the order of
+the examples. What the seed itself does to both then cancels in their difference.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ QUESTIONS = {
         "random weights, without CON": f"--option rr --weights {RANDOM}"}),
     "order": Question("Round robin, or one task after the other?", {
         "round robin: 744 updates by 2,232 batches": BASE,
-        "sequential, as many examples: 2,372 updates": "--option seq --con --epochs 4",
+        "sequential, 6% more batches: 2,372 updates": "--option seq --con --epochs 4",
         "sequential, fewer updates: 593": "--option seq --con --epochs 1"}),
     "treatment": Question("Surgery, vaccine, or just other weights for the losses?", {
         "plain sum": BASE,
@@ -44,7 +44,7 @@ QUESTIONS = {
         "SST counts twice": f"{BASE} --task-weights sst=2",
         "paraphrase counts twice": f"{BASE} --task-weights para=2",
         "STS counts half": f"{BASE} --task-weights sts=.5"}),
-    "smart": Question("Which of SMART's two terms does something, and how strong?", {
+    "smart": Question("Which of SMART's terms does something, at which strength?", {
         "neither": BASE,
         "both": f"{BASE} --smart",
         "D_Breg alone (μ = .1)": f"{BASE} --smart --smart-weight 0",
@@ -76,6 +76,11 @@ def rows_of(name):
             for words, words_of in QUESTIONS[name].rows.items()]
 
 
+def baseline_of(name):
+    """The name of a question's first row."""
+    return next(iter(QUESTIONS[name].rows))
+
+
 def difference(values):
     """Mean and 95% interval of paired differences.   [n] -> "+.012 ± .020"
 
@@ -93,27 +98,29 @@ def difference(values):
 
 
 def markdown(name, result):
-    """The table of a question from its Result, which may lack rows and seeds."""
+    """The table of a question from its Result, which may lack other rows, and seeds."""
     names = results.columns_of(result)
     columns, tasks = [*names, "overall"], results.known_tasks()
-    base, *others = result.rows
+    base, = [row for row in result.rows if row.row == baseline_of(name)]
     lines = [f"**{QUESTIONS[name].title}**", "",
              f"| `{base.commands[0]}` | "
              f"{' | '.join(tasks[task].heading for task in names)} | overall | "
              f"seeds × minutes |",
              "|---" * (len(columns) + 2) + "|"]
 
-    def line(row, cells):
-        minutes = np.mean([seed["minutes"] for seed in row.seeds.values()])
-        return f"| {' | '.join([*cells, f'{len(row.seeds)} × {minutes:.1f}'])} |"
-    lines.append(line(base, [base.row, *(
+    def line(row, seeds, cells):
+        minutes = np.mean([row.seeds[seed]["minutes"] for seed in seeds])
+        return f"| {' | '.join([row.row, *cells, f'{len(seeds)} × {minutes:.1f}'])} |"
+    lines.append(line(base, base.seeds, [
         results.spread([seed[column] for seed in base.seeds.values()])
-        for column in columns)]))
+        for column in columns]))
+    others = [row for row in result.rows if row is not base and row.seeds.keys() &
+              base.seeds.keys()]
     for row in others:
         both = [seed for seed in row.seeds if seed in base.seeds]
-        lines.append(line(row, [row.row, *(difference(
+        lines.append(line(row, both, [difference(
             [row.seeds[seed][column] - base.seeds[seed][column] for seed in both])
-            for column in columns)]))
+            for column in columns]))
     return "\n".join([
         *lines, "",
         f"First row: mean ± sd. Others: difference to it ± 95% interval, paired by seed; "

@@ -234,11 +234,12 @@ def fill(text, tables):
 CHANCE = {"seed", "data", "weights", "out", "resume", "download", "device", "amp",
           "checkpoint_every", "log_layers", "tensorboard", "recipe"}
 # Of Student's t with 1, 2, … degrees of freedom: 95% lie between ± this.
-T_95 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
+T_95 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179,
+        2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086]
 
 
 def student_t(freedom):
-    """Of T_95; with ten or more degrees of freedom the value for nine, which is wider."""
+    """Of T_95; with more than 20 degrees of freedom the value for 20, which is wider."""
     return T_95[min(freedom, len(T_95)) - 1]
 
 

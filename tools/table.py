@@ -170,8 +170,10 @@ def perform(one, stop, cores=None):
                 child.terminate()
 
 
-def time_left(runs):
+def time_left(runs, jobs=1):
     """Of the runs that are not finished, by the finished ones of their row, or of all.
+
+    jobs: how many go on at a time.
 
     -> ", about 1:02:00 left", or "" if no run is finished.
     """
@@ -183,7 +185,7 @@ def time_left(runs):
     for one in runs:
         if known and not one.finished():
             left += statistics.fmean(seconds.get(one.row.name, known))
-    return f", about {progress.clock(left)} left" if known else ""
+    return f", about {progress.clock(left / jobs)} left" if known else ""
 
 
 def perform_all(runs, jobs=1):
@@ -203,8 +205,8 @@ def perform_all(runs, jobs=1):
                 if one is None or failed or stop.asked:
                     return
                 words = one.command(whole=True) if jobs == 1 else f"in {one.folder}"
-                print(f"\nrun {number} of {len(runs)}{time_left(runs)}: {one.row.name}, "
-                      f"seed {one.seed}\n{words}", flush=True)
+                print(f"\nrun {number} of {len(runs)}{time_left(runs, jobs)}: "
+                      f"{one.row.name}, seed {one.seed}\n{words}", flush=True)
             status, output = perform(one, stop, cores)
             if stop.asked:
                 status = 128 + stop.asked
@@ -390,6 +392,11 @@ def main(argv=None):
         if args.render:
             results.record()
             return 0
+        for flag, is_given in (("--rows", args.rows), ("--epochs", args.epochs),
+                               (f"--table {args.table}", args.table != 2)):
+            if args.question and is_given:
+                raise ValueError(f"{flag} and --question contradict each other: a question "
+                                 f"has rows and epochs of its own, and scores on dev")
         if args.table == 1:
             print(results.table_1())
             return 0
@@ -421,7 +428,8 @@ def main(argv=None):
             os.path.basename(data_folder),
             weights_name.strip(os.sep).replace(os.sep, "-"),
             *trial])
-        if result.rows:
+        if result.rows and (not args.question or questions.baseline_of(args.question)
+                            in [row.row for row in result.rows]):
             write_table(result, args.question, name, runs_folder,
                         args.record and not status)
         return status
