@@ -104,13 +104,11 @@ def markdown(name, result):
     base, = [row for row in result.rows if row.row == baseline_of(name)]
     lines = [f"**{QUESTIONS[name].title}**", "",
              f"| `{base.commands[0]}` | "
-             f"{' | '.join(tasks[task].heading for task in names)} | overall | "
-             f"seeds × minutes |",
+             f"{' | '.join(tasks[task].heading for task in names)} | overall | seeds |",
              "|---" * (len(columns) + 2) + "|"]
 
     def line(row, seeds, cells):
-        minutes = np.mean([row.seeds[seed]["minutes"] for seed in seeds])
-        return f"| {' | '.join([row.row, *cells, f'{len(seeds)} × {minutes:.1f}'])} |"
+        return f"| {' | '.join([row.row, *cells, str(len(seeds))])} |"
     lines.append(line(base, base.seeds, [
         results.spread([seed[column] for seed in base.seeds.values()])
         for column in columns]))
