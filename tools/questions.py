@@ -86,11 +86,11 @@ def difference(values):
 
         mean ± t sd / √n        .01, .02, .03: +.020 ± 4.303 · .01 / √3 = .025
 
-    Bold if 0 lies outside. A single one has no interval.
+    Bold if 0 lies outside. Fewer than three get no interval: two say nothing of a spread.
     """
     mean = f"{np.mean(values):+.3f}".replace("0.", ".")
     n = len(values)
-    if n < 2:
+    if n < 3:
         return mean
     width = results.student_t(n - 1) * np.std(values, ddof=1) / n ** .5
     text = f"{mean} ± {results.short(width)}"
