@@ -272,6 +272,8 @@ def test_tools_table__recorded_numbers_fill_their_place_in_a_page():
 
 
 def test_tools_table__several_runs_at_a_time_give_the_same_and_end_together():
+    for option in ("rr", "pcgrad"):     # what is open in an assignment shows up here first
+        assert_equal(run_train("--option", option, steps=1)[0], 0)
     runs = [table.Run(results.ROWS[row], seed, [
         "--option", option, "--data", tiny_world()[0], "--weights", tiny_world()[1],
         "--batch-size", "4", "--max-steps", "2", "--epochs", "1"], os.path.join(
