@@ -34,7 +34,7 @@ import bert
 import data
 import optim
 import smart
-from plumbing import checkpoint, progress, ranks
+from plumbing import checkpoint, progress, ranks, reading
 
 # --- 3.1 A task is a value ---
 
@@ -296,13 +296,9 @@ class MultitaskBert(nn.Module):
             warnings.warn(f"{name} was not trained: its head is random, and so are its "
                           f"answers")
         task = self.tasks[name]
-        examples = []
-        for number, example in enumerate(texts):
-            parts = (example,) if isinstance(example, str) else tuple(example)
-            if len(parts) != len(task.texts) or not all(isinstance(p, str) for p in parts):
-                raise ValueError(f"texts[{number}]: {name} needs {len(task.texts)} "
-                                 f"text(s), got {str(example)[:60]!r}")
-            examples.append(tuple(self.tokenizer(part) for part in parts))
+        examples = [tuple(map(self.tokenizer, reading.texts_of(
+            example, len(task.texts), f"texts[{number}]: {name}")))
+            for number, example in enumerate(texts)]
         if not examples:
             return (np.zeros(0), None) if with_probabilities else np.zeros(0)
         dataset = data.Dataset("", [str(i) for i in range(len(examples))], examples, None)
@@ -429,26 +425,23 @@ def all_logits(model, task, dataset, tokenizer, device="cpu",
     return torch.cat(ranks.gather(logits))[np.argsort(np.concatenate(order))]
 
 
-def evaluate(model, task, dataset, tokenizer, **where):
-    """Predict a whole set.   -> (predictions, numpy [N] in the file's order; score or None)
-
-    The score is the task's metric, or None for a set without labels. where: all_logits()'s
-    device (the model's own), autocast and batch_size.
-    """
-    predictions = task.predict(all_logits(model, task, dataset, tokenizer, **where)).numpy()
-    if dataset.labels is None:
-        return predictions, None
-    return predictions, task.metric(predictions, dataset.labels)
-
-
 def outputs(model, task, dataset, tokenizer, **where):
     """A whole set's predictions [N], and probabilities [N, C], or [N] where C = 1.
 
-    numpy, in the file's order; probabilities are None for a task without classes. where: as
-    for evaluate().
+    numpy, in the file's order; probabilities are None for a task without classes. where:
+    all_logits()'s device (the model's own), autocast and batch_size.
     """
     logits = all_logits(model, task, dataset, tokenizer, **where)
     predictions = task.predict(logits).numpy()
     if task.probabilities is None:
         return predictions, None
     return predictions, task.probabilities(logits).numpy()
+
+
+def evaluate(model, task, dataset, tokenizer, **where):
+    """A whole set's predictions [N], and their score: the metric, or None without labels.
+    """
+    predictions, _ = outputs(model, task, dataset, tokenizer, **where)
+    if dataset.labels is None:
+        return predictions, None
+    return predictions, task.metric(predictions, dataset.labels)

@@ -16,9 +16,7 @@ The scores are what one compares with, so it is 5 here.
 Leaves out: searching for hyperparameters.
 """
 
-import argparse
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -55,12 +53,12 @@ class Row:
     hlh: bool = False
     fresh_streams: bool = False
     batch_size: int = 16
-    accumulate: int = 1
-    epochs: int = 15
-    lr: float = 1e-5
-    para_first: int = 0
-    warmup: float = 0.0
-    pool: str = "cls"
+    accumulate: int = 1         # batches of each task in one update
+    epochs: int = 15            # in passes over the aligned set; Algorithm 1: over all sets
+    lr: float = 1e-5            # constant in the report: AdamW's, in units of θ a step
+    para_first: int = 0         # epochs
+    warmup: float = 0.0         # share of the updates; the report has none
+    pool: str = "cls"           # not in Table 1; BERT's own way to represent a sequence
 
 
 FLAGS = ("option", "smart", "con", "hlh", "fresh_streams")
@@ -106,13 +104,7 @@ def parse(argv=None):
     found.
     """
     p = parser()
-    args, source = p.parse_args(argv), flags.given(p, argv)
-    if args.recipe:
-        words = RECIPES[args.recipe].split()
-        args = p.parse_args([*words, *(sys.argv[1:] if argv is None else argv)])
-        source |= {name: f"recipe {args.recipe}" for name, where
-                   in flags.given(p, words).items()
-                   if where == "given" and source[name] != "given"}
+    args, source = flags.parse(p, argv, RECIPES)
     row, origin = Row("default"), "default"
     for candidate in TABLE_1:
         if set(heads.REPORT) <= set(args.tasks) and all(
@@ -194,32 +186,6 @@ class Training:
                                      device=self.flat.theta.device, autocast=self.autocast)
                 for name, dataset in self.sets[split].items()}
 
-    def state(self) -> dict:
-        """All that a later step depends on, as tensors and plain values."""
-        return {"theta": self.flat.theta, "optimizer": self.optimizer.state_dict(),
-                "treatment": plugins.state_of(self.treatment),
-                "teacher": None if self.teacher is None else self.teacher.theta,
-                "streams": {name: list(stream.position)
-                            for name, stream in self.streams.items()},
-                "rng": json.dumps(self.rng.bit_generator.state),
-                "random": machine.random_states(self.flat.theta.device),
-                "skipped": self.skipped, "scale": self.scale.state()}
-
-    def restore(self, state: dict):
-        """Make this Training the one that state() described."""
-        # Trap: copy into θ. A new tensor under its name would leave the model with the old.
-        self.flat.theta.copy_(state["theta"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        plugins.restored(self.treatment, state["treatment"])
-        if self.teacher is not None:
-            self.teacher.theta.copy_(state["teacher"])
-        for name, position in state["streams"].items():
-            self.streams[name].position = position
-        self.rng.bit_generator.state = json.loads(state["rng"])
-        machine.set_random_states(state["random"], self.flat.theta.device)
-        self.skipped = state["skipped"]
-        self.scale.restore(state["scale"])
-
 
 def prepare(args, device, autocast) -> Training:
     """The model, its data and its optimizer, from the flags.   Raises ValueError, OSError
@@ -239,12 +205,7 @@ def prepare(args, device, autocast) -> Training:
     used = {name: task for name, task in model.tasks.items()
             if name in args.tasks or name in heads.REPORT}
     sets, missing = data.load_sets(args.data, used, args.tasks, model.tokenizer)
-    for name in args.tasks:
-        dataset, needed = sets["train"][name], args.batch_size * args.accumulate
-        if len(dataset) < needed:
-            raise ValueError(f"{dataset.path}: one update needs {args.accumulate} batches "
-                             f"of {args.batch_size}, it has {len(dataset)} examples; use a "
-                             f"smaller --batch-size or --accumulate")
+    runs.check_sizes(args, sets["train"])
     model.to(device).train()
     if args.freeze:     # autograd stops at the encoder's output, AdamW finds no gradient
         model.bert.requires_grad_(False)
@@ -301,6 +262,16 @@ def make_plan(args, train_sets) -> list:
 def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
         log_layers):
     """Algorithms 1 and 2, and an evaluation after each epoch.   [report 3.2, 3.3, 4.4]
+
+    One update, with the tasks k that the plan has for it:
+
+        G_k ← ∇𝓕_k(θ) for every k       mean over the accumulated batches     [3.3.2, 3.5]
+        C   ← treatment(G Gᵀ)           for a plain sum the identity        [3.3.1, 3.3.2]
+        g   ← Σ_i Σ_k C_ik G_k          clipped to the largest norm                  [3.3]
+        θ   ← AdamW(θ, g)               at this step's learning rate                 [3.1]
+        θ̃   ← β θ̃ + (1 - β) θ           with SMART's Bregman term                    [3.5]
+
+    Algorithm 1 is the special case of one k in each update: there C is 1.
 
     session: a loop.Loop, which continues where an earlier process stopped, and cuts epochs
     into parts where dev is evaluated more often; plan: see multitask.plan(). Leaves the
@@ -409,22 +380,13 @@ def train(args, source) -> int:
     that whatever is refused leaves nothing behind. After the loop best/ is read back for
     the predictions, and result.json, written last, says that the run is finished.
     """
-    settings = None
-    if args.resume:
-        values, settings = folder.resumed(vars(args), source, args.resume, parser())
-        args = argparse.Namespace(**{**values, "resume": args.resume})
-        if runs.is_finished(args.resume):
-            print(f"the run in {args.resume} is finished; its scores are in result.json")
-            return 0
-    if args.out is None:
-        args.out = ranks.said_by_first(folder.new_path(runs.methods(args)))
-    elif not args.resume:
-        folder.check_free(args.out)         # before the seconds that loading takes
+    args, settings = runs.settled(args, source, parser())
+    if args.resume and runs.is_finished(args.resume):
+        print(f"the run in {args.resume} is finished; its scores are in result.json")
+        return 0
     args.data, args.weights = sources.find(args.data, args.weights)
     device = machine.find_device(ranks.device_name(args.device))
-    # What SMART adds to x must survive rounding, or R_s measures the rounding.
-    smallest_change = args.smart_eps if args.smart and args.smart_weight else 1.0
-    autocast, precision = machine.choose_precision(args.amp, device, smallest_change)
+    autocast, precision = runs.precision(args, device)
     training = prepare(args, device, autocast)
     plan = make_plan(args, training.sets["train"])
     total = sum(map(len, plan))

@@ -4,6 +4,7 @@ flags that contradict each other, and flags that would change nothing.
 
 import argparse
 import math
+import sys
 
 from plumbing import command, machine
 
@@ -98,6 +99,21 @@ def given(parser, argv):
     # Trap: not `value in (None, False)`. 0 == False in Python, and 0 may well be given.
     return {name: "default" if value is None or value is False else "given"
             for name, value in values.items()}
+
+
+def parse(parser, argv, recipes):
+    """argv -> (args, {name: "given" | "recipe NAME" | "default"}).
+
+    recipes: {name: flags}; those of --recipe are taken where argv has no other.
+    """
+    args, source = parser.parse_args(argv), given(parser, argv)
+    if args.recipe:
+        words = recipes[args.recipe].split()
+        for name, where in given(parser, words).items():
+            if where == "given" and source[name] != "given":
+                source[name] = f"recipe {args.recipe}"
+        args = parser.parse_args([*words, *(sys.argv[1:] if argv is None else argv)])
+    return args, source
 
 
 USAGE = """Fine-tune one BERT for sentiment, paraphrase and similarity.

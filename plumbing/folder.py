@@ -138,16 +138,16 @@ class Folder:
                              f"run")
         self.saving = self.state["saving"]
 
-    def restore(self, training):
-        """Give training.restore() the checkpoint; training.state() must then be the same.
+    def restore(self, restore, state):
+        """Give restore() the checkpoint; state() must then be the same.
 
         Raises ValueError if it does not fit: a digest that is right says nothing of that.
         """
         try:
-            training.restore(self.state)
-            state = training.state()
-            saved = {name: self.state[name] for name in state}
-            wrong = "" if content_digest(state) == content_digest(saved) else "other shapes"
+            restore(self.state)
+            found = state()
+            saved = {name: self.state[name] for name in found}
+            wrong = "" if content_digest(found) == content_digest(saved) else "other shapes"
         except (KeyError, IndexError, TypeError, AttributeError, RuntimeError,
                 ValueError) as error:
             wrong = f"{type(error).__name__}: {str(error)[:80]}"

@@ -84,3 +84,11 @@ def read_json_lines(path, growing=False):
         lines = lines[:-1]
     return [check_fields(path, parse(path, line, number), {}, number)
             for number, line in enumerate(lines, 1)]
+
+
+def texts_of(example, number, what):
+    """A text, or a tuple or list of texts.   -> a tuple of so many, or raises ValueError"""
+    parts = (example,) if isinstance(example, str) else tuple(example)
+    if len(parts) != number or not all(isinstance(part, str) for part in parts):
+        raise ValueError(f"{what} needs {number} text(s), got {str(example)[:60]!r}")
+    return parts

@@ -1,10 +1,51 @@
-"""A run of train.py before and after fit(): its folder, its first lines and its last."""
+"""A run of train.py before and after fit(): its folder, its first lines and its last.
 
+state() and restore() are for tools/pretrain.py too.
+"""
+
+import argparse
+import functools
+import json
 import os
 
 from plumbing import board, folder, loop, machine, plugins, ranks, reading, sources
 from plumbing.files import write_json
 from plumbing.progress import clock
+
+# --- Before: its settings ---
+
+def settled(args, source, parser):
+    """The flags, or those of the run to be resumed, with its --out.   -> (args, settings)
+
+    settings: the args.json to be resumed, or None. Raises ValueError for a flag that
+    differs from the run's, and for an --out that is taken.
+    """
+    settings = None
+    if args.resume:
+        values, settings = folder.resumed(vars(args), source, args.resume, parser)
+        args = argparse.Namespace(**{**values, "resume": args.resume})
+    if args.out is None:
+        args.out = ranks.said_by_first(folder.new_path(methods(args)))
+    elif not args.resume:
+        folder.check_free(args.out)         # before the seconds that loading takes
+    return args, settings
+
+
+def precision(args, device):
+    """Of the forward passes.   -> (a function that makes their context, it in words)"""
+    # What SMART adds to x must survive rounding, or R_s measures the rounding.
+    smallest_change = args.smart_eps if args.smart and args.smart_weight else 1.0
+    return machine.choose_precision(args.amp, device, smallest_change)
+
+
+def check_sizes(args, train_sets):
+    """Raise ValueError if a trained task's set is too small for one update."""
+    for name in args.tasks:
+        dataset, needed = train_sets[name], args.batch_size * args.accumulate
+        if len(dataset) < needed:
+            raise ValueError(f"{dataset.path}: one update needs {args.accumulate} batches "
+                             f"of {args.batch_size}, it has {len(dataset)} examples; use a "
+                             f"smaller --batch-size or --accumulate")
 
 
 def check_plan(args, plan):
@@ -22,6 +63,56 @@ def check_plan(args, plan):
         raise ValueError(f"--eval-every {args.eval_every} would change nothing: the run "
                          f"has {total} updates; use fewer")
 
+
+# --- What a checkpoint holds ---
+
+def state(training) -> dict:
+    """All that a later step depends on, as tensors and plain values.
+
+    training: a train.Training, or a pretrain.Pretraining, which has no treatment.
+    """
+    found = {"theta": training.flat.theta, "optimizer": training.optimizer.state_dict(),
+             "streams": {name: list(stream.position)
+                         for name, stream in training.streams.items()},
+             "random": machine.random_states(training.flat.theta.device),
+             "scale": training.scale.state()}
+    if hasattr(training, "treatment"):
+        found |= {"treatment": plugins.state_of(training.treatment),
+                  "teacher": training.teacher and training.teacher.theta,
+                  "rng": json.dumps(training.rng.bit_generator.state),
+                  "skipped": training.skipped}
+    return found
+
+
+def restore(training, saved: dict):
+    """Make this Training the one that state() described."""
+    # Trap: copy into θ. A new tensor under its name would leave the model with the old.
+    training.flat.theta.copy_(saved["theta"])
+    training.optimizer.load_state_dict(saved["optimizer"])
+    for name, position in saved["streams"].items():
+        training.streams[name].position = position
+    machine.set_random_states(saved["random"], training.flat.theta.device)
+    training.scale.restore(saved["scale"])
+    if hasattr(training, "treatment"):
+        plugins.restored(training.treatment, saved["treatment"])
+        if training.teacher is not None:
+            training.teacher.theta.copy_(saved["teacher"])
+        training.rng.bit_generator.state = json.loads(saved["rng"])
+        training.skipped = saved["skipped"]
+
+
+def resume(run, training):
+    """Go on from an open folder's checkpoint, if it has one.   Raises ValueError
+
+    -> what makes the state for the next checkpoint, for loop.Loop
+    """
+    current = functools.partial(state, training)
+    if run.state:
+        run.restore(functools.partial(restore, training), current)
+    return current
+
+
+# --- Its first lines and its last ---
 
 def begin(args, source, shown, settings, training, total, device, precision):
     """Open the run's folder, go on from its checkpoint if it has one, and say so.
@@ -42,10 +133,9 @@ def begin(args, source, shown, settings, training, total, device, precision):
         run = ranks.opened(folder.Folder.create, args.out,
                            folder.new_settings(args, source, files, here))
     run.board = events
-    if run.state:
-        run.restore(training)
+    current = resume(run, training)
     about_ranks = ranks.begin(run.state, training, args)
-    session = loop.Loop(run, training.state, total, args.checkpoint_every, args.eval_every,
+    session = loop.Loop(run, current, total, args.checkpoint_every, args.eval_every,
                         args.patience, patience_from=args.para_first)
     print(f"{note(args)}run: {run.path}\n  {' + '.join(methods(args))}: "
           f"{', '.join(args.tasks)}")

@@ -14,7 +14,7 @@ import multitask
 import optim
 import smart
 import train
-from plumbing import machine, safetensors
+from plumbing import machine, runs, safetensors
 from plumbing.folder import content_digest, load_checkpoint
 from tests.checks import assert_close, assert_equal, assert_one_line
 from tests.world import log_of, run_train, training_of
@@ -330,15 +330,15 @@ def test_4_4_checkpoint__restores_everything():
         a.optimizer.step()
         a.teacher.follow(a.flat.theta, .5)
     a.skipped = 3
-    state = a.state()
+    state = runs.state(a)
     before = {name: content_digest(value) for name, value in state.items()}
     b, _ = training_of(*flags, "--seed", "5")
     b.scale = optim.LossScale(True)
-    for name, value in b.state().items():
+    for name, value in runs.state(b).items():
         assert name == "random" or content_digest(value) != before[name], (
             f"{name} is the same from the start: this test would see nothing")
-    b.restore(state)
-    for name, value in b.state().items():
+    runs.restore(b, state)
+    for name, value in runs.state(b).items():
         assert_equal(content_digest(value), before[name],
                      f"{name} is lost when a run is resumed")
     b.flat.check_views()

@@ -241,8 +241,7 @@ def prepared(path, device):
         raise ValueError(f"needed a run of two tasks or more, without --freeze; {path} has "
                          f"{','.join(args.tasks)}{' and --freeze' * args.freeze}")
     args.data, args.weights = sources.find(args.data, args.weights)
-    smallest_change = args.smart_eps if args.smart and args.smart_weight else 1.0
-    autocast, _ = machine.choose_precision(args.amp, device, smallest_change)
+    autocast, _ = runs.precision(args, device)
     # Any option that keeps the gradients of tasks apart, even if the run's own does not.
     apart = argparse.Namespace(**{**vars(args), "option": "pcgrad"})
     training = train.prepare(apart, device, autocast)

@@ -23,7 +23,7 @@ import data
 import heads
 import multitask
 import train
-from plumbing import flags, folder, safetensors, sources
+from plumbing import flags, folder, runs, safetensors, sources
 from tests import world
 from tools import analyze, baseline, predict, pretrain, results, table
 from tools.damage import digest_fits, flags_of
@@ -233,7 +233,7 @@ def reader(module, arguments=()):
 
         def fit(training=None, session=None, *args, **more):
             if session is not None:         # None: table.py, whose runs are processes
-                seen.append(folder.content_digest([training.state(), session.step]))
+                seen.append(folder.content_digest([runs.state(training), session.step]))
             raise Loaded
         with unittest.mock.patch.object(module, "fit", fit, create=True), \
                 unittest.mock.patch.object(table, "perform_all", fit), \

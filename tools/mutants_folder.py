@@ -105,7 +105,7 @@ MUTANTS = {
         ("train.fit", "**training.scale.log(),", "", "scale not in the log", "loss_scale"),
         ("train.fit", "scale=training.scale.value", "scale=1.0",
          "fit() leaves the update scaled", "still scaled"),
-        ("train.Training.restore", 'self.scale.restore(state["scale"])', "pass",
+        ("plumbing.runs.restore", 'training.scale.restore(saved["scale"])', "pass",
          "scale lost on a resume", "goes on bit for bit"),
         ("optim.LossScale", 'self.value, self.finite_steps = state["value"], '
          'state["finite_steps"]', 'self.value = state["value"]',

@@ -43,6 +43,7 @@ from plumbing import (
     machine,
     progress,
     reading,
+    runs,
     sources,
     tsv,
 )
@@ -242,20 +243,6 @@ class Pretraining:
         self.model.bert.save_pretrained(path, half=half)
         self.tokenizer.save(path)
 
-    def state(self):
-        return {"theta": self.flat.theta, "optimizer": self.optimizer.state_dict(),
-                "random": machine.random_states(self.flat.theta.device),
-                "scale": self.scale.state(),
-                "streams": {kind: list(s.position) for kind, s in self.streams.items()}}
-
-    def restore(self, state):
-        self.flat.theta.copy_(state["theta"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        machine.set_random_states(state["random"], self.flat.theta.device)
-        self.scale.restore(state["scale"])
-        for kind, position in state["streams"].items():
-            self.streams[kind].position = position
-
 
 def fit(training, session, plan, *, lr, warmup):
     """The loop, with a loss on held-out texts after each part of the plan.
@@ -395,12 +382,10 @@ def pretrain(args, source):
     if args.resume:
         folder.compare(settings, args.resume, files, here)
         run = folder.Folder.reopen(args.resume, settings)
-        if run.state:
-            run.restore(training)
     else:
         run = folder.Folder.create(args.out, folder.new_settings(args, source, files, here))
     # A part of the plan ends with a checkpoint, so there is none within it.
-    session = loop.Loop(run, training.state, args.max_steps, args.max_steps + 1)
+    session = loop.Loop(run, runs.resume(run, training), args.max_steps, args.max_steps + 1)
     print(f"run: {run.path}\n  {len(texts)} texts, {args.max_steps} updates, "
           f"{training.flat.theta.numel():,} parameters, {precision}", flush=True)
     try:
