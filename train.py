@@ -154,9 +154,13 @@ class Training:
 
     def next_batch(self, name) -> data.Batch:
         """The next batch of a task's stream, on the device."""
-        return data.collate(self.sets["train"][name], self.streams[name].next(),
-                            self.model.tokenizer, self.model.con,
-                            self.model.max_length).to(self.flat.theta.device)
+        return self.batch(name, self.streams[name].next())
+
+    def batch(self, name, indices) -> data.Batch:
+        """Some training examples of a task.   indices [B]"""
+        return data.collate(self.sets["train"][name], indices, self.model.tokenizer,
+                            self.model.con, self.model.max_length).to(
+                                self.flat.theta.device)
 
     def loss(self, name, batch, with_ratio=False, randn_like=torch.randn_like):
         """A task's loss with its SMART terms.   [report 3.5]   -> (scalar, {name: scalar})

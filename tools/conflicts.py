@@ -29,7 +29,6 @@ import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import data
 import multitask
 import train
 from plumbing import command, flags, folder, machine, plugins, progress, runs, sources
@@ -47,10 +46,8 @@ def random_batch(training, name, rng):
     that the next lacks. With N batches a pass, E g_1 · g_2 = ‖μ‖² - σ²/(N - 1), and late in
     training that correction is as large as ‖μ‖² itself.
     """
-    dataset, model = training.sets["train"][name], training.model
-    indices = rng.integers(len(dataset), size=training.streams[name].batch_size)
-    return data.collate(dataset, indices, model.tokenizer, model.con,
-                        model.max_length).to(training.flat.theta.device)
+    N, B = len(training.sets["train"][name]), training.streams[name].batch_size
+    return training.batch(name, rng.integers(N, size=B))
 
 
 def measure(training, groups, rng):

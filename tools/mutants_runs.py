@@ -136,7 +136,7 @@ MUTANTS = {
     "4.4 train": [
         ("plumbing.runs.cut_texts", "(3 if joint else 2)", "2", "one [SEP] uncounted",
          "how many texts are cut"),
-        ("train.Training.next_batch", "self.model.max_length", "40",
+        ("train.Training.batch", "self.model.max_length", "40",
          "--max-length not for training", "longest row in training"),
         ("heads.all_logits", "model.max_length", "40", "--max-length not for evaluation",
          "longest row in training"),

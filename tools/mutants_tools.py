@@ -56,7 +56,7 @@ MUTANTS = {
         ("tools.conflicts.measure", "total.zero_()", "pass", "sums never start again",
          "means of 4 and 16"),
         ("tools.conflicts.random_batch",
-         "rng.integers(len(dataset), size=training.streams[name].batch_size)",
+         "rng.integers(N, size=B)",
          "training.streams[name].next()", "batches without replacement",
          "drawn independently"),
         ("tools.conflicts.moved", "flat.theta.copy_(state[\"theta\"])", "pass",
