@@ -323,11 +323,14 @@ class MultitaskBert(nn.Module):
         """
         settings = checkpoint.head_settings(folder)
         encoder = bert.BertModel.from_pretrained(folder, pooler=settings["pool"] == "cls")
-        names = checkpoint.head_names(folder, [task.name for task in tasks()])
+        names = checkpoint.head_names(folder, [task.name for task in tasks()], settings)
         has_words = {"vocab.txt", "tokenizer.json"} & set(os.listdir(folder))
         tokenizer = (data.WordPiece(folder, encoder.config.vocab_size) if has_words
                      else None)
-        model = cls(encoder, **settings, names=names, tokenizer=tokenizer)
+        try:
+            model = cls(encoder, **settings, names=names, tokenizer=tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{os.path.join(folder, 'config.json')}: {error}") from None
         checkpoint.fill_heads(folder, {f"heads.{name}": p for name, p
                                        in model.heads.state_dict().items()})
         return model.to(device).eval()

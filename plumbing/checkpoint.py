@@ -368,8 +368,12 @@ def head_settings(folder) -> dict:
     return settings
 
 
-def head_names(folder, known) -> set:
-    """The tasks that have a head there.   Raises ValueError if none, or one not in known"""
+def head_names(folder, known, settings) -> set:
+    """The tasks that have a head there.
+
+    Raises ValueError if there is none, or one that is not in known, or none for a task
+    that was trained by the settings, which are head_settings() of the folder.
+    """
     path = os.path.join(folder, "model.safetensors")
     names = {name.split(".")[1] for name in safetensors.read_header(path)[0]
              if name.startswith("heads.")}
@@ -379,6 +383,11 @@ def head_names(folder, known) -> set:
     if unknown:
         raise ValueError(f"{path} has a head for {', '.join(unknown)}, which "
                          f"heads.tasks() does not have; add that Task")
+    for name in settings.get("trained", []):
+        if name not in list(names):     # list: what is not a name may not be hashable
+            raise ValueError(f"{os.path.join(folder, 'config.json')} says that "
+                             f"{str(name)[:40]!r} was trained; model.safetensors beside it "
+                             f"has heads for {', '.join(sorted(names))}")
     return names
 
 

@@ -1,6 +1,8 @@
 """3.1 The tasks' losses and predictions, and the model with their heads."""
 
+import json
 import math
+import os
 import tempfile
 
 import torch
@@ -184,6 +186,15 @@ def test_3_1_MultitaskBert__saved_and_loaded_is_the_same():
         assert copy.settings == model.settings
         for name, tensor in model.state_dict().items():
             assert torch.equal(tensor, copy.state_dict()[name]), name
+        config = os.path.join(folder, "config.json")
+        with open(config, encoding="utf-8") as file:
+            settings = json.load(file)
+        for wrong in (4, 41, 7.0, {"value": 7}):
+            settings["multitask"]["max_length"] = wrong
+            with open(config, "w", encoding="utf-8") as file:
+                json.dump(settings, file)
+            with assert_raises(config, "from 5 to 40", str(wrong)):
+                heads.MultitaskBert.from_pretrained(folder)
         small_bert().save_pretrained(folder)
         with assert_raises("without heads"):
             heads.MultitaskBert.from_pretrained(folder)

@@ -46,7 +46,7 @@ def test_run_console__no_encoding_ends_a_program():
 def test_run_console__once_is_enough():
     found = subprocess.run(
         [sys.executable, "-c", "from plumbing import console; console.prepare(); "
-         "print('θ')"], cwd=ROOT, stdout=subprocess.PIPE, check=False,
+         "print('θ')"], cwd=ROOT, capture_output=True, check=False,
         env={**os.environ, "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"})
     assert_equal((found.returncode, found.stdout.strip()), (0, b"theta"),
                  "an encoding without θ ends the program")

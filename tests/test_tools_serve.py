@@ -364,7 +364,7 @@ def test_tools_serve__a_task_that_was_not_trained_is_not_offered():
     for path in (run, best):
         status, output, errors = run_tool(predict, path, stdin="good\n")
         assert_equal(status, 0, errors)
-        assert_equal(errors, "not asked, as it was not trained: para, sts\n")
+        assert_equal(errors, "warning: not asked, as it was not trained: para, sts\n")
         assert output.startswith("sst\t") and output.count("\n") == 1
         status, output, _ = run_tool(predict, path, stdin="good\tbad\n")
         assert_equal((status, output), (2, ""), "a pair was answered by a random head")
@@ -397,12 +397,17 @@ def test_tools_serve__a_folder_of_an_earlier_version_offers_all_its_tasks():
     with open(path) as file:
         config = json.load(file)
     assert_equal(config["multitask"]["trained"], ["sst"])
-    for value in (5, "sst", {}, None):
+    for value in (5, "sst", {}, None, ["sst", "nli"], [["sst"]]):
         config["multitask"]["trained"] = value
         with open(path, "w") as file:
             json.dump(config, file)
         with assert_raises("trained", "config.json"):
             heads.MultitaskBert.from_pretrained(folder)
+    config["multitask"]["trained"] = []
+    with open(path, "w") as file:
+        json.dump(config, file)
+    status, _, errors = run_tool(predict, folder, stdin="good\n")
+    assert_one_line(status, errors, "trained", "--task")
     del config["multitask"]["trained"]
     with open(path, "w") as file:
         json.dump(config, file)

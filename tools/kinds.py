@@ -231,12 +231,11 @@ def reader(module, arguments=()):
     def read(path, argv):
         seen = []
 
-        def fit(training=None, session=None, *args, **more):
-            if session is not None:         # None: table.py, whose runs are processes
-                seen.append(folder.content_digest([runs.state(training), session.step]))
+        def fit(training, session, *args, **more):
+            seen.append(folder.content_digest([runs.state(training), session.step]))
             raise Loaded
         with unittest.mock.patch.object(module, "fit", fit, create=True), \
-                unittest.mock.patch.object(table, "perform_all", fit), \
+                unittest.mock.patch.object(table, "perform_all", side_effect=Loaded), \
                 unittest.mock.patch.object(sys, "stdin", io.StringIO("good\n")), \
                 contextlib.suppress(Loaded):
             here = os.getcwd()

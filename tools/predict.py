@@ -152,8 +152,12 @@ def predict(path, name=None, file=None, device="auto", port=None):
         raise ValueError(f"--task {name}: this model has {', '.join(model.tasks)}")
     tasks = [model.tasks[name] for name in ([name] if name else model.trained)]
     left_out = [other for other in model.tasks if other not in model.trained]
+    if not tasks:
+        raise ValueError(f"{path}: no task of this model was trained; choose one with "
+                         f"--task")
     if left_out and not name:
-        print(f"not asked, as it was not trained: {', '.join(left_out)}", file=sys.stderr)
+        print(f"warning: not asked, as it was not trained: {', '.join(left_out)}",
+              file=sys.stderr)
     if port is not None:
         return serve.serve(model, tasks, os.path.basename(os.path.abspath(path)), port)
     return answer_file(model, tasks, file) if file else answer_input(model, tasks)
