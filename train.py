@@ -422,7 +422,9 @@ def main(argv=None) -> int:
     """-> exit status: 2 for a mistake in flags or files, which gets one line."""
     with command.Mistakes() as mistakes, ranks.joined():
         args, source = parse(argv)
-        return sources.download() if args.download else train(args, source)
+        if args.download:
+            return sources.download() if ranks.first() else 0
+        return train(args, source)
     return mistakes.status
 
 

@@ -13,7 +13,8 @@ import threading
 import unittest.mock
 
 import heads
-from plumbing import sources
+import train
+from plumbing import ranks, sources
 from tests import DATA
 from tests.checks import assert_equal, assert_raises
 from tests.world import tiny_world
@@ -120,6 +121,14 @@ def test_run_download__files_are_checked_and_kept():
     with serving(served) as (url, asked):
         download(url)
         assert asked == ["a.csv"]
+
+
+def test_run_download__one_of_several_processes_does_it():
+    for rank, times in ((0, 1), (1, 0)):
+        with (unittest.mock.patch.object(ranks.here, "rank", rank),
+              unittest.mock.patch.object(sources, "download", return_value=0) as download):
+            assert_equal(train.main(["--download"]), 0)
+        assert_equal(download.call_count, times, f"rank {rank}")
 
 
 def test_run_download__without_a_network_it_says_what_still_works():

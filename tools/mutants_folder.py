@@ -12,7 +12,9 @@ MUTANTS = {
          "fetched again", "not fetched again"),
         ("plumbing.sources.download",
          "if os.path.exists(partial):\n                    os.remove(partial)", "pass",
-         "half a file left", "must not stay")],
+         "half a file left", "must not stay"),
+        ("train.main", " if ranks.first() else 0", "", "torchrun: each rank downloads",
+         "rank 1")],
     "run_machine": [
         ("plumbing.machine.set_random_states",
          'if device.type in states and device.type != "cpu":', "if False:",
