@@ -47,7 +47,11 @@ MUTANTS = {
         ("heads.MultitaskBert.predict", "if name not in self.trained:", "if False:",
          "random head without a word", "random head"),
         ("train.prepare", "trained=args.tasks,", "", "best/ does not say what trained",
-         "not trained")],
+         "not trained"),
+        ("plumbing.checkpoint.head_names", 'settings.get("trained", [])', "[]",
+         "a trained task without a head", "got no error"),
+        ("tools.predict.predict", "if not tasks:", "if False:", "nobody is asked",
+         "expected 'trained'")],
     "tools_conflicts": [
         ("tools.conflicts.sides", "(n * whole[:, k, k] - one[:, k, k]) / (n - 1)",
          "whole[:, k, k]", "noise counted as gradient", "free of noise"),
