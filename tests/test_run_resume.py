@@ -13,7 +13,7 @@ import heads
 import multitask
 from plumbing import loop
 from plumbing.folder import load_checkpoint
-from tests.checks import assert_one_line
+from tests.checks import assert_one_line, assert_raises
 from tests.world import (
     HARD,
     WORDS,
@@ -26,6 +26,7 @@ from tests.world import (
     tiny_world,
     uninterrupted,
 )
+from tools import slow_tests
 
 
 @contextlib.contextmanager
@@ -200,3 +201,12 @@ def test_run_resume__a_finished_run_says_so():
     before = files_of(out)
     status, output, _ = resume(out)
     assert status == 0 and "finished" in output and files_of(out) == before
+
+
+def test_run_resume__every_flag_is_among_those_that_slow_tests_kill():
+    # Raises ValueError naming a flag that no set has.
+    found = slow_tests.sets_of_flags()
+    assert set(slow_tests.RUNS) < set(found), f"got {', '.join(found)}"
+    with (unittest.mock.patch.dict(slow_tests.RUNS, {"seq plain": "--option seq"}, clear=True),
+          assert_raises("--smart", "RUNS")):
+        slow_tests.sets_of_flags()

@@ -52,7 +52,7 @@ RUNS = {
     "smart": "--smart --smart-weight 2 --smart-eps .1 --smart-steps 2 --bregman-weight .5 "
              "--sst-loss mse --sts-loss ce --device cpu --seed 3 --max-length 9 "
              "--eval-every 2",
-    "frozen": "--freeze --con --tasks sst,para",
+    "frozen": "--recipe plain --freeze --tasks sst,para",
 }
 COMMON = "--epochs 2 --max-steps 16 --batch-size 4 --lr 0.01 --amp off --checkpoint-every 3"
 PRETRAIN = ("--hidden 16 --layers 1 --heads 2 --max-length 32 --max-steps 12 "
