@@ -207,6 +207,7 @@ def test_run_resume__every_flag_is_among_those_that_slow_tests_kill():
     # Raises ValueError naming a flag that no set has.
     found = slow_tests.sets_of_flags()
     assert set(slow_tests.RUNS) < set(found), f"got {', '.join(found)}"
-    with (unittest.mock.patch.dict(slow_tests.RUNS, {"seq plain": "--option seq"}, clear=True),
+    few = {"seq plain": "--option seq"}
+    with (unittest.mock.patch.dict(slow_tests.RUNS, few, clear=True),
           assert_raises("--smart", "RUNS")):
         slow_tests.sets_of_flags()
