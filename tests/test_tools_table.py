@@ -318,10 +318,33 @@ def test_tools_table__a_question_compares_seed_by_seed():
 
 def test_tools_table__every_row_of_a_question_has_its_flags():
     for name, question in questions.QUESTIONS.items():
+        data, weights = tiny_world()
         for row in questions.rows_of(name):
-            train.parse([*row.commands[0].replace(questions.RANDOM, tiny_world()[1])
-                         .split(), "--data", tiny_world()[0], "--weights", tiny_world()[1]])
+            for words in row.commands:
+                train.parse([*words.replace(questions.RANDOM, weights).split(),
+                             "--data", data, "--weights", weights])
         assert len(question.rows) == len(set(question.rows.values())), name
+
+
+def test_tools_table__runs_of_one_task_each_are_a_row_of_a_question():
+    alone = tuple(f"--option rr --tasks {name}" for name in heads.REPORT)
+    asked = questions.Question("?", {"ours": "--option rr", "alone": alone})
+    with unittest.mock.patch.dict(questions.QUESTIONS, {"hlh": asked}):
+        folder = tempfile.mkdtemp()
+        output, started = run_table("--question", "hlh", "--max-steps", 1, "--seeds", 1,
+                                    "--runs", folder)
+    assert_equal(len(started), 4)
+    row, = [line for line in output.splitlines() if line.startswith("| alone | ")]
+    found = {}
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name, "result.json")
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                result = json.load(file)
+            found[tuple(result["args"]["tasks"])] = result["dev"]
+    # STS from the run on STS alone, minus STS of all three at once
+    want = found[("sts",)]["sts"] - found[heads.REPORT]["sts"]
+    assert_close(float(row.split(" | ")[3]), want, 6e-4)
 
 
 def test_tools_table__a_row_may_have_weights_of_its_own():

@@ -13,6 +13,7 @@ import dataclasses
 
 import numpy as np
 
+import heads
 from tools import results
 
 RANDOM = "runs/random/model"        # docs/results.md says how it is made
@@ -20,14 +21,23 @@ RANDOM = "runs/random/model"        # docs/results.md says how it is made
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """What is asked, and {what a row changes: its flags}. The first row is the baseline."""
+    """What is asked, and {what a row changes: its flags}. The first row is the baseline.
+
+    A row of several runs has their flags in a tuple. Each run is scored on its own task.
+    """
     title: str
     rows: dict
 
 
 BASE = "--option rr --con"
+ALONE = tuple(f"{BASE} --tasks {name}" for name in heads.REPORT)
 SMOOTH = f"{BASE} --smart --bregman-weight 0"
 QUESTIONS = {
+    "multitask": Question("Do the tasks gain by being trained at once?", {
+        "all three at once": BASE,
+        "one model a task, as many updates": tuple(
+            f"{flags} --max-steps 744" for flags in ALONE),
+        "one model a task, 8 epochs of its own": ALONE}),
     "con": Question("Does encoding pairs together help, and does pre-training matter?", {
         "round robin with CON": BASE,
         "without CON": "--option rr",
@@ -72,8 +82,8 @@ QUESTIONS = {
 
 def rows_of(name):
     """What table.py runs.   -> [results.Row]"""
-    return [results.Row(words, (words_of,))
-            for words, words_of in QUESTIONS[name].rows.items()]
+    return [results.Row(words, (own,) if isinstance(own, str) else own)
+            for words, own in QUESTIONS[name].rows.items()]
 
 
 def baseline_of(name):
