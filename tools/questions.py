@@ -44,7 +44,7 @@ QUESTIONS = {
         "random weights": f"{BASE} --weights {RANDOM}",
         "random weights, without CON": f"--option rr --weights {RANDOM}"}),
     "order": Question("Round robin, or one task after the other?", {
-        "round robin: 744 updates by 2,232 batches": BASE,
+        "round robin: 744 updates, 2,232 batches": BASE,
         "sequential, 6% more batches: 2,372 updates": "--option seq --con --epochs 4",
         "sequential, fewer updates: 593": "--option seq --con --epochs 1"}),
     "treatment": Question("Surgery, vaccine, or just other weights for the losses?", {
