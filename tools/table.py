@@ -344,8 +344,8 @@ def parser():
     p.add_argument("--seeds", type=flags.number(int, 1, 1000), default=3,
                    help="how many (ours: 3)")
     p.add_argument("--rows", metavar="2,4-6", help="some of the rows (the report's)")
-    p.add_argument("--question", choices=list(questions.QUESTIONS),
-                   help="in place of a table")
+    p.add_argument("--question", choices=list(questions.QUESTIONS), metavar="NAME",
+                   help="in place of a table: " + ", ".join(questions.QUESTIONS))
     p.add_argument("--jobs", type=flags.number(int, 1, 64),
                    help="how many runs at a time; each needs a core and memory of its own "
                    "(2 on a CPU with two cores or more, else 1)")
