@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import socket
 import tempfile
 import threading
@@ -327,11 +328,15 @@ def test_tools_serve__ctrl_c_ends_it_with_one_line():
                     answers.append(asked(self, question("good"))[0])
             finally:
                 _thread.interrupt_main()                        # what Ctrl-C does
+    # A shell starts what runs in the background with this signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with unittest.mock.patch.object(serve, "Server", Visited):
             status, output, errors = run_tool(predict, analyzed(), "--serve", "--port", 0)
     except KeyboardInterrupt:
         raise AssertionError("Ctrl-C was not caught") from None
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert_equal(answers, [200])
     assert_equal((status, output.splitlines()[1:], errors), (0, ["stopped"], ""))
 
