@@ -16,6 +16,7 @@ data are the tiny ones of tests/. Not for Windows, which has no fork and no SIGK
 
 import builtins
 import contextlib
+import functools
 import io
 import os
 import random
@@ -36,8 +37,6 @@ from tests import ROOT, SCRATCH
 from tests.world import files_of, tiny_world
 from tools import pretrain
 
-# Runs that differ stay here; what is in SCRATCH is removed at the end.
-PLACE = tempfile.mkdtemp(prefix="minbert-slow-", dir=os.path.dirname(SCRATCH))
 ALL = "--smart --accumulate 2 --para-first 1"
 RUNS = {
     "seq plain": "--option seq", "rr plain": "--option rr",
@@ -132,8 +131,14 @@ def command_for(arguments, out):
     return ["--resume", out] if started else [*arguments, "--out", out]
 
 
+@functools.cache
+def kept():
+    """The folder where runs that differ stay; what is in SCRATCH is removed at the end."""
+    return tempfile.mkdtemp(prefix="minbert-slow-", dir=os.path.dirname(SCRATCH))
+
+
 def new_place(name):
-    return os.path.join(tempfile.mkdtemp(prefix=f"{name}-", dir=PLACE), "run")
+    return os.path.join(tempfile.mkdtemp(prefix=f"{name}-", dir=kept()), "run")
 
 
 def contents(module, out):
@@ -243,7 +248,7 @@ def two_on_one_folder(arguments, tries, rng):
 @contextlib.contextmanager
 def small_disk(size):
     """A file system of so many bytes.   -> its folder; OSError without root"""
-    place = tempfile.mkdtemp(prefix="disk-", dir=PLACE)
+    place = tempfile.mkdtemp(prefix="disk-", dir=kept())
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place],
                           capture_output=True)
     if done.returncode:
@@ -343,7 +348,7 @@ def main(argv=None):
             failed += 1
     print(f"{len(parts) - failed} passed, {failed} failed")
     if not failed:
-        shutil.rmtree(PLACE)
+        shutil.rmtree(kept())
     return 1 if failed else 0
 
 
