@@ -3,6 +3,7 @@
 Used by make_assignment.py and mutants.py. Requests and answers are lines of JSON.
 """
 
+import atexit
 import functools
 import importlib
 import json
@@ -21,8 +22,11 @@ from tools.source import MODULES
 @functools.cache
 def worker():
     """The process, which ends with this one: its input ends then."""
-    return subprocess.Popen([sys.executable, os.path.abspath(__file__)], encoding="utf-8",
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, os.path.abspath(__file__)],
+                               encoding="utf-8", stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE)
+    atexit.register(process.communicate)        # ends its input, and waits
+    return process
 
 
 def climb(folder, words=(), limit=60.0, until=None):
