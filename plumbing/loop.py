@@ -67,8 +67,11 @@ class Stop:
 
     def agreed(self):
         """asked, in whichever process of the run; all get the same answer."""
-        self.asked = ranks.largest(self.asked)
-        return self.asked
+        # The answer must not overwrite a signal that came while the ranks compared.
+        number = ranks.largest(self.asked)
+        if number:
+            self.asked = number
+        return number
 
     def raise_if_agreed(self):
         if self.agreed():

@@ -242,6 +242,17 @@ def test_run_loop__a_request_during_an_evaluation_ends_it_at_once():
         assert_equal(stop.asked, signal.SIGTERM, "asked is the signal's number")
 
 
+def test_run_loop__a_request_while_the_ranks_compare_is_not_lost():
+    def largest(number):
+        send(signal.SIGTERM)
+        return number
+
+    with loop.Stop() as stop:
+        with unittest.mock.patch.object(loop.ranks, "largest", largest):
+            assert_equal(stop.agreed(), 0, "the ranks had compared before it came")
+        assert_equal(stop.agreed(), signal.SIGTERM, "the next time they see it")
+
+
 class FakeFolder:
     """What Loop needs of a Folder; it keeps what is written."""
 
