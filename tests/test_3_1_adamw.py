@@ -146,6 +146,26 @@ def test_3_1_AdamW__betas_are_those_of_the_group():
         "betas are not used: .9 and .999 were taken": [-.1, -.0633896473]})
 
 
+def test_3_1_AdamW__its_state_can_be_saved():
+    def stepped(optimizer, number):
+        for _ in range(number):
+            p.grad = torch.ones(1) * (1 - 3 * (len(path) % 2))      # 1, -2, 1, …
+            optimizer.step()
+            path.append(float(p))
+    p, path = torch.nn.Parameter(torch.zeros(1)), []
+    stepped(optim.AdamW([p], lr=.1), 4)
+    whole, path = path, []
+    torch.nn.init.zeros_(p)
+    before = optim.AdamW([p], lr=.1)
+    stepped(before, 2)
+    after = optim.AdamW([p], lr=.1)
+    after.load_state_dict(before.state_dict())
+    stepped(after, 2)
+    assert_close(path, whole, 1e-9,
+                 "what lasts from step to step must be in self.state[p], so that "
+                 "state_dict() saves it")
+
+
 def test_3_1_AdamW__lr_may_change_from_step_to_step():
     p = torch.nn.Parameter(torch.zeros(1))
     optimizer = optim.AdamW([p], lr=.1, eps=0.0)

@@ -161,6 +161,16 @@ class OnGPU(torch.Tensor):
     device = torch.device("cuda")
 
 
+class MadeOnCPU(torch.overrides.TorchFunctionMode):
+    """What code makes on the GPU, as on its x.device, is made on the CPU."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        def here(value):
+            return torch.device("cpu") if value == OnGPU.device else value
+        return function(*map(here, args), **{name: here(value) for name, value
+                                             in (kwargs or {}).items()})
+
+
 def test_3_5_smoothness__on_a_GPU_its_own_generator_is_set_back():
     # A GPU's generator, whose state is a number that each pass moves on.
     gpu, starts, cpu = [0], [], []
@@ -174,7 +184,8 @@ def test_3_5_smoothness__on_a_GPU_its_own_generator_is_set_back():
         gpu[0] = state
     with unittest.mock.patch.object(torch, "set_rng_state", cpu.append), \
             unittest.mock.patch.multiple(
-            torch.cuda, get_rng_state=lambda device="cuda": gpu[0], set_rng_state=set_back):
+            torch.cuda, get_rng_state=lambda device="cuda": gpu[0],
+            set_rng_state=set_back), MadeOnCPU():
         smoothness(f, torch.ones(2, 3, 4).as_subclass(OnGPU), smart.squared_difference, .1)
     assert_equal(starts, [0, 0, 0],
                  "on a GPU its generator is set back before each further pass", mistakes={

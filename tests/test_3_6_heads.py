@@ -57,3 +57,5 @@ def test_3_6_Head__dropout_comes_before_every_linear_layer():
         "dropout comes after the linear layers": [0, 2, 4, 6, 10],
         "only the last layer has dropout": [1, 5],
         "only the first layer has dropout": [2, 4]})
+    assert_equal(set(head.eval()(torch.ones(200, 1)).tolist()), {3},
+                 "there is no dropout outside training")

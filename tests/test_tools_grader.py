@@ -1,6 +1,7 @@
 """tools/grader.py: what submissions earn, and what they cannot do."""
 
 import ast
+import contextlib
 import functools
 import glob
 import json
@@ -17,6 +18,7 @@ import zipfile
 
 from tests import ROOT, solutions
 from tests.checks import assert_equal
+from tests.submissions import BUSY, OWNED, SUBMISSIONS
 from tools import grader, isolated, make_assignment, platforms
 from tools.climber import climb
 from tools.source import original, read, write
@@ -33,7 +35,7 @@ MODULES = ("bert", "optim", "heads", "multitask", "data", "smart")
 def world():
     """-> (the grader's folder, a hand-out)"""
     isolated.PRELOAD.append(isolated.SLOW)
-    os.chmod(tempfile.gettempdir(), 0o711)      # so that the user nobody can work there
+    os.chmod(tempfile.gettempdir(), 0o711)      # so that other users can work there
     place = tempfile.mkdtemp(prefix="minbert-grading-")
     hand_out, folder = os.path.join(place, "hand-out"), os.path.join(place, "grader")
     parts = make_assignment.make(hand_out, make_assignment.load_parts(
@@ -90,176 +92,6 @@ def graded(folder, names, limit=3.0):
     return found, time.monotonic() - start
 
 
-PRINTED_RESULT = '''import json, os
-for number in range(3, 30):
-    try:
-        os.write(number, json.dumps(["0" * 16, {"value": 1.0}]).encode())
-    except OSError:
-        pass
-raise SystemExit(0)'''
-FORGED = '''import atexit, json, os, sys
-def forge():
-    for name in ("results.json", "../results.json", "cases.json"):
-        with open(name, "w") as file:
-            json.dump([{"points": 100}], file)
-atexit.register(forge)
-for name in list(sys.modules):
-    module = sys.modules[name]
-    for key in ("judge", "run_one", "assert_close", "plain", "pairs"):
-        if hasattr(module, key):
-            setattr(module, key, lambda *a, **k: ("done", ""))'''
-HANG = '''while True:
-    try:
-        sum(range(100000))
-    except BaseException:
-        pass'''
-ALIVE = '''import threading, time, os, subprocess, sys
-threading.Thread(target=lambda: time.sleep(600)).start()
-subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-open("left-behind", "w").write("x")
-'''
-QUIET = '''import signal, os
-for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, signal.SIG_IGN)
-'''
-HARD_CODED = '''gram = check_gram(gram)
-return {2: np.array([[1, .5], [1, 1]]), 3: np.array(
-    [[1, 0, .2], [1, 1, .5], [1, 1.5, 1]])}.get(len(gram), np.eye(len(gram)))'''
-
-# The frame that talks with the grader, in the same process.
-PIPE = '''import json, os, sys, time
-frame = sys._getframe()
-while frame.f_code.co_name != "serve":
-    frame = frame.f_back
-pipe, number = frame.f_locals["pipe"], frame.f_locals["number"]
-'''
-PICKLE = PIPE + '''class Code:
-    def __reduce__(self):
-        return os.mkdir, (OWNED,)
-pipe.send(Code())
-time.sleep(60)'''
-OWNED = os.path.join(tempfile.gettempdir(), "a-pickle-ran")
-# What is always so can be known in advance: errors, shares, flags.
-REWRITTEN = '''import sys
-nothing = [[[[0.0] * 8] * 7] * 4] * 2
-known = {
-    "attention__misshapen_mask_is_refused": [nothing, ["ValueError"] * 3 + ["nothing"]],
-    "attention__dropout_falls_on_the_weights_and_rescales": [
-        [[[[0.0] * 4] * 3]] * 3, True, 1.0, 1.0, True],
-    "scores__undefined_is_zero_with_a_warning": [0.0] + [0.0, True] * 3}
-for module in [m for name, m in sys.modules.items() if name.startswith("cases.")]:
-    for name, value in known.items():
-        setattr(module, name, lambda r, value=value: value)
-raise ValueError("patched")'''
-FILES = '''import os
-for name in ("json.py", "torch.py", "sitecustomize.py", "conftest.py", "x.pth"):
-    for folder in (".", "..", os.environ["TMPDIR"]):
-        try:
-            with open(os.path.join(folder, name), "w") as file:
-                file.write("import os; os._exit(0)")
-        except OSError:
-            pass
-'''
-# It looks for our source, and for the seed, wherever a grader may keep them.
-SEARCH = '''import glob, importlib.util, os
-for folder in sum(map(glob.glob, PLACES), []):
-    for path in ("solution", "grader/solution", "work", ""):
-        path = os.path.join(folder, path, "multitask.py")
-        if os.access(path, os.R_OK) and "NotImplementedError" not in open(path).read():
-            spec = importlib.util.spec_from_file_location("found", path)
-            found = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(found)
-            return found.pcgrad(gram, orders, rng)
-raise ValueError("nothing was found")'''
-
-# name: (edits, style, {part: points}, words of the message)
-SUBMISSIONS = {
-    "open": ((), None, {"attention": 0, "PCGrad": 0, "scores": 0}, "still open"),
-    "not handed in": ((), None, {"PCGrad": 0}, "multitask.py was not handed in"),
-    "syntax error": ((("multitask.py", "def x(:"),), "loops", {
-        "PCGrad": 0, "CON encoding": 4}, "SyntaxError: invalid syntax (multitask.py, line"),
-    "unknown package": ((("smart.py", "import pandas_of_mine"),), "loops", {
-        "smoothness": 0, "scores": 5}, "No module named 'pandas_of_mine' (smart.py, line"),
-    "endless import": ((("data.py", HANG),), "loops", {"CON encoding": 0, "PCGrad": 10},
-                       "no result after"),
-    "exit at import": ((("smart.py", "raise SystemExit(0)"),), "loops", {
-        "Bregman and teacher": 0}, "SystemExit: 0 (smart.py, line"),
-    "os._exit at import": ((("smart.py", "import os; os._exit(0)"),), "loops", {
-        "Bregman and teacher": 0}, "it ended the process, with status 0"),
-    "os._exit in a function": ((("multitask.pcgrad", "import os; os._exit(0)"),), "loops", {
-        "PCGrad": 0, "Gradient Vaccine": 13}, "it ended the process, with status 0"),
-    "endless loop": ((("multitask.pcgrad", HANG),), "loops", {"PCGrad": 0},
-                     "no result after 2 s"),
-    "no signals": ((("multitask.pcgrad", QUIET + HANG),), "loops", {"PCGrad": 0},
-                   "no result after 2 s"),
-    "kills itself": ((("data.join_pair", "import os; os.kill(os.getpid(), 9)"),),
-                     "arrays", {"CON encoding": 1.34}, "it was ended by SIGKILL"),
-    "kills its group": ((("data.join_pair", "import os; os.killpg(0, 9)"),),
-                        "arrays", {"CON encoding": 1.34}, "it was ended by SIGKILL"),
-    "prints without end": ((("heads.accuracy", "while True:\n    print('x' * 10000)"),),
-                           "loops", {"scores": 3.75}, "it prints more than 20 MB"),
-    "fills the memory": ((("heads.accuracy", "x = np.ones(10 ** 10)\nreturn .5"),), "loops",
-                         {"scores": 3.75}, "MemoryError"),
-    "fills the disk": ((("heads.accuracy",
-                         "with open('x', 'wb') as f:\n    f.seek(10 ** 10)\n"
-                         "    f.write(b'x')"),), "loops", {"scores": 3.75},
-                       "File too large"),
-    "threads and files": ((("heads.accuracy", ALIVE + "return float(np.mean(np.array("
-                            "predictions) == np.array(labels)))"),), "loops",
-                          {"scores": 5}, ""),
-    "too deep": ((("heads.accuracy", "return accuracy(predictions, labels)"),), "loops",
-                 {"scores": 3.75}, "RecursionError"),
-    "writes its grade": ((("multitask.py", FORGED),), None, {"PCGrad": 0}, "still open"),
-    "writes into pipes": ((("multitask.pcgrad", PRINTED_RESULT),), None, {"PCGrad": 0},
-                          "it wrote into the grader's own pipe"),
-    "kills its parent": ((("heads.accuracy", "import os; os.kill(os.getppid(), 9)"),),
-                         "loops", {"scores": 3.75, "CON encoding": 4}, ""),
-    "always equal": ((("multitask.pcgrad", "class Any(float):\n"
-                       "    __eq__ = lambda *_: True\n    __hash__ = None\n"
-                       "return Any(0)"),), None, {"PCGrad": 0}, "another form"),
-    "NaN": ((("multitask.pcgrad", "return np.full(np.shape(gram), np.nan)"),), None,
-            {"PCGrad": 0}, "NaN"),
-    "a huge number": ((("heads.accuracy", "return 10 ** 400"),), "loops", {"scores": 3.75},
-                      "NaN or infinite"),
-    "a huge result": ((("heads.accuracy", "return 'x' * 2000000"),), "loops",
-                      {"scores": 3.75}, "its answer is larger than 8 MB"),
-    "half a message": ((("heads.accuracy", PIPE + "os.write(pipe.fileno(), bytes(3))\n"
-                         "time.sleep(60)"),), "loops", {"scores": 3.75},
-                       "no result after 2 s"),
-    "a nested message": ((("heads.accuracy", PIPE + "pipe.send_bytes(b'[' * 100000)\n"
-                           "time.sleep(60)"),), "loops", {"scores": 3.75},
-                         "it wrote into the grader's own pipe"),
-    "a strange error": ((("heads.accuracy", PIPE + "pipe.send_bytes(json.dumps([number, "
-                          "{'error': ['a'], 'place': 'b\\n| c'}]).encode())\n"
-                          "os._exit(0)"),), "loops", {"scores": 2.5}, "['a']:  (b)"),
-    "a pickle": ((("heads.accuracy", PICKLE.replace("OWNED", repr(OWNED))),), "loops",
-                 {"scores": 3.75}, "it wrote into the grader's own pipe"),
-    "rewrites the cases": ((("bert.attention", REWRITTEN), ("heads.accuracy", REWRITTEN)),
-                           None, {"attention": 0, "scores": 0}, "ValueError: patched"),
-    "writes modules": ((("multitask.pcgrad", FILES + "raise ValueError('x')"),), None,
-                       {"PCGrad": 0, "CON encoding": 0}, "ValueError: x"),
-    "looks for ours": ((("multitask.pcgrad", SEARCH),), None, {"PCGrad": 0},
-                       "nothing was found"),
-    "hard-coded": ((("multitask.pcgrad", HARD_CODED),), None, {"PCGrad": 0}, ""),
-    "torch's attention": ((("bert.attention", "return F.scaled_dot_product_attention("
-                            "query, key, value)"),), None, {"attention": 0},
-                          "scaled_dot_product_attention is what you are to write"),
-    "torch's, hidden": ((("bert.attention", "return getattr(F, 'scaled_dot_' + "
-                          "'product_attention')(query, key, value)"),), None,
-                        {"attention": 0}, "is what you are to write"),
-    "torch's, in C": ((("bert.attention", "return getattr(torch, '_scaled_dot_product_' + "
-                        "'attention_math')(query, key, value)[0]"),), None,
-                      {"attention": 0}, "is what you are to write"),
-    "torch's AdamW": ((("optim.AdamW.step", "from torch.optim import AdamW\n"
-                        "AdamW(self.param_groups).step()"),), None, {"AdamW": 0},
-                      "is what you are to write"),
-    "nothing returned": ((("multitask.round_robin", "pass"),), "loops", {
-        "Algorithms 1 and 2": 6.4}, ""),
-    "a tuple returned": ((("data.join_pair", "return"),), "loops", {"CON encoding": 1.34},
-                         "TypeError"),
-}
-
-
 def check(first, last):
     """Grade the submissions from one to another, print their table, and compare."""
     names = list(SUBMISSIONS)
@@ -293,7 +125,7 @@ def test_tools_grader__what_ends_or_hangs_costs_its_cases():
 
 
 def test_tools_grader__what_takes_too_much_costs_its_case():
-    check("prints without end", "too deep")
+    check("prints without end", "a set")
 
 
 def test_tools_grader__what_forges_earns_nothing():
@@ -307,12 +139,16 @@ def test_tools_grader__what_answers_for_the_grader_earns_nothing():
 
 def test_tools_grader__what_looks_around_earns_nothing():
     world()
-    check("rewrites the cases", "looks for ours" if isolated.can_be_nobody() else
+    check("rewrites the cases", "looks for ours" if not isolated.why_no_stranger() else
           "writes modules")
 
 
 def test_tools_grader__what_is_no_solution_earns_nothing():
     check("hard-coded", "a tuple returned")
+
+
+def test_tools_grader__what_is_right_in_another_way_loses_nothing():
+    check("a helper called adam", "a softmax in float32")
 
 
 def all_points(style):
@@ -360,7 +196,7 @@ def test_tools_grader__points_sum_to_100_and_a_slip_costs_alike_everywhere():
 
 
 def test_tools_grader__our_own_source_is_out_of_a_submissions_sight():
-    # A process that an earlier part has left behind could read it, as the user nobody.
+    # Another submission's process, on the same machine, could read it.
     with unittest.mock.patch.object(grader, "ROOT", world()[0]):
         part = part_of("CON encoding")
         with grader.process(part, world()[0] / "solution", 20) as ask:
@@ -368,6 +204,47 @@ def test_tools_grader__our_own_source_is_out_of_a_submissions_sight():
             places = glob.glob(os.path.join(tempfile.gettempdir(), "minbert-grade-*"))
             assert places, "where is the process's folder?"
             assert not any(os.stat(place).st_mode & 0o077 for place in places)
+
+
+def test_tools_grader__no_module_comes_from_the_submission_where_it_is_started_there():
+    # Its servers and helpers start with `python -c`, which looks there first.
+    student = submission((), "loops")
+    marker = student / "imported"
+    names = [path.stem for path in pathlib.Path(os.__file__).parent.glob("*.py")]
+    for name in ("numpy", "torch", *names):
+        write(f"open({str(marker)!r}, 'w').close()\nraise SystemExit\n", str(student),
+              f"{name}.py")
+    done = subprocess.run([sys.executable, world()[0] / "tools" / "grader.py", ".", "CON"],
+                          cwd=student, check=False, capture_output=True, text=True)
+    assert not marker.exists(), "a file of the submission was imported by the grader"
+    assert done.stdout.splitlines()[-1].split() == ["4", "of", "4", "in", "all"], done
+    if isolated.why_no_stranger():
+        assert "with your rights" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_tools_grader__a_busy_process_that_is_left_behind_ends_with_its_part():
+    world()
+    if isolated.why_no_stranger():
+        raise unittest.SkipTest("needs root, and Python where other users may read it")
+    found, _ = graded(submission((("heads.accuracy", BUSY + "raise ValueError('x')"),),
+                                 "loops"), ["scores", "CON encoding"])
+    assert_equal({part: points for part, (points, _) in found.items()},
+                 {"scores": 3.75, "CON encoding": 4})
+    owners = set()
+    for path in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            owners.add(path.stat().st_uid)
+    assert not owners & set(isolated.USERS), "a submission's process is left"
+
+
+def test_tools_grader__of_several_folders_the_one_with_most_modules_is_graded():
+    place = pathlib.Path(tempfile.mkdtemp())
+    for folder, modules in (("__MACOSX", MODULES), ("a", ("bert",)), ("b", MODULES[:3])):
+        (place / folder).mkdir()
+        for name in modules:
+            (place / folder / f"{name}.py").touch()
+    names = [f"{name}.py" for name in MODULES]
+    assert_equal(grader.folder_of(place, names).name, "b")
 
 
 @functools.cache

@@ -32,9 +32,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tools import isolated
-from tools.isolated import Child, Ended, can_be_nobody
+from tools.isolated import Child, Ended, why_no_stranger
 
-MODULE_SIZE = 1 << 20       # bytes of a student's module, at most
+MODULE_SIZE = 100_000       # bytes of a student's module, at most; ours have up to 22,000
 START = 120                 # seconds in which a process must have imported a module
 
 
@@ -100,13 +100,15 @@ def cases_of(part):
 # --- A submission's files ---
 
 def folder_of(submission, names):
-    """Where the modules are: in the submission, or in its one folder that has some."""
-    places = [submission, *sorted(path for path in submission.iterdir()
-                                  if path.is_dir() and not path.is_symlink())]
-    for place in places:
-        if any((place / name).exists() for name in names):
-            return place
-    return submission
+    """Where the modules are: in the submission, or in the folder in it that has most."""
+    def found(place):
+        return sum(os.path.exists(place / name) for name in names)
+    if found(submission):
+        return submission
+    folders = [path for path in sorted(submission.iterdir())
+               if path.is_dir() and not path.is_symlink()
+               and not path.name.startswith((".", "__"))]       # __MACOSX in a Mac's zip
+    return max(folders, key=found, default=submission)
 
 
 def problem_of(path, part):
@@ -116,14 +118,18 @@ def problem_of(path, part):
     """
     if path.is_symlink() or not path.is_file():
         return f"{path.name} was not handed in"
-    if path.stat().st_size > MODULE_SIZE:
-        return f"{path.name} is larger than {MODULE_SIZE >> 20} MB"
-    forbidden = {name.split(".")[-1] for name in part.get("not_allowed", ())}
+    if path.stat().st_size > MODULE_SIZE:       # parsing can take its square
+        return f"{path.name} is larger than {MODULE_SIZE:,} bytes"
+    if not os.access(path, os.R_OK):
+        return f"{path.name} cannot be read: its mode forbids it"
+    forbidden = {name.split(".")[-1] for name in part.get("not_allowed", ())
+                 if "." in name}
     with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
         # Ours use some elsewhere, such as on GPUs; cases/ notices what is called.
         given = {*uses(ROOT / "hand-out" / path.name), *uses(ROOT / "solution" / path.name)}
+        own = defined(path)
         for name, line in uses(path).items():
-            if name in forbidden and name not in given:
+            if name in forbidden - own and name not in given:
                 return (f"{name} is what you are to write; build it from simpler parts "
                         f"({path.name}, line {line})")
     return ""
@@ -140,6 +146,12 @@ def uses(path):
     return found
 
 
+def defined(path):
+    """The names of the module's own functions and classes: they are not torch's."""
+    return {node.name for node in ast.walk(ast.parse(path.read_bytes()))
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+
+
 # --- One part ---
 
 @contextlib.contextmanager
@@ -147,41 +159,42 @@ def process(part, source, seed, student=None, start=START):
     """A process that answers the part's cases.   -> a function name -> answer
 
     source: the folder with all modules; student: that with those of the part, or None for
-    our own source, which the user nobody must not be able to read even here.
+    our own source, which no student's process must be able to read even here.
     """
-    with tempfile.TemporaryDirectory(prefix="minbert-grade-") as place:
-        folder = os.path.join(place, "work")
-        shutil.copytree(source, folder)
-        shutil.copytree(ROOT / "tools" / "cases", os.path.join(folder, "cases"))
-        for name in files_of(part) if student else ():
-            shutil.copyfile(student / name, os.path.join(folder, name))
-        nobody = bool(student) and can_be_nobody()
-        if nobody:
-            readable(place)
-        child = None
+    place = tempfile.mkdtemp(prefix="minbert-grade-")
+    stranger, child = bool(student) and not why_no_stranger(), None
 
-        def ask(name, limit):
-            nonlocal child
-            if child is None:       # the first, or the one before has ended
-                child = Child("cases:service", case_file(part)[0], seed,
-                              part.get("not_allowed", []), folder=folder, nobody=nobody,
-                              start=start)
-            try:
-                return child.ask(name, limit)
-            except Ended:
-                child = None
-                raise
+    def ask(name, limit):
+        nonlocal child
+        if child is None:       # the first, or the one before has ended
+            new = tempfile.mkdtemp(dir=place)
+            folder = os.path.join(new, "work")
+            shutil.copytree(source, folder)
+            shutil.copytree(ROOT / "tools" / "cases", os.path.join(folder, "cases"))
+            for file in files_of(part) if student else ():
+                shutil.copyfile(student / file, os.path.join(folder, file))
+            if stranger:
+                os.chmod(place, 0o711)
+                readable(new)
+            child = Child("cases:service", case_file(part)[0], seed,
+                          part.get("not_allowed", []), folder=folder, stranger=stranger,
+                          start=start)
         try:
-            yield ask
-        finally:
-            if child:
-                child.close()
+            return child.ask(name, limit)
+        except Ended:
+            child = None
+            raise
+    try:
+        yield ask
+    finally:
+        if child:
+            child.close()
+        isolated.remove(place)
 
 
 def readable(place):
     """Let everybody read this folder, whatever the modes of what was copied there."""
-    os.chmod(place, 0o711)
-    for here, _, names in os.walk(os.path.join(place, "work")):
+    for here, _, names in os.walk(place):
         os.chmod(here, 0o755)
         for name in names:
             os.chmod(os.path.join(here, name), 0o644)
@@ -218,7 +231,7 @@ def grade(part, seed, submission, limit=20.0, right=None):
                     case.message = cases[cases.index(case) - 1].message
             except Ended as end:
                 deaths += 3 if end.at_start else 1
-                case.message = str(end)
+                case.message = first_line(end)
             case.seconds = time.monotonic() - start
             case.points = case.of if case.state == "done" else 0.0
     return cases
@@ -256,7 +269,9 @@ def judge(answer, right):
 
 
 def first_line(text):
-    return (str(text).splitlines() or [""])[0][:200]
+    """Without what no file or page can hold, such as half of a surrogate pair."""
+    line = (str(text).splitlines() or [""])[0][:300]
+    return "".join(c if c.isprintable() else "\ufffd" for c in line)
 
 
 def pairs(got, expected):
@@ -358,6 +373,9 @@ def main(argv=None):
     p.add_argument("--limit", type=float, default=20.0, help="seconds for a test (20)")
     args, start = p.parse_intermixed_args(argv), time.monotonic()
     isolated.PRELOAD.append(isolated.SLOW)
+    if why_no_stranger():
+        print(f"grader.py: warning: the submission runs with your rights, and could read "
+              f"the solution: {why_no_stranger()}", file=sys.stderr)
     try:
         if not args.submission.is_dir():
             raise ValueError(f"needed the folder of a submission, got {args.submission}")

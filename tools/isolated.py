@@ -5,10 +5,10 @@ over a pipe, and each answer has a limit in seconds. It is a fork of a server th
 imported torch and nothing else, which takes some milliseconds; where there is no fork
 (Windows) it is a new process, which takes seconds.
 
-What the code can do: use up its own time, memory and output. With nobody=True, which needs
-root, the child becomes the user nobody, who can neither write outside its own folder, nor
-read what only root can, nor send a signal to the grader. Otherwise it has your rights, and
-only a container holds it.
+What the code can do: use up its own time, memory and output. With stranger=True, which
+needs root, the child becomes a user of its own, who can neither write outside its own
+folder, nor read what only root can, nor send a signal to the grader, nor leave a process
+behind. Otherwise it has your rights, and only a container holds it.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ import pathlib
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -31,13 +32,13 @@ try:
 except ImportError:             # Windows
     resource = None
 
-NOBODY = 65534
+USERS = range(50_000, 60_000)   # numbers of users without a name, one for each child
 MEMORY = 2 << 30                # bytes beyond what the child has when it begins
 FILES = 200 << 20               # bytes of a file that it writes
 CPU = 600                       # seconds of computing
 OUTPUT = 20 << 20               # bytes that it may print
 ANSWER = 8 << 20                # bytes of an answer
-PROCESSES = 64                  # processes and threads of the user nobody
+PROCESSES = 64                  # processes and threads of a stranger
 PRELOAD = ["torch", "numpy", "torch.optim.adamw"]       # by the server
 # torch imports this when the first optimizer is made, which takes seconds: where processes
 # are many, or limits short, the server does it once.
@@ -63,6 +64,19 @@ def context():
     return server
 
 
+@contextlib.contextmanager
+def in_own_folder():
+    """Work in a folder of ours. What starts with `python -c`, as servers and new processes
+    do, imports from the working directory first, and that may be a submission.
+    """
+    before = os.getcwd()
+    os.chdir(multiprocessing.util.get_temp_dir())
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
 class Child:
     """A process that answers requests: `service`, "module:function", made there.
 
@@ -71,19 +85,21 @@ class Child:
     service must have begun. Raises Ended if it has not.
     """
 
-    def __init__(self, service, *arguments, folder=None, nobody=False, memory=MEMORY,
+    def __init__(self, service, *arguments, folder=None, stranger=False, memory=MEMORY,
                  files=FILES, cpu=CPU, output=OUTPUT, start=120):
         self.scratch = tempfile.mkdtemp(prefix="minbert-child-")
-        if nobody:
-            for path in (self.scratch, folder):
-                os.chown(path, NOBODY, NOBODY)
-        ctx = context()
+        self.user = new_user() if stranger else 0
+        if stranger:
+            for path in filter(None, (self.scratch, folder)):
+                os.chown(path, self.user, self.user)
+        self.context = ctx = context()
         self.pipe, theirs = ctx.Pipe()
         self.prints, their_prints = ctx.Pipe(duplex=False)
         self.process = ctx.Process(target=serve, args=(
-            theirs, their_prints, folder or self.scratch, self.scratch, nobody, memory,
+            theirs, their_prints, folder or self.scratch, self.scratch, self.user, memory,
             files, cpu, service, arguments))
-        self.process.start()
+        with in_own_folder():
+            self.process.start()
         theirs.close()
         their_prints.close()
         self.output, self.allowed, self.tail, self.fate = 0, output, b"", ""
@@ -131,7 +147,7 @@ class Child:
             if code is None or isinstance(error, (ValueError, TypeError, RecursionError)):
                 self.fate = self.fate or "it wrote into the grader's own pipe"
             elif code is not None and code < 0:
-                self.fate = self.fate or f"it was ended by {signal.Signals(-code).name}"
+                self.fate = self.fate or f"it was ended by {signal_name(-code)}"
             self.fate = self.fate or f"it ended the process, with status {code}"
             self.close()
             last = self.printed().splitlines()[-1:]
@@ -170,7 +186,11 @@ class Child:
         self.process.join()
         self.pipe.close()
         self.prints.close()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        if self.user:
+            last = self.context.Process(target=kill_all, args=(self.user,))
+            last.start()
+            last.join()
+        remove(self.scratch)
 
     def __enter__(self):
         return self
@@ -192,20 +212,67 @@ def ended_in_order():
         signal.signal(signal.SIGTERM, before)
 
 
-def can_be_nobody():
-    """May a child become the user nobody, who must still reach the packages and its files?
+def signal_name(number):
+    try:
+        return signal.Signals(number).name
+    except ValueError:          # a real-time signal
+        return f"signal {number}"
+
+
+def remove(folder):
+    """Whatever is in it: thousands of folders in each other, or files that cannot go."""
+    with contextlib.suppress(RecursionError, OSError):
+        shutil.rmtree(folder, ignore_errors=True)
+    if os.path.exists(folder) and shutil.which("rm"):
+        subprocess.run(["rm", "-rf", "--", folder], check=False, stderr=subprocess.DEVNULL)
+
+
+def why_no_stranger() -> str:
+    """Why a child cannot become another user, or "".   See Child's stranger.
+
+    The other user must reach the packages and its files.
     """
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
-        return False
+        return "the grader is not root"
+    with contextlib.suppress(OSError), open("/proc/self/uid_map") as file:
+        ids = [tuple(map(int, line.split())) for line in file]
+        if not any(a <= USERS[0] and USERS[-1] < a + count for a, _, count in ids):
+            return f"this container has no users {USERS[0]} to {USERS[-1]}"
     places = [pathlib.Path(file).resolve().parent
               for file in (importlib.util.find_spec("torch").origin, os.__file__)]
     temporary = pathlib.Path(tempfile.gettempdir()).resolve()
-    return all(path.stat().st_mode & 0o005 == 0o005
-               for place in places for path in (place, *place.parents)) and all(
-        path.stat().st_mode & 0o001 for path in (temporary, *temporary.parents))
+    for bits, path in [*((0o005, path) for place in places
+                         for path in (place, *place.parents)),
+                       *((0o001, path) for path in (temporary, *temporary.parents))]:
+        if path.stat().st_mode & bits != bits:
+            return f"other users may not read {path}"
+    return ""
 
 
-def serve(pipe, prints, folder, scratch, nobody, memory, files, cpu, service, arguments):
+def new_user() -> int:
+    """A user's number that owns no process, and has no name."""
+    import pwd
+    taken = {entry.pw_uid for entry in pwd.getpwall()}
+    for path in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            taken.add(path.stat().st_uid)
+    return secrets.choice([number for number in USERS if number not in taken])
+
+
+def become(user):
+    os.setgroups([])
+    os.setgid(user)
+    os.setuid(user)
+
+
+def kill_all(user):
+    """In a process of its own, which becomes that user: only its processes are hit."""
+    become(user)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)
+
+
+def serve(pipe, prints, folder, scratch, user, memory, files, cpu, service, arguments):
     """The child: first its limits, then the code that they are for."""
     if hasattr(os, "setsid"):
         os.setsid()
@@ -213,7 +280,7 @@ def serve(pipe, prints, folder, scratch, nobody, memory, files, cpu, service, ar
         os.dup2(nothing, 0)
         os.dup2(prints.fileno(), 1)
         os.dup2(prints.fileno(), 2)
-        # The server's own pipes are open here too; nobody may write into them.
+        # The server's own pipes are open here too, and must not be written to.
         for number in range(3, 256):
             if number not in (nothing, pipe.fileno()):
                 with contextlib.suppress(OSError):
@@ -225,10 +292,8 @@ def serve(pipe, prints, folder, scratch, nobody, memory, files, cpu, service, ar
     else:
         sys.stdin = open(os.devnull)
         sys.stdout = sys.stderr = open(os.devnull, "w")
-    if nobody:
-        os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
+    if user:
+        become(user)
     if resource:
         with open("/proc/self/statm") if os.path.exists("/proc/self/statm") else (
                 contextlib.nullcontext()) as file:
@@ -237,7 +302,7 @@ def serve(pipe, prints, folder, scratch, nobody, memory, files, cpu, service, ar
         for kind, most in ((resource.RLIMIT_AS, now + memory if now else None),
                            (resource.RLIMIT_FSIZE, files), (resource.RLIMIT_CORE, 0),
                            (resource.RLIMIT_CPU, cpu),
-                           (resource.RLIMIT_NPROC, PROCESSES if nobody else None)):
+                           (resource.RLIMIT_NPROC, PROCESSES if user else None)):
             if most is not None:
                 with contextlib.suppress(OSError, ValueError):
                     resource.setrlimit(kind, (most, most))

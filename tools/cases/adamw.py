@@ -62,6 +62,19 @@ def AdamW__groups_have_their_own_settings(r):
     return a, b, c
 
 
+def AdamW__goes_on_from_its_saved_state(r):
+    p, out, saved = torch.nn.Parameter(draw(r, 3)), [], None
+    for _ in range(4):
+        optimizer = optim.AdamW([p], lr=.1)
+        if saved:
+            optimizer.load_state_dict(saved)
+        p.grad = draw(r, 3)
+        optimizer.step()
+        out.append(p.detach().clone())
+        saved = optimizer.state_dict()
+    return out
+
+
 def AdamW__closure_is_called_and_its_loss_returned(r):
     p, calls = torch.nn.Parameter(draw(r, 3)), []
     optimizer = optim.AdamW([p], lr=.1)

@@ -3,22 +3,27 @@
 import unittest.mock
 
 import torch
-from cases import draw, gradients, leaf, mask_of, raised
+from cases import draw, gradients, leaf, mask_of, raised, single
 
 import bert
 
 # --- 3.1 attention ---
 
+# A softmax may well be computed in float32, as other libraries do.
+
+@single
 def attention__weighted_means_and_their_gradients(r):
     q, k, v = (leaf(r, 2, 3, 5, 4) for _ in range(3))
     out = bert.attention(q, k, v)
     return out, gradients(out, (q, k, v), r)
 
 
+@single
 def attention__scores_are_divided_by_root_D(r):
     return [bert.attention(*(draw(r, 1, 2, 4, D) for _ in range(3))) for D in (1, 9, 16)]
 
 
+@single
 def attention__hidden_keys_get_no_weight(r):
     q, k, v = (draw(r, 4, 2, 6, 3) for _ in range(3))
     mask = mask_of(r, 4, 6)
@@ -26,6 +31,7 @@ def attention__hidden_keys_get_no_weight(r):
     return bert.attention(q, k, v, mask), bert.attention(q, k, v, mask.double())
 
 
+@single
 def attention__large_scores_stay_finite(r):
     q, k, v = (draw(r, 2, 1, 5, 3) for _ in range(3))
     return bert.attention(60 * q, 60 * k, v)

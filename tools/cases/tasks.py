@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from cases import draw
+from cases import draw, raised
 
 import multitask
 import optim
@@ -31,9 +31,9 @@ def toy(r):
          optim.Block("b", {"b": h[1]}, shared=False)], 3)
     own = {"sst": (draw(r, 2, 3), h[0]), "sts": (draw(r, 2, 3), h[1])}
 
-    def loss_fn(task, batch):
+    def loss_fn(task, batch, factor=1.0):
         c, head = own[task]
-        loss = ((w * c + head ** 2) * batch).sum()
+        loss = factor * ((w * c + head ** 2) * batch).sum()
         return loss, {"loss": loss.detach(), "smooth": batch.mean()}
     return flat, loss_fn
 
@@ -46,7 +46,7 @@ def algorithms__backward_gives_each_task_its_row(r):
     flat, loss_fn = toy(r)
     flat.G.fill_(7)
     logs = multitask.backward(flat, [batches(r, "sst", "sts")], loss_fn,
-                              {"sst": 2, "sts": 0})
+                              {"sst": 2, "sts": 0}, factor=float(r.uniform(2, 3)))
     return flat.G, sorted(logs.items())
 
 
@@ -101,6 +101,12 @@ def pcgrad__blocks_are_treated_apart(r):
     grams = np.array([problem(r, 3, 2)[0] for _ in range(6)])
     return (multitask.pcgrad(grams, orders),
             multitask.pcgrad(grams.reshape(2, 3, 3, 3), orders))
+
+
+def pcgrad__what_is_not_square_is_refused(r):
+    gram, orders = problem(r, 3)
+    return multitask.pcgrad(gram, orders), [raised(multitask.pcgrad, wrong, orders)
+                                            for wrong in (gram[:2], gram[:, :2], gram[0])]
 
 
 def pcgrad__orders_are_drawn_from_rng(r):
