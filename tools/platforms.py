@@ -26,7 +26,7 @@ README = """\
 grades the modules in the folder SUBMISSION: a table of parts, and exit status 0 if all
 points were earned. `--gradescope FILE` and `--summary FILE` write other formats. Keep this
 folder to yourself: it holds the seed and the solution. Run it in a container, as root, so
-that submissions run as the user nobody; docs/assignment.md says what that protects.
+that submissions run as another user; docs/assignment.md says what that protects.
 """
 
 # Gradescope: setup.sh runs once, run_autograder for each submission, in /autograder.
@@ -129,7 +129,7 @@ jobs:
       - uses: actions/setup-python@v5
         with: {python-version: "3.x"}
       - run: pip install torch numpy
-      - name: Grade, as root, so that the submission runs as the user nobody
+      - name: Grade, as root, so that the submission runs as another user
         run: |
           chmod -R go-rwx grader
           sudo env OMP_NUM_THREADS=1 "$(which python)" -B grader/tools/grader.py \\
