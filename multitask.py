@@ -328,12 +328,13 @@ def treat(flat, regions: list, rows: dict, treatment, clip=0.0, rng=None, losses
         if region.unit is not None:
             gram[region.unit] += one
     # One task alone has nothing to be treated against; its pairs keep their state.
-    result = np.asarray(call_treatment(treatment if k > 1 else plain_sum, gram, rng=rng,
-                                       losses=losses), np.float64)
+    # It gets a copy: what it changes in place must not get into the log.
+    result = np.asarray(call_treatment(treatment if k > 1 else plain_sum, gram.copy(),
+                                       rng=rng, losses=losses), np.float64)
     if result.shape not in (gram.shape, gram.shape[:-1]):
         raise ValueError(f"a treatment must return C {list(gram.shape)}, or weights "
                          f"{list(gram.shape[:-1])}; got {list(result.shape)}")
-    if not np.isfinite(result).all():
+    if not (abs(result) < np.finfo(np.float32).max).all():      # nor if it is NaN
         return None
     C = result if result.shape == gram.shape else None
     weights = result if C is None else C.sum(-2)                                # [L, k]

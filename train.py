@@ -105,6 +105,7 @@ def parse(argv=None):
     """
     p = parser()
     args, source = flags.parse(p, argv, RECIPES)
+    args.option = plugins.in_full(args.option)
     row, origin = Row("default"), "default"
     for candidate in TABLE_1:
         if set(heads.REPORT) <= set(args.tasks) and all(
@@ -243,7 +244,8 @@ def make_treatment(args, regions):
     """--option -> the function that treats task gradients, gram [L, K, K] -> C."""
     if plugins.is_outside(args.option):
         L = len({region.unit for region in regions} - {None})
-        return plugins.PerUnit(plugins.load(args.option), L, multitask.call_treatment)
+        return plugins.PerUnit(args.option, plugins.load(args.option), L,
+                               multitask.call_treatment)
     if args.option in multitask.TREATMENTS:
         return multitask.TREATMENTS[args.option](args)
     return multitask.plain_sum

@@ -26,7 +26,7 @@ import warnings
 
 import torch
 
-from plumbing import flags, reading
+from plumbing import flags, plugins, reading
 from plumbing.files import (
     content_digest,
     file_digest,
@@ -356,7 +356,9 @@ def resumed(args, source, path, parser=None) -> tuple:
     for name, value in args.items():
         if name not in values:
             values[name] = value
-        elif name in ("data", "weights"):       # may have moved: their digests are compared
+        elif name in ("data", "weights") or name == "option" and (
+                plugins.short(value) == plugins.short(values[name])):
+            # They may have moved: their digests are compared.
             values[name] = value if source[name] == "given" else values[name]
         elif source[name] == "given" and name != "resume" and values[name] != value:
             raise ValueError(f"--{name.replace('_', '-')} {value} differs from the run in "

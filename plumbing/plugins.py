@@ -5,9 +5,15 @@
     --option torchjd:CAGrad,c=0.5       one that needs a number
 """
 
+import collections
 import importlib.util
 import inspect
+import math
 import os
+import random
+import sys
+import traceback
+import warnings
 
 import numpy as np
 import torch
@@ -28,6 +34,18 @@ def load(option: str):
     return from_torchjd(name) if place == "torchjd" else from_file(place, name)
 
 
+def in_full(option: str) -> str:
+    """The file with its folder, so that a run can be resumed from anywhere."""
+    path, _, name = option.rpartition(":")
+    return f"{os.path.abspath(path)}:{name}" if path not in ("", "torchjd") else option
+
+
+def short(option: str) -> str:
+    """The file without its folder."""
+    path, _, name = option.rpartition(":")
+    return f"{os.path.basename(path)}:{name}" if path else option
+
+
 def files_of(option: str) -> dict:
     """What a run with this --option depends on.   -> {name: path}, for its digests"""
     path = option.rpartition(":")[0]
@@ -40,18 +58,20 @@ def from_file(path, name):
     if not os.path.isfile(path):
         raise ValueError(f"--option {path}:{name}: there is no file {path}; needed a "
                          f"Python file and the name of a function in it, gram -> C")
-    spec = importlib.util.spec_from_file_location(
-        os.path.splitext(os.path.basename(path))[0], path)
+    stem = os.path.splitext(os.path.basename(path))[0]
+    spec = importlib.util.spec_from_file_location(f"option_{stem}", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module     # where dataclasses look for it
+    sys.path.append(os.path.dirname(os.path.abspath(path)))     # for what lies beside it
     try:
         spec.loader.exec_module(module)
+        found = getattr(module, name, None)
+        if callable(found):
+            return found if inspect.isclass(found) else lambda: found
     except Exception as error:      # it is the user's file: anything can be in it
         raise ValueError(f"--option {path}:{name}: {path} cannot be imported: "
                          f"{type(error).__name__}: {error}") from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        raise ValueError(f"--option {path}:{name}: {path} has no function {name}")
-    return found if inspect.isclass(found) else lambda: found
+    raise ValueError(f"--option {path}:{name}: {path} has no function {name}")
 
 
 def from_torchjd(text):
@@ -68,7 +88,9 @@ def from_torchjd(text):
         raise ValueError(f"--option torchjd:{name}: torchjd's Gramian weightings are "
                          f"{', '.join(sorted(known))}")
     try:
-        numbers = {key: float(value) for key, value in (s.split("=") for s in settings)}
+        numbers = {key: number(value) for key, value in (s.split("=") for s in settings)}
+        if len(numbers) < len(settings):
+            raise ValueError("a name is given twice")
         weighting = getattr(aggregation, f"{name}Weighting")
         weighting(**numbers)
     except (TypeError, ValueError, ImportError) as error:
@@ -86,56 +108,202 @@ def from_torchjd(text):
     return Weighting
 
 
+def number(text):
+    """"2" -> 2, "0.5" -> 0.5; torchjd wants some as whole numbers."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"needed a number, got {text}")
+    return int(text) if text.strip("+-").isdigit() else value
+
+
 class PerUnit:
     """Applies a treatment of one matrix to each unit's Gram matrix, [L, K, K].
 
-    make() -> a treatment of one gram [K, K]; each of the L units gets one of its own, so
-    that it may keep a state. call: multitask.call_treatment, which calls it.
+    option: its name in messages; make() -> a treatment of one gram [K, K]; each of the L
+    units gets one of its own, so that it may keep a state. call: multitask.call_treatment,
+    which calls it. Whatever goes wrong in it is a ValueError that names the option, and
+    where it is a file, the line.
     """
 
-    def __init__(self, make, L, call):
-        self.units, self.call = [make() for _ in range(L)], call
+    def __init__(self, option, make, L, call):
+        self.option, self.make, self.call = option, make, call
+        self.units = [self.tried(make) for _ in range(L)]
+        self.checked = self.warned = False
 
     def __call__(self, gram, **more):
-        return np.stack([np.asarray(self.call(unit, one, **more))
-                         for unit, one in zip(self.units, gram)])
+        results = [self.result_of(unit, one, more) for unit, one in zip(self.units, gram)]
+        if not self.checked:        # better after one step than at the first checkpoint
+            self.check_state()
+            self.checked = True
+        if len({result.ndim for result in results}) > 1:
+            raise ValueError(f"--option {self.option} returned C for one unit, and weights "
+                             f"for another")
+        return np.stack(results)
+
+    def tried(self, function, *args, **more):
+        try:
+            return function(*args, **more)
+        except Exception as error:
+            path = os.path.abspath(self.option.rpartition(":")[0])
+            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+                     if os.path.abspath(frame.filename) == path]
+            place = f", line {lines[-1]}" if lines else ""
+            raise ValueError(f"--option {self.option}{place}: {type(error).__name__}: "
+                             f"{error}") from error
+
+    def result_of(self, unit, gram, more):
+        """C [K, K] or weights [K], as float64.   Raises ValueError"""
+        K = len(gram)
+        found = self.tried(self.call, unit, gram, **more)
+        if torch.is_tensor(found):
+            found = found.detach().cpu().numpy()
+        try:
+            result = np.asarray(found, np.float64)
+        except (TypeError, ValueError):
+            result = None
+        if result is None or result.shape not in ((K, K), (K,)):
+            what = type(found).__name__ if result is None or result.ndim == 0 else (
+                f"an array {list(result.shape)}")
+            raise ValueError(f"--option {self.option} must return C [{K}, {K}], or weights "
+                             f"[{K}]; it returned {what}")
+        if not np.isfinite(result).all() and np.isfinite(gram).all() and not self.warned:
+            self.warned = True
+            warnings.warn(f"--option {self.option} returned a number that is not finite; "
+                          f"such a step is skipped")
+        return result
+
+    def check_state(self):
+        """Can a new one be made what this one is?   Raises ValueError if not"""
+        new, state = [self.tried(self.make) for _ in self.units], state_of(self.units)
+        if not equal(state_of(restored(new, state)), state):
+            raise ValueError(f"--option {self.option}: its state cannot be restored from a "
+                             f"checkpoint")
 
 
 # --- State, for a checkpoint ---
 
-def state_of(value):
-    """A treatment's own attributes, as tensors and plain values; None for what cannot be
-    saved, such as a function."""
-    if value is None or isinstance(value, (bool, int, float, str, torch.Tensor)):
+# Values beside numbers and text: their types, what is saved, and what makes them of it.
+FORMS = {
+    "bytes": (bytes, list, bytes),
+    "complex": (complex, lambda z: [z.real, z.imag], lambda parts: complex(*parts)),
+    "set": (set, list, set), "frozenset": (frozenset, list, frozenset),
+    "deque": (collections.deque, lambda d: [list(d), d.maxlen],
+              lambda parts: collections.deque(*parts)),
+    "Counter": (collections.Counter, dict, collections.Counter),
+    "OrderedDict": (collections.OrderedDict, dict, collections.OrderedDict),
+    "Generator": (np.random.Generator, lambda r: r.bit_generator.state, lambda state: (
+        generator(state))),
+    "Random": (random.Random, lambda r: r.getstate(), lambda state: (
+        python_random(state))),
+    "dtype": (torch.dtype, str, lambda name: getattr(torch, name.split(".")[1])),
+    "device": (torch.device, str, torch.device),
+}
+
+
+def generator(state):
+    made = np.random.Generator(getattr(np.random, state["bit_generator"])())
+    made.bit_generator.state = state
+    return made
+
+
+def python_random(state):
+    made = random.Random()
+    made.setstate(state)
+    return made
+
+
+def attributes(value) -> dict:
+    """Those of an object, also of one with __slots__."""
+    slots = {name for kind in type(value).__mro__
+             for name in getattr(kind, "__slots__", ())} - {"__dict__", "__weakref__"}
+    found = {name: getattr(value, name) for name in sorted(slots) if hasattr(value, name)}
+    return {**found, **getattr(value, "__dict__", {})}
+
+
+def state_of(value, where="treatment", above=()):
+    """A treatment's own attributes, as tensors and plain values; None for what is made
+    again, not saved: functions, classes and modules.
+
+    Raises ValueError naming the attribute that cannot be saved.
+    """
+    kind = type(value)
+
+    def inner(entry, name):
+        return state_of(entry, f"{where}{name}", (*above, id(value)))
+    if value is None or kind in (bool, int, float, str) or torch.is_tensor(value):
         return {"value": value}
+    if id(value) in above:
+        raise ValueError(f"{where} leads back to itself, which a checkpoint cannot hold")
     if isinstance(value, (np.ndarray, np.generic)):
-        return {"array": torch.from_numpy(np.array(value))}
-    if isinstance(value, (list, tuple)):
-        return {"list": [state_of(entry) for entry in value]}
-    if isinstance(value, dict):
-        return {"dict": {key: state_of(entry) for key, entry in value.items()}}
-    if inspect.isroutine(value) or inspect.isclass(value) or not hasattr(value, "__dict__"):
+        array, name = np.array(value), "array" if kind is np.ndarray else "number"
+        if array.dtype.kind in "US":
+            return {"text": [array.tolist(), str(array.dtype), name]}
+        try:
+            return {name: torch.from_numpy(array)}
+        except TypeError:
+            raise ValueError(f"{where} is an array of {array.dtype}, which a checkpoint "
+                             f"cannot hold") from None
+    if kind in (list, tuple):
+        return {kind.__name__: [inner(entry, f"[{i}]") for i, entry in enumerate(value)]}
+    if kind is dict:
+        return {"dict": [[inner(key, "'s key"), inner(entry, f"[{key!r}]")]
+                         for key, entry in value.items()]}
+    for name, (form, plain, _) in FORMS.items():
+        if kind is form:
+            return {name: inner(plain(value), "")}
+    if isinstance(value, (list, tuple, dict, set, collections.deque, str, int, float)):
+        raise ValueError(f"{where} is a {kind.__name__}, which a checkpoint cannot hold; "
+                         f"use a plain {kind.__mro__[1].__name__}")
+    if inspect.isclass(value) or inspect.ismodule(value) or (
+            inspect.isroutine(value) and not getattr(value, "__dict__", {})):
         return None
-    return {"attributes": {key: state_of(entry) for key, entry in vars(value).items()}}
+    return {"attributes": {name: inner(entry, f".{name}")
+                           for name, entry in attributes(value).items()}}
 
 
 def restored(value, state):
-    """`value` as it was when state_of() looked at it; objects are changed in place."""
+    """`value` as it was when state_of() looked at it; objects are changed in place.
+
+    Raises ValueError for an object that is not there yet: only its attributes are saved.
+    """
     if state is None:
         return value
     (kind, saved), = state.items()
     if kind == "array":
         return saved.numpy()
-    if kind == "list":
+    if kind == "number":
+        return saved.numpy()[()]
+    if kind == "text":
+        array = np.array(saved[0], saved[1])
+        return array if saved[2] == "array" else array[()]
+    if kind in ("list", "tuple"):
         old = list(value) if isinstance(value, (list, tuple)) else []
         new = [restored(old[i] if i < len(old) else None, entry)
                for i, entry in enumerate(saved)]
-        return tuple(new) if isinstance(value, tuple) else new
+        return tuple(new) if kind == "tuple" else new
     if kind == "dict":
         old = value if isinstance(value, dict) else {}
-        return {key: restored(old.get(key), entry) for key, entry in saved.items()}
+        pairs = [(restored(None, key), entry) for key, entry in saved]
+        return {key: restored(old.get(key), entry) for key, entry in pairs}
+    if kind in FORMS:
+        return FORMS[kind][2](restored(None, saved))
     if kind == "attributes":
+        if value is None or type(value) in (bool, int, float, str, list, tuple, dict):
+            raise ValueError(f"the treatment keeps an object with {', '.join(saved)} that "
+                             f"__init__ has not made; a checkpoint restores attributes of "
+                             f"objects, not objects")
         for key, entry in saved.items():
-            vars(value)[key] = restored(vars(value).get(key), entry)
+            object.__setattr__(value, key, restored(getattr(value, key, None), entry))
         return value
     return saved
+
+
+def equal(a, b) -> bool:
+    """Are two results of state_of() the same?"""
+    if torch.is_tensor(a):
+        return torch.is_tensor(b) and torch.equal(a.nan_to_num(), b.nan_to_num())
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b or a != a and b != b

@@ -1,9 +1,14 @@
 """3.3 Treatments of any kind: what they return and ask for, their state, other files."""
 
+import collections
 import os
+import random
 import signal
+import tempfile
+import warnings
 
 import numpy as np
+import torch
 
 import multitask
 from plumbing import plugins
@@ -104,6 +109,24 @@ def test_3_3_treatment__an_edited_file_cannot_be_resumed_with():
     assert_one_line(status, errors, "mine.py")
 
 
+def test_3_3_treatment__a_file_may_move_before_a_resume():
+    path = user_file(STATEFUL)
+    before = os.getcwd()
+    try:
+        os.chdir(os.path.dirname(path))
+        with signalled_at(2):
+            _, out, _ = run_train("--option", "mine.py:Slow", steps=6)
+    finally:
+        os.chdir(before)
+    with signalled_at(2):
+        status, output, errors = resume(out)
+    assert "stopped after update" in output, errors
+    new = os.path.join(os.path.dirname(path), "elsewhere", "mine.py")
+    os.mkdir(os.path.dirname(new))
+    os.rename(path, new)
+    assert_equal(resume(out, "--option", f"{new}:Slow")[0], 0)
+
+
 def test_3_3_treatment__what_cannot_be_loaded_is_refused_by_name():
     for option, words in (
             ("nowhere.py:f", ["nowhere.py", "no file"]),
@@ -114,16 +137,113 @@ def test_3_3_treatment__what_cannot_be_loaded_is_refused_by_name():
         assert_one_line(status, errors, *words)
 
 
+class Thing:
+    def __init__(self, **values):
+        vars(self).update(values)
+
+
+class Slots:
+    __slots__ = ("count",)
+
+
+def through_a_checkpoint(new, old):
+    """What `new` is after `old` was saved to a file and read back as checkpoints are."""
+    path = os.path.join(tempfile.mkdtemp(), "state.pt")
+    torch.save(plugins.state_of(old), path)
+    return plugins.restored(new, torch.load(path, weights_only=True))
+
+
 def test_3_3_treatment__any_state_of_plain_values_is_restored():
-    class Thing:
-        def __init__(self):
-            self.numbers, self.parts, self.f = np.zeros(2), [], print
-            self.table = {}
-    old, new = Thing(), Thing()
-    old.numbers, old.parts, old.table = np.array([1.0, 2]), [1, "a", (2.5, None)], {"k": 3}
-    plugins.restored(new, plugins.state_of(old))
-    assert_equal(new.numbers.tolist(), [1, 2])
-    assert_equal((new.parts[:2], new.table, new.f), ([1, "a"], {"k": 3}, print))
+    values = [np.array([1.0, 2]), [1, "a", (2.5, None)], {"k": 3, (1, 2): {}},
+              {np.int64(3): 1}, np.float64(.1) + .2, np.str_("ä"), np.array(["a", "bc"]),
+              {1, 2}, 1 + 2j, b"a",
+              frozenset("a"), collections.deque([1, 2], 2), collections.Counter("aab"),
+              torch.float64, torch.device("cpu"), torch.ones(2), float("inf"), 10 ** 30]
+    for value in values:
+        got = through_a_checkpoint(Thing(x=None), Thing(x=value)).x
+        assert type(got) is type(value) and str(got) == str(value), f"{value!r}: {got!r}"
+    generator, python = np.random.default_rng(1), random.Random(1)
+    generator.normal(), python.random()
+    new = through_a_checkpoint(Thing(a=None, b=None), Thing(a=generator, b=python))
+    assert_equal((new.a.normal(), new.b.random()), (generator.normal(), python.random()))
+    old, new = Slots(), Slots()
+    old.count, new.count = 5, 0
+    assert_equal(through_a_checkpoint(new, old).count, 5)
+    assert_equal(through_a_checkpoint(Thing(f=print), Thing(f=print)).f, print)
+
+
+def test_3_3_treatment__what_cannot_be_saved_is_refused_by_its_name():
+    cycle = Thing()
+    cycle.me = cycle
+    for value, words in ((cycle, "treatment.me leads back"),
+                         (Thing(x=[collections.defaultdict(int)]), "treatment.x[0] is a d"),
+                         (Thing(x=np.array([None])), "treatment.x is an array of object")):
+        with assert_raises(words):
+            plugins.state_of(value)
+    with assert_raises("that __init__ has not made"):
+        through_a_checkpoint(Thing(x=None), Thing(x=Thing(y=1)))
+
+
+WRONG = """import numpy as np
+class Lazy:
+    helper = None
+    def __call__(self, gram):
+        self.helper = self.helper or Lazy()
+        return np.eye(len(gram))
+def broken(gram):
+    return {}["key"]
+def nothing(gram): pass
+def generator(gram): yield 1
+def ragged(gram): return [[1], [1, 2]]
+def column(gram): return np.ones((len(gram), 1))
+def needs(gram, beta): return np.eye(len(gram))
+class Needs:
+    def __init__(self, beta): pass
+"""
+
+
+def test_3_3_treatment__a_mistake_in_a_file_is_one_line_with_its_place():
+    path = user_file(WRONG)
+    for name, words in (
+            ("Lazy", ["has not made"]), ("broken", ["line 8: KeyError: 'key'"]),
+            ("nothing", ["must return C [3, 3], or weights [3]; it returned NoneType"]),
+            ("generator", ["returned generator"]), ("ragged", ["returned list"]),
+            ("column", ["returned an array [3, 1]"]), ("needs", ["TypeError", "beta"]),
+            ("Needs", ["TypeError", "beta"])):
+        status, _, errors = run_train("--option", f"{path}:{name}", steps=2)
+        assert_one_line(status, errors, *words)
+
+
+FAMILY = """from __future__ import annotations
+import dataclasses
+import numpy as np
+import an_odd_sibling
+@dataclasses.dataclass
+class Zero:
+    count: int = 0
+    def __call__(self, gram):
+        gram[:] = 0                         # its own copy
+        return an_odd_sibling.result(gram)
+def none(gram):
+    return np.full(len(gram), np.nan)
+"""
+
+
+def test_3_3_treatment__a_file_may_use_its_neighbours_and_change_its_gram():
+    path = user_file(FAMILY)
+    write_file("import numpy as np\ndef result(gram): return np.ones(len(gram))\n",
+               os.path.join(os.path.dirname(path), "an_odd_sibling.py"))
+    status, out, errors = run_train("--option", f"{path}:Zero", steps=2)
+    assert status == 0, errors
+    assert all(log_of(out)[0][f"norm_{name}"] > 0 for name in ("sst", "para", "sts")), (
+        "the log has what the treatment made of its copy")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        status, _, errors = run_train("--option", f"{path}:none", steps=2)
+    assert status == 0, errors
+    assert_equal([str(w.message) for w in caught], [
+        f"--option {path}:none returned a number that is not finite; such a step is "
+        f"skipped"])
 
 
 def test_3_3_task_weights__multiply_the_losses_and_the_log_stays():
@@ -140,16 +260,19 @@ def test_3_3_task_weights__multiply_the_losses_and_the_log_stays():
 
 def test_3_3_treatment__a_weighting_of_torchjd_by_its_name():
     skip_without_torchjd()
-    treatment = plugins.PerUnit(plugins.load("torchjd:PCGrad"), 1, multitask.call_treatment)
+    treatment = plugins.PerUnit("torchjd:PCGrad", plugins.load("torchjd:PCGrad"), 1,
+                                multitask.call_treatment)
     # the example of torchjd's own documentation, J = [[-4, 1, 1], [6, 1, 1]]
     got = treatment(np.array([[[18.0, -22], [-22, 38]]]))
     assert_close(got, [[2.222222, 1.578947]], 1e-5)
     vaccine = plugins.load("torchjd:GradVac,beta=0.25")()
     assert_equal(vaccine.weighting.beta, .25)
     for name, words in (("Best", ["UPGrad"]), ("GradVac,gamma=1", ["gamma"]),
-                        ("Mean", ["Gramian"])):
+                        ("Mean", ["Gramian"]), ("CAGrad,c=nan", ["needed a number"]),
+                        ("CAGrad,c=1,c=2", ["twice"])):
         with assert_raises(*words):
             plugins.load(f"torchjd:{name}")
+    assert_equal(plugins.load("torchjd:Krum,n_byzantine=0")()(np.eye(3)).shape, (3,))
     status, out, errors = run_train("--option", "torchjd:MGDA", "--con")
     assert status == 0, errors
     first = log_of(out)[0]

@@ -67,7 +67,7 @@ from tools.source import (
 
 # Not for students (bench.py shows the usual surgery), or where a hole looks like a bug.
 OURS = ("*make_assignment.py", "*mutant*", "climber.py", "source.py", "*bench.py",
-        "*grader.py", "cases", "platforms.py", "solutions", "handout.md",
+        "*grader.py", "cases", "platforms.py", "solutions", "submissions.py", "handout.md",
         "student_readme.md", "assignment.md", "test_docs.py", "*tour.py", "processes.py",
         "*_ranks.py", "*_torchrun.py", "stand_in.py", "*_devices.py", "browser.py",
         "test_*_serve.py")
