@@ -96,9 +96,12 @@ class WordPiece:
     def __deepcopy__(self, memo):
         return self             # it never changes: SMART's teacher shares the model's
 
-    def save(self, folder):
-        """Write vocab.txt and tokenizer_config.json as they were when they were loaded."""
-        self.vocabulary.save(folder)
+    def save(self, folder, max_length=None):
+        """Write vocab.txt and tokenizer_config.json as they were when they were loaded.
+
+        max_length: of a row of tokens, for other libraries' truncation.
+        """
+        self.vocabulary.save(folder, max_length)
 
     def pieces(self, token):
         """unaffable -> un ##aff ##able; if any rest has no match, the whole is [UNK]."""

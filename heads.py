@@ -34,7 +34,7 @@ import bert
 import data
 import optim
 import smart
-from plumbing import checkpoint, progress, ranks, reading
+from plumbing import checkpoint, declared, progress, ranks, reading
 
 # --- 3.1 A task is a value ---
 
@@ -243,7 +243,7 @@ class MultitaskBert(nn.Module):
                              f"the positions of these weights; got {max_length!r}")
         self.max_length = max_length
         self.bert, self.con, self.pool, self.tokenizer = encoder, con, pool, tokenizer
-        self.tasks = {task.name: task for task in tasks(sst_loss, sts_loss)
+        self.tasks = {task.name: task for task in declared.valid(tasks(sst_loss, sts_loss))
                       if names is None or task.name in names}
         self.trained = [name for name in self.tasks if trained is None or name in trained]
         self.settings = {"con": con, "hlh": hlh, "pool": pool, "sst_loss": sst_loss,
@@ -289,7 +289,7 @@ class MultitaskBert(nn.Module):
         shows how far it is where that takes long. Raises ValueError for an unknown task,
         and for a pair where the task has one text or the reverse. Warns of a random head.
         """
-        if name not in self.tasks:
+        if name not in list(self.tasks):
             raise ValueError(f"needed one of the tasks {', '.join(self.tasks)}, got "
                              f"{name!r}")
         if name not in self.trained:
@@ -298,7 +298,7 @@ class MultitaskBert(nn.Module):
         task = self.tasks[name]
         examples = [tuple(map(self.tokenizer, reading.texts_of(
             example, len(task.texts), f"texts[{number}]: {name}")))
-            for number, example in enumerate(texts)]
+            for number, example in enumerate(reading.listed(texts))]
         if not examples:
             return (np.zeros(0), None) if with_probabilities else np.zeros(0)
         dataset = data.Dataset("", [str(i) for i in range(len(examples))], examples, None)
@@ -312,7 +312,7 @@ class MultitaskBert(nn.Module):
                                            in self.heads.state_dict().items()},
                                   multitask=self.settings)
         if self.tokenizer is not None:
-            self.tokenizer.save(folder)
+            self.tokenizer.save(folder, self.max_length)
 
     @classmethod
     def from_pretrained(cls, folder, device="cpu"):

@@ -35,7 +35,18 @@ import heads
 import multitask
 import optim
 import smart
-from plumbing import command, flags, folder, loop, machine, plugins, ranks, runs, sources
+from plumbing import (
+    command,
+    declared,
+    flags,
+    folder,
+    loop,
+    machine,
+    plugins,
+    ranks,
+    runs,
+    sources,
+)
 
 # --- 4.3 Table 1 ---
 
@@ -89,7 +100,7 @@ RECIPES = {
 
 
 def parser():
-    return flags.parser([task.name for task in heads.tasks()],
+    return flags.parser([task.name for task in declared.valid(heads.tasks())],
                         ["seq", "rr", *multitask.TREATMENTS],
                         Row("default"), TABLE_1, SAMPLE_ROW, RECIPES)
 

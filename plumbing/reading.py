@@ -86,9 +86,18 @@ def read_json_lines(path, growing=False):
             for number, line in enumerate(lines, 1)]
 
 
+def listed(texts):
+    """The texts of a call, if they are several.   Raises ValueError for a single one"""
+    if isinstance(texts, (str, bytes, dict)) or not hasattr(texts, "__iter__"):
+        raise ValueError(f"needed a list of texts, or of pairs, got {str(texts)[:60]!r}; "
+                         f"put a single one into [ ]")
+    return texts
+
+
 def texts_of(example, number, what):
     """A text, or a tuple or list of texts.   -> a tuple of so many, or raises ValueError"""
-    parts = (example,) if isinstance(example, str) else tuple(example)
+    parts = tuple(example) if isinstance(example, (tuple, list)) or (
+        hasattr(example, "tolist") and getattr(example, "ndim", 0)) else (example,)
     if len(parts) != number or not all(isinstance(part, str) for part in parts):
         raise ValueError(f"{what} needs {number} text(s), got {str(example)[:60]!r}")
     return parts

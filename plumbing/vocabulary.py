@@ -85,7 +85,7 @@ class Vocabulary:
                     parts.append((piece, ids[piece] if i % 2 else None))
         return parts
 
-    def save(self, folder):
+    def save(self, folder, max_length=None):
         """Write vocab.txt and tokenizer_config.json as loaded, not as they are by now."""
         with open(os.path.join(folder, "vocab.txt"), "w", encoding="utf-8",
                   newline="\n") as file:
@@ -93,6 +93,8 @@ class Vocabulary:
         entries = {"tokenizer_class": "BertTokenizer", "do_lower_case": self.lower_case,
                    "strip_accents": self.strip_accents,
                    "tokenize_chinese_chars": self.chinese, **self.control, **self.kept}
+        if max_length:
+            entries["model_max_length"] = max_length
         if self.added:
             entries["added_tokens_decoder"] = {
                 str(a.id): {"content": a.content, "lstrip": False, "rstrip": False,

@@ -14,7 +14,7 @@ import numpy as np
 
 import data
 import heads
-from tests.checks import assert_close, assert_equal, assert_one_line
+from tests.checks import assert_close, assert_equal, assert_one_line, assert_raises
 from tests.world import (
     WORDS,
     files_of,
@@ -24,6 +24,7 @@ from tests.world import (
     run_train,
     signalled_at,
     small_bert,
+    tiny_world,
 )
 from tools import analyze, predict, results
 
@@ -177,6 +178,17 @@ def test_4_3_tasks__analysis_has_a_section_of_its_kind_for_each():
                            ("Conflicts between tasks", "is_joke, ease")):
         assert words in " ".join(sections[heading].split()), sections[heading]
     assert "The report's examples" not in output, "none of them is in these files"
+
+
+def test_4_3_tasks__a_single_text_is_no_list_of_texts():
+    model = heads.MultitaskBert(small_bert(vocab_size=len(WORDS)),
+                                tokenizer=data.WordPiece(tiny_world()[1])).eval()
+    for name, texts, words in (("sst", "cat", "[ ]"), ("sst", {"cat": 1}, "[ ]"),
+                               ("sst", None, "[ ]"), ("sst", [None], "needs 1 text"),
+                               ("sst", [3], "needs 1 text"), (["sst"], ["cat"], "one of"),
+                               ("sts", [{"cat", "dog"}], "needs 2 text")):
+        with assert_raises(words):
+            model.predict(name, texts)
 
 
 def test_4_3_tasks__predictions_for_texts_of_ones_own():

@@ -122,6 +122,9 @@ def test_tools_serve__tokens_are_those_that_the_model_reads():
                             (model, ("cat",), 0), (apart, ("cat " * 50,), 12),
                             (apart, ("cat " * 50, "dog"), 12)):
         assert_equal(serve.attention_of(one, texts, 0, 0)["cut"], cut)
+    model.max_length = 8
+    row, = serve.attention_of(model, ("cat " * 20,), 0, 0)["rows"]
+    assert_equal(len(row["tokens"]), 8, "--max-length cuts what is drawn, too")
     with unittest.mock.patch.object(serve, "MATRIX", 5):
         row, = serve.attention_of(model, ("cat dog man runs",), 0, 0)["rows"]
     assert row["weights"] is None and len(row["tokens"]) == 6

@@ -10,6 +10,9 @@ The library's BertForSequenceClassification has one linear layer on BERT's poole
 and takes a pair as one sequence. A model of ours is exactly that for a task of single
 texts, or with --con for a task of pairs, if it has --pool cls and no --hlh; any other is
 refused. A task with one logit z for two classes gets two, 0 and z: softmax(0, z) is σ(z).
+With truncation=True the library cuts long texts where the run did (--max-length); of a pair
+it may keep one token more of the other text. It reads "[SEP]" in a text as the separator;
+here it is text.
 """
 
 import os
@@ -77,7 +80,7 @@ def export(model, name, out):
                for key, p in model.bert.state_dict().items()}
     safetensors.save(os.path.join(out, "model.safetensors"),
                      {**encoder, "classifier.weight": weight, "classifier.bias": bias})
-    model.tokenizer.save(out)
+    model.tokenizer.save(out, model.max_length)
     print(f"{out}: {name}, {', '.join(names) or task.label}")
 
 

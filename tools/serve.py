@@ -67,7 +67,7 @@ def attention_of(model, texts, layer, head):
     tokenizer = model.tokenizer
     ids = tuple(map(tokenizer, texts))
     batch = data.collate(data.Dataset("", [""], [ids], None), [0], tokenizer, model.con,
-                         model.bert.config.max_position_embeddings)
+                         model.max_length)
     R, T = batch.input_ids.shape
     mask = batch.attention_mask
     lengths = [T] * R if mask is None else mask.sum(1).tolist()

@@ -1,0 +1,77 @@
+"""Do the tasks that heads.tasks() returns make sense, each by itself and together?"""
+
+import contextlib
+import functools
+import itertools
+import re
+
+import torch
+
+
+def valid(tasks) -> tuple:
+    """The tasks as they are.   Raises ValueError naming the one that is at fault"""
+    names = [task.name for task in tasks]
+    for task in tasks:
+        try:
+            check(task)
+        except TypeError:
+            wrong(task, "fields that never change, such as tuples for lists")
+        others = [name for name in names if name.lower() == task.name.lower()]
+        if len(others) > 1:
+            wrong(task, f"another name, got {' and '.join(others)}")
+    pairs = {}      # the log's names of pairs, such as cos_a_b
+    for a, b in itertools.permutations(tasks, 2):
+        other = pairs.setdefault(f"{a.name}_{b.name}", (a, b))
+        if other != (a, b):
+            wrong(a, f"another name: in the log {a.name}_{b.name} would mean two pairs, "
+                     f"{a.name} and {b.name}, {other[0].name} and {other[1].name}")
+    return tasks
+
+
+def wrong(task, needed):
+    raise ValueError(f"heads.tasks(), task {task.name!r}: needed {needed}")
+
+
+@functools.cache
+def check(task):
+    """By its fields, and by its functions on made-up logits."""
+    taken = {"overall", *dir(torch.nn.ModuleDict)}
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", task.name) or task.name in taken:
+        wrong(task, "a name of letters, digits and underscores that torch.nn.ModuleDict "
+                    "has no attribute of, and that is not 'overall'")
+    if len(task.texts) not in (1, 2):
+        wrong(task, f"one or two columns in texts, got {task.texts!r}")
+    if not task.lowest < task.highest:
+        wrong(task, f"lowest < highest, got {task.lowest} and {task.highest}")
+    count = task.highest - task.lowest + 1
+    if task.classes and len(task.classes) != count:
+        wrong(task, f"{count:g} classes, for the labels {task.lowest} to {task.highest}, "
+                    f"got {len(task.classes)}")
+    # The loss may still have to be written, in a student's copy.
+    with contextlib.suppress(NotImplementedError):
+        check_functions(task)
+
+
+def check_functions(task):
+    shape = (2, task.num_outputs) if task.num_outputs > 1 else (2,)
+    logits = torch.linspace(-1.3, 1.7, 2 * task.num_outputs).reshape(shape)
+    labels = torch.tensor([task.lowest, task.highest], dtype=torch.float32)
+    found = {}
+    for name, call in (("predict", lambda: task.predict(logits)),
+                       ("divergence", lambda: task.divergence(logits, logits + 1)),
+                       ("loss", lambda: task.loss(logits, labels))):
+        try:
+            found[name] = torch.as_tensor(call())
+        except NotImplementedError:
+            raise
+        except Exception as error:
+            wrong(task, f"a {name} that takes logits {list(shape)} and labels "
+                        f"{task.lowest:g} to {task.highest:g}; it raises "
+                        f"{type(error).__name__}: {error}")
+        size = [2] if name == "predict" else []
+        if list(found[name].shape) != size:
+            wrong(task, f"a {name} that returns {size or 'a number'} for logits "
+                        f"{list(shape)}, got {list(found[name].shape)}")
+    if task.whole_labels and (found["predict"] % 1).any():
+        wrong(task, f"whole predictions, as whole_labels says; predict gives "
+                    f"{found['predict'].tolist()}; for a graded task set it to False")
