@@ -38,7 +38,7 @@ from plumbing import checkpoint, declared, progress, ranks, reading
 
 # --- 3.1 A task is a value ---
 
-REPORT = ("sst", "para", "sts")         # the tasks of the report's tables
+REPORT = declared.REPORT                # the tasks of the report's tables
 
 @dataclasses.dataclass(frozen=True)
 class Task:

@@ -1,11 +1,13 @@
 """Do the tasks that heads.tasks() returns make sense, each by itself and together?"""
 
-import contextlib
 import functools
 import itertools
 import re
 
+import numpy as np
 import torch
+
+REPORT = ("sst", "para", "sts")         # the tasks of the report's tables
 
 
 def valid(tasks) -> tuple:
@@ -13,9 +15,10 @@ def valid(tasks) -> tuple:
     names = [task.name for task in tasks]
     for task in tasks:
         try:
-            check(task)
+            hash(task)
         except TypeError:
             wrong(task, "fields that never change, such as tuples for lists")
+        check(task)
         others = [name for name in names if name.lower() == task.name.lower()]
         if len(others) > 1:
             wrong(task, f"another name, got {' and '.join(others)}")
@@ -34,11 +37,12 @@ def wrong(task, needed):
 
 @functools.cache
 def check(task):
-    """By its fields, and by its functions on made-up logits."""
-    taken = {"overall", *dir(torch.nn.ModuleDict)}
+    """By its fields, and if it is not the report's by its functions."""
+    taken = {"overall", *dir(torch.nn.ModuleDict())}
     if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", task.name) or task.name in taken:
-        wrong(task, "a name of letters, digits and underscores that torch.nn.ModuleDict "
-                    "has no attribute of, and that is not 'overall'")
+        wrong(task, "a name that begins with a letter, goes on with letters, digits and "
+                    "underscores, and is not 'overall' or an attribute of "
+                    "torch.nn.ModuleDict")
     if len(task.texts) not in (1, 2):
         wrong(task, f"one or two columns in texts, got {task.texts!r}")
     if not task.lowest < task.highest:
@@ -47,21 +51,23 @@ def check(task):
     if task.classes and len(task.classes) != count:
         wrong(task, f"{count:g} classes, for the labels {task.lowest} to {task.highest}, "
                     f"got {len(task.classes)}")
-    # The loss may still have to be written, in a student's copy.
-    with contextlib.suppress(NotImplementedError):
+    if task.name not in REPORT:     # its functions have tests, and students write them
         check_functions(task)
 
 
 def check_functions(task):
+    """Call its functions on made-up logits."""
     shape = (2, task.num_outputs) if task.num_outputs > 1 else (2,)
     logits = torch.linspace(-1.3, 1.7, 2 * task.num_outputs).reshape(shape)
     labels = torch.tensor([task.lowest, task.highest], dtype=torch.float32)
     found = {}
     for name, call in (("predict", lambda: task.predict(logits)),
-                       ("divergence", lambda: task.divergence(logits, logits + 1)),
-                       ("loss", lambda: task.loss(logits, labels))):
+                       ("loss", lambda: task.loss(logits, labels)),
+                       ("divergence", lambda: task.divergence(logits, logits + 1))):
+        if getattr(task, name) is None and name == "divergence":
+            continue                # without --smart nothing calls it
         try:
-            found[name] = torch.as_tensor(call())
+            got = call()
         except NotImplementedError:
             raise
         except Exception as error:
@@ -69,9 +75,10 @@ def check_functions(task):
                         f"{task.lowest:g} to {task.highest:g}; it raises "
                         f"{type(error).__name__}: {error}")
         size = [2] if name == "predict" else []
-        if list(found[name].shape) != size:
+        if list(np.shape(got)) != size or got is None:
             wrong(task, f"a {name} that returns {size or 'a number'} for logits "
-                        f"{list(shape)}, got {list(found[name].shape)}")
+                        f"{list(shape)}, got {list(np.shape(got)) or got}")
+        found[name] = torch.as_tensor(got)
     if task.whole_labels and (found["predict"] % 1).any():
         wrong(task, f"whole predictions, as whole_labels says; predict gives "
                     f"{found['predict'].tolist()}; for a graded task set it to False")

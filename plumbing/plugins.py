@@ -6,6 +6,8 @@
 """
 
 import collections
+import copy
+import enum
 import importlib.util
 import inspect
 import math
@@ -125,6 +127,8 @@ class PerUnit:
     where it is a file, the line.
     """
 
+    NOT_SAVED = ("option", "make", "call")      # they come from the command line
+
     def __init__(self, option, make, L, call):
         self.option, self.make, self.call = option, make, call
         self.units = [self.tried(make) for _ in range(L)]
@@ -155,11 +159,10 @@ class PerUnit:
         """C [K, K] or weights [K], as float64.   Raises ValueError"""
         K = len(gram)
         found = self.tried(self.call, unit, gram, **more)
-        if torch.is_tensor(found):
-            found = found.detach().cpu().numpy()
         try:
-            result = np.asarray(found, np.float64)
-        except (TypeError, ValueError):
+            plain = found.detach().double().cpu() if torch.is_tensor(found) else found
+            result = np.asarray(plain, np.float64)
+        except Exception:
             result = None
         if result is None or result.shape not in ((K, K), (K,)):
             what = type(found).__name__ if result is None or result.ndim == 0 else (
@@ -175,7 +178,11 @@ class PerUnit:
     def check_state(self):
         """Can a new one be made what this one is?   Raises ValueError if not"""
         new, state = [self.tried(self.make) for _ in self.units], state_of(self.units)
-        if not equal(state_of(restored(new, state)), state):
+        try:        # a copy: restored() changes objects, and new ones may share some
+            new = copy.deepcopy(new)
+        except Exception:
+            return
+        if not self.tried(lambda: equal(state_of(restored(new, state)), state)):
             raise ValueError(f"--option {self.option}: its state cannot be restored from a "
                              f"checkpoint")
 
@@ -193,6 +200,10 @@ FORMS = {
     "OrderedDict": (collections.OrderedDict, dict, collections.OrderedDict),
     "Generator": (np.random.Generator, lambda r: r.bit_generator.state, lambda state: (
         generator(state))),
+    "RandomState": (np.random.RandomState, lambda r: r.get_state(legacy=False),
+                    lambda state: legacy_generator(state)),
+    "torch.Generator": (torch.Generator, lambda g: g.get_state(), lambda state: (
+        torch_generator(state))),
     "Random": (random.Random, lambda r: r.getstate(), lambda state: (
         python_random(state))),
     "dtype": (torch.dtype, str, lambda name: getattr(torch, name.split(".")[1])),
@@ -206,6 +217,18 @@ def generator(state):
     return made
 
 
+def legacy_generator(state):
+    made = np.random.RandomState()
+    made.set_state(state)
+    return made
+
+
+def torch_generator(state):
+    made = torch.Generator()
+    made.set_state(state)
+    return made
+
+
 def python_random(state):
     made = random.Random()
     made.setstate(state)
@@ -214,10 +237,15 @@ def python_random(state):
 
 def attributes(value) -> dict:
     """Those of an object, also of one with __slots__."""
-    slots = {name for kind in type(value).__mro__
-             for name in getattr(kind, "__slots__", ())} - {"__dict__", "__weakref__"}
+    slots = set()
+    for kind in type(value).__mro__:
+        own = getattr(kind, "__slots__", ())
+        slots |= {own} if isinstance(own, str) else set(own)
+    slots -= {"__dict__", "__weakref__"}
     found = {name: getattr(value, name) for name in sorted(slots) if hasattr(value, name)}
-    return {**found, **getattr(value, "__dict__", {})}
+    found |= getattr(value, "__dict__", {})
+    return {name: entry for name, entry in found.items()
+            if name not in getattr(type(value), "NOT_SAVED", ())}
 
 
 def state_of(value, where="treatment", above=()):
@@ -251,12 +279,17 @@ def state_of(value, where="treatment", above=()):
     for name, (form, plain, _) in FORMS.items():
         if kind is form:
             return {name: inner(plain(value), "")}
-    if isinstance(value, (list, tuple, dict, set, collections.deque, str, int, float)):
-        raise ValueError(f"{where} is a {kind.__name__}, which a checkpoint cannot hold; "
-                         f"use a plain {kind.__mro__[1].__name__}")
-    if inspect.isclass(value) or inspect.ismodule(value) or (
-            inspect.isroutine(value) and not getattr(value, "__dict__", {})):
+    if isinstance(value, enum.Enum):
+        return {"enum": value.name}
+    for plain in (list, tuple, dict, set, collections.deque, str, int, float):
+        if isinstance(value, plain):
+            raise ValueError(f"{where} is a {kind.__name__}, which a checkpoint cannot "
+                             f"hold; use a plain {plain.__name__}")
+    if inspect.isclass(value) or inspect.ismodule(value) or inspect.ismethod(value) or (
+            callable(value) and not attributes(value)):
         return None
+    if not hasattr(value, "__dict__") and not attributes(value):
+        raise ValueError(f"{where} is a {kind.__name__}, which a checkpoint cannot hold")
     return {"attributes": {name: inner(entry, f".{name}")
                            for name, entry in attributes(value).items()}}
 
@@ -283,15 +316,19 @@ def restored(value, state):
         return tuple(new) if kind == "tuple" else new
     if kind == "dict":
         old = value if isinstance(value, dict) else {}
-        pairs = [(restored(None, key), entry) for key, entry in saved]
+        pairs = (saved.items() if isinstance(saved, dict) else      # of an older version
+                 [(restored(None, key), entry) for key, entry in saved])
         return {key: restored(old.get(key), entry) for key, entry in pairs}
     if kind in FORMS:
         return FORMS[kind][2](restored(None, saved))
-    if kind == "attributes":
-        if value is None or type(value) in (bool, int, float, str, list, tuple, dict):
-            raise ValueError(f"the treatment keeps an object with {', '.join(saved)} that "
-                             f"__init__ has not made; a checkpoint restores attributes of "
-                             f"objects, not objects")
+    if kind == "enum" and isinstance(value, enum.Enum):
+        return type(value)[saved]
+    if kind in ("enum", "attributes"):
+        if kind == "enum" or value is None or type(value) in (bool, int, float, str, list,
+                                                              tuple, dict):
+            raise ValueError(f"the treatment keeps an object ({', '.join(saved)}) where "
+                             f"__init__ makes none, or in a set or deque; a checkpoint "
+                             f"restores attributes of objects, not objects")
         for key, entry in saved.items():
             object.__setattr__(value, key, restored(getattr(value, key, None), entry))
         return value

@@ -1,7 +1,5 @@
 """3.1 The tasks' losses and predictions, and the model with their heads."""
 
-import dataclasses
-import itertools
 import json
 import math
 import os
@@ -11,7 +9,6 @@ import torch
 
 import data
 import heads
-from plumbing import declared
 from tests.checks import assert_close, assert_equal, assert_raises
 from tests.world import FakeTokenizer, small_bert, tiny_batch
 
@@ -42,29 +39,6 @@ def test_3_1_tasks__losses_take_logits_not_probabilities():
     # log σ(-200) is -200, but σ(-200) is 0 in float32.
     assert_close(para.loss(torch.tensor([-200.0]), torch.tensor([1.0])), 200, 1e-3,
                  "take the logarithm of the sigmoid in one step: log σ(z) = -log(1 + e^-z)")
-
-
-def test_3_1_tasks__what_does_not_fit_together_is_refused_in_one_line():
-    def like(task, name="x", **fields):
-        return dataclasses.replace(task, name=name, **fields)
-    sst, para, sts = heads.tasks()
-    for added, words in (
-            ([like(para, "train")], "'train'"), ([like(para, "a/b")], "'a/b'"),
-            ([like(para, "overall")], "'overall'"), ([like(para, "")], "''"),
-            ([like(para, "SST")], "sst and SST"), ([sst], "sst and sst"),
-            ([like(para, "a_b"), like(para, "b_a"), like(para, "a")],
-             "a_b_a would mean two pairs"),
-            ([like(sts, texts=())], "one or two columns"),
-            ([like(sst, lowest=1, highest=5)], "IndexError"),
-            ([like(sst, highest=2)], "3 classes, for the labels 0 to 2, got 5"),
-            ([like(para, num_outputs=3)], "a predict that returns [2]"),
-            ([like(sts, highest=100, whole_labels=True)], "set it to False"),
-            ([like(sts, lowest=5)], "lowest < highest"),
-            ([like(sst, classes=list("abcde"))], "tuples for lists")):
-        with assert_raises("heads.tasks()", words):
-            declared.valid((sst, para, sts, *added))
-    for options in itertools.product(("ce", "mse"), repeat=2):
-        assert declared.valid(heads.tasks(*options))
 
 
 def test_3_1_tasks__predictions():

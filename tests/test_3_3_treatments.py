@@ -1,6 +1,8 @@
 """3.3 Treatments of any kind: what they return and ask for, their state, other files."""
 
 import collections
+import enum
+import itertools
 import os
 import random
 import signal
@@ -143,7 +145,12 @@ class Thing:
 
 
 class Slots:
-    __slots__ = ("count",)
+    __slots__ = "count"
+
+
+class Phase(enum.Enum):
+    WARM = 1
+    ON = 2
 
 
 def through_a_checkpoint(new, old):
@@ -166,6 +173,13 @@ def test_3_3_treatment__any_state_of_plain_values_is_restored():
     generator.normal(), python.random()
     new = through_a_checkpoint(Thing(a=None, b=None), Thing(a=generator, b=python))
     assert_equal((new.a.normal(), new.b.random()), (generator.normal(), python.random()))
+    legacy, drawn = np.random.RandomState(1), torch.Generator()
+    legacy.normal(), torch.rand(2, generator=drawn)
+    new = through_a_checkpoint(Thing(a=None, b=None), Thing(a=legacy, b=drawn))
+    assert_equal((new.a.normal(), float(torch.rand(1, generator=new.b))),
+                 (legacy.normal(), float(torch.rand(1, generator=drawn))))
+    new = through_a_checkpoint(Thing(x=Phase.WARM), Thing(x=Phase.ON))
+    assert new.x is Phase.ON and Phase.WARM.value == 1
     old, new = Slots(), Slots()
     old.count, new.count = 5, 0
     assert_equal(through_a_checkpoint(new, old).count, 5)
@@ -177,16 +191,19 @@ def test_3_3_treatment__what_cannot_be_saved_is_refused_by_its_name():
     cycle.me = cycle
     for value, words in ((cycle, "treatment.me leads back"),
                          (Thing(x=[collections.defaultdict(int)]), "treatment.x[0] is a d"),
+                         (Thing(x=itertools.count()), "treatment.x is a count"),
                          (Thing(x=np.array([None])), "treatment.x is an array of object")):
         with assert_raises(words):
             plugins.state_of(value)
-    with assert_raises("that __init__ has not made"):
+    with assert_raises("where __init__ makes none"):
         through_a_checkpoint(Thing(x=None), Thing(x=Thing(y=1)))
 
 
 WRONG = """import numpy as np
 class Lazy:
     helper = None
+    def __init__(self):
+        self.count = 0
     def __call__(self, gram):
         self.helper = self.helper or Lazy()
         return np.eye(len(gram))
@@ -194,6 +211,9 @@ def broken(gram):
     return {}["key"]
 def nothing(gram): pass
 def generator(gram): yield 1
+def tensors(gram):
+    import torch
+    return [torch.ones(1, requires_grad=True)] * len(gram)
 def ragged(gram): return [[1], [1, 2]]
 def column(gram): return np.ones((len(gram), 1))
 def needs(gram, beta): return np.eye(len(gram))
@@ -205,9 +225,10 @@ class Needs:
 def test_3_3_treatment__a_mistake_in_a_file_is_one_line_with_its_place():
     path = user_file(WRONG)
     for name, words in (
-            ("Lazy", ["has not made"]), ("broken", ["line 8: KeyError: 'key'"]),
+            ("Lazy", ["__init__ makes none"]), ("broken", ["line 10: KeyError: 'key'"]),
             ("nothing", ["must return C [3, 3], or weights [3]; it returned NoneType"]),
             ("generator", ["returned generator"]), ("ragged", ["returned list"]),
+            ("tensors", ["returned"]),
             ("column", ["returned an array [3, 1]"]), ("needs", ["TypeError", "beta"]),
             ("Needs", ["TypeError", "beta"])):
         status, _, errors = run_train("--option", f"{path}:{name}", steps=2)

@@ -1,6 +1,8 @@
 """What train.py refuses, in one line; the choice of precision."""
 
 import contextlib
+import dataclasses
+import itertools
 import json
 import os
 import tempfile
@@ -9,8 +11,9 @@ import unittest.mock
 import torch
 
 import bert
-from plumbing import machine
-from tests.checks import assert_one_line
+import heads
+from plumbing import declared, machine
+from tests.checks import assert_one_line, assert_raises
 from tests.world import SMALL, WORDS, resume, run_train, tiny_world, with_file, write_file
 
 
@@ -96,3 +99,29 @@ def test_run_precision__the_choice_says_why_and_emulation_is_no_reason():
     with unittest.mock.patch("torch.cuda.is_bf16_supported", lambda **_: True):
         context, why = machine.choose_precision("auto", gpu, 9e-3)
     assert context is contextlib.nullcontext and "--smart-eps 0.009" in why
+
+
+def test_run_refusals__a_task_that_does_not_fit_is_one_line():
+    def like(task, name="x", **fields):
+        return dataclasses.replace(task, name=name, **fields)
+    sst, para, sts = heads.tasks()[:3]
+    for added, words in (
+            ([like(para, "train")], "'train'"), ([like(para, "a/b")], "'a/b'"),
+            ([like(para, "overall")], "'overall'"), ([like(para, "")], "''"),
+            ([like(para, "SST")], "sst and SST"), ([sst], "sst and sst"),
+            ([like(para, "a_b"), like(para, "b_a"), like(para, "a")],
+             "a_b_a would mean two pairs"),
+            ([like(sts, texts=())], "one or two columns"),
+            ([like(sst, lowest=1, highest=5)], "IndexError"),
+            ([like(sst, highest=2)], "3 classes, for the labels 0 to 2, got 5"),
+            ([like(para, num_outputs=3)], "a predict that returns [2]"),
+            ([like(sts, highest=100, whole_labels=True)], "set it to False"),
+            ([like(sts, loss=lambda z, y: None)], "a loss that returns a number"),
+            ([like(para, "3way")], "begins with a letter"),
+            ([like(para, "training")], "'training'"),
+            ([like(sts, lowest=5)], "lowest < highest"),
+            ([like(sst, classes=list("abcde"))], "tuples for lists")):
+        with assert_raises("heads.tasks()", words):
+            declared.valid((sst, para, sts, *added))
+    for options in itertools.product(("ce", "mse"), repeat=2):
+        assert declared.valid(heads.tasks(*options))

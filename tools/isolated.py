@@ -6,9 +6,9 @@ imported torch and nothing else, which takes some milliseconds; where there is n
 (Windows) it is a new process, which takes seconds.
 
 What the code can do: use up its own time, memory and output. With stranger=True, which
-needs root, the child becomes a user of its own, who can neither write outside its own
-folder, nor read what only root can, nor send a signal to the grader, nor leave a process
-behind. Otherwise it has your rights, and only a container holds it.
+needs root, the child becomes a user of its own, who can neither write to what is not
+everybody's, nor read what only root can, nor send a signal to the grader, nor leave a
+process behind. Otherwise it has your rights, and only a container holds it.
 """
 
 import contextlib
@@ -187,7 +187,7 @@ class Child:
         self.pipe.close()
         self.prints.close()
         if self.user:
-            last = self.context.Process(target=kill_all, args=(self.user,))
+            last = self.context.Process(target=kill_all, args=(self.user, new_user()))
             last.start()
             last.join()
         remove(self.scratch)
@@ -265,9 +265,16 @@ def become(user):
     os.setuid(user)
 
 
-def kill_all(user):
-    """In a process of its own, which becomes that user: only its processes are hit."""
-    become(user)
+def kill_all(user, other):
+    """In a process of its own: only that user's processes are hit. Its real number is
+    another, so that they cannot hit it first.
+    """
+    if hasattr(os, "setresuid"):
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(other, user, other)
+    else:
+        become(user)
     with contextlib.suppress(ProcessLookupError):
         os.kill(-1, signal.SIGKILL)
 
