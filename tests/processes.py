@@ -110,9 +110,12 @@ def serve():
     import heads
     import train  # noqa: F401
     from plumbing import ranks
-    with contextlib.suppress(ImportError):
-        import torchjd.aggregation  # noqa: F401
     torch.set_num_threads(1)
+    with contextlib.suppress(ImportError):
+        # Trap: a fork of a process with threads, as the store's, may hang when it loads a
+        # library. So what the first call loads is loaded here.
+        import torchjd.aggregation
+        torchjd.aggregation.UPGradWeighting()(torch.eye(2, dtype=torch.float64))
     ranks.PATIENCE = 3.0
     heads.all_logits = functools.partial(heads.all_logits, batch_size=5)
     for line in sys.stdin:
