@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import signal
+import sys
 import tempfile
 import warnings
 
@@ -33,6 +34,7 @@ GRAM = np.array([[[1.0, -1.0], [-1.0, 2.0]]])
 
 
 def user_file(text):
+    sys.modules.pop("option_mine", None)        # of another test's file
     return os.path.join(write_file(text, "mine.py"), "mine.py")
 
 

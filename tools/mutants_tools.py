@@ -19,6 +19,8 @@ MUTANTS = {
          "for c, p in enumerate(probabilities[::-1]))", "probabilities reversed",
          "probabilities in their order")],
     "tools_serve": [
+        ("tools.serve.attention_of", "model.max_length", "40", "drawn beyond --max-length",
+         "cuts what is drawn"),
         ("tools.serve.attention_weights", "layers[:layer]", "layers[:layer + 1]",
          "input of the next layer", "what the model used"),
         ("tools.serve.attention_weights", "identity, batch.attention_mask)", "identity)",
