@@ -132,4 +132,4 @@ def test_3_3_1_pcgrad__order_is_drawn_from_rng():
         assert_close(blocks, [blocks[0]] * 3, 0,
                      "orders are drawn once, and are the same in every block")
     with assert_raises("[..., K, K]"):
-        multitask.pcgrad(np.zeros((2, 3)), [[1], [0]])
+        multitask.pcgrad(np.zeros((2, 3)))
