@@ -4,7 +4,7 @@
     4.1    load(): the nine CSV files
     3.4    join_pair(), collate(): a pair as one sequence (CON), or as two
     3.3    Stream: "saved state iterator that cycled once it reached the end of the dataset"
-    4.2    write_predictions(), read_predictions(): what the course's grader reads
+    4.2    write_predictions(): what the course's grader reads
 
 Symbols: N examples in a file, B of them in a batch, T tokens in the longest of the batch.
 Text becomes ids once, when a file is loaded; padding is added batch by batch, at the end
@@ -17,7 +17,6 @@ longer sentence first).
 """
 
 import dataclasses
-import math
 import os
 import re
 import unicodedata
@@ -176,7 +175,7 @@ def load(folder: str, task, split: str, tokenizer) -> Dataset:
     ids, tokens, labels = [], [], []
     rows = tsv.read(path, ["id", *task.texts, *label])
     for line, (example, *values) in progress.track(rows, os.path.basename(path), "rows"):
-        note_id(lines, example, path, line)
+        tsv.note_id(lines, example, path, line)
         ids.append(example)
         tokens.append(tuple(tokenizer(text) for text in values[:len(task.texts)]))
         if label:
@@ -205,38 +204,9 @@ def load_sets(path, tasks, trained, tokenizer) -> tuple:
     return sets, missing
 
 
-def note_id(lines: dict[str, int], example: str, path: str, line: int) -> str:
-    """Add an id to lines {id: line}, stripped and lower-cased as all readers compare ids.
-
-    Returns it. Raises ValueError for one that is there already, or that holds a line's end.
-    """
-    name = example.strip().lower()
-    if "\n" in example:
-        raise ValueError(f"{path}, line {line}: an id must stand in one line, got "
-                         f"{example[:40]!r}; rename it")
-    if name in lines:
-        raise ValueError(f"{path}, lines {lines[name]} and {line} have the same id, "
-                         f"{name[:40]!r} (blanks around it and upper case don't count); "
-                         f"rename or remove one of them")
-    lines[name] = line
-    return name
-
-
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-
-
-def parse_number(text: str) -> float:
-    """"3", "2.75 " or "1e-05" -> float; anything else is NaN.
-
-    float() alone would also read "1_0" as 10 and "٣" as 3.
-    """
-    text = text.strip()
-    return float(text) if NUMBER.fullmatch(text) else float("nan")
-
-
 def parse_label(text: str, task, path: str, line: int) -> float:
     """"3" or "2.75" -> float, checked against the task's range."""
-    value = parse_number(text)
+    value = tsv.parse_number(text)
     in_range = task.lowest <= value <= task.highest
     if not in_range or (task.whole_labels and value != int(value)):
         kind = "a whole number" if task.whole_labels else "a number"
@@ -426,27 +396,3 @@ def write_predictions(path, task, ids, predictions):
         file.write(f"id \t {task.prediction_column} \n")
         for example, value in zip(ids, predictions.tolist()):
             file.write(f"{example} , {value} \n")
-
-
-def read_predictions(path: str) -> dict[str, float]:
-    """What write_predictions() wrote.   -> {id: value}; raises ValueError naming the line
-
-    Ids are stripped and lower-cased, as the course's grader does. They may hold commas.
-    """
-    lines: dict[str, int] = {}              # id -> its line
-    found = {}
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        header = file.readline()
-        if not re.match(r"\s*id[\s,]", header, re.IGNORECASE):
-            raise ValueError(f"{path}, line 1: needed the header id and the column's name, "
-                             f"got {header[:40]!r}; predict again")
-        for number, line in enumerate(file, 2):
-            if not line.strip():
-                continue
-            example, _, text = line.rpartition(",")
-            value = parse_number(text)
-            if not example.strip() or not math.isfinite(value):
-                raise ValueError(f"{path}, line {number}: needed id , number, got "
-                                 f"{line[:80]!r}; predict again")
-            found[note_id(lines, example, path, number)] = value
-    return found

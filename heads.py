@@ -289,7 +289,7 @@ class MultitaskBert(nn.Module):
         shows how far it is where that takes long. Raises ValueError for an unknown task,
         and for a pair where the task has one text or the reverse. Warns of a random head.
         """
-        if name not in list(self.tasks):
+        if name not in list(self.tasks):        # a dict would ask a wrong type for its hash
             raise ValueError(f"needed one of the tasks {', '.join(self.tasks)}, got "
                              f"{name!r}")
         if name not in self.trained:

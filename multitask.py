@@ -334,7 +334,8 @@ def treat(flat, regions: list, rows: dict, treatment, clip=0.0, rng=None, losses
     if result.shape not in (gram.shape, gram.shape[:-1]):
         raise ValueError(f"a treatment must return C {list(gram.shape)}, or weights "
                          f"{list(gram.shape[:-1])}; got {list(result.shape)}")
-    if not (abs(result) < np.finfo(np.float32).max).all():      # nor if it is NaN
+    # Trap: not `> max`, which a NaN is not either.
+    if not (abs(result) < np.finfo(np.float32).max).all():
         return None
     C = result if result.shape == gram.shape else None
     weights = result if C is None else C.sum(-2)                                # [L, k]

@@ -198,14 +198,14 @@ FORMS = {
               lambda parts: collections.deque(*parts)),
     "Counter": (collections.Counter, dict, collections.Counter),
     "OrderedDict": (collections.OrderedDict, dict, collections.OrderedDict),
-    "Generator": (np.random.Generator, lambda r: r.bit_generator.state, lambda state: (
-        generator(state))),
+    "Generator": (np.random.Generator, lambda r: r.bit_generator.state,
+                  lambda state: generator(state)),
     "RandomState": (np.random.RandomState, lambda r: r.get_state(legacy=False),
-                    lambda state: legacy_generator(state)),
-    "torch.Generator": (torch.Generator, lambda g: g.get_state(), lambda state: (
-        torch_generator(state))),
-    "Random": (random.Random, lambda r: r.getstate(), lambda state: (
-        python_random(state))),
+                    lambda state: at_state(np.random.RandomState(), "set_state", state)),
+    "torch.Generator": (torch.Generator, lambda g: g.get_state(),
+                        lambda state: at_state(torch.Generator(), "set_state", state)),
+    "Random": (random.Random, lambda r: r.getstate(),
+               lambda state: at_state(random.Random(), "setstate", state)),
     "dtype": (torch.dtype, str, lambda name: getattr(torch, name.split(".")[1])),
     "device": (torch.device, str, torch.device),
 }
@@ -217,22 +217,9 @@ def generator(state):
     return made
 
 
-def legacy_generator(state):
-    made = np.random.RandomState()
-    made.set_state(state)
-    return made
-
-
-def torch_generator(state):
-    made = torch.Generator()
-    made.set_state(state)
-    return made
-
-
-def python_random(state):
-    made = random.Random()
-    made.setstate(state)
-    return made
+def at_state(new, method, state):
+    getattr(new, method)(state)
+    return new
 
 
 def attributes(value) -> dict:

@@ -1,6 +1,7 @@
 """A table in a text file: columns separated by tabs, under a line with their names.
 
     read(path, columns)     -> the rows, each with the number of the line that it begins at
+    note_id(), parse_number()           what stands in them
 
 Written for other people's files. A row is read, or named in a warning; it never vanishes. A
 file of another kind is refused in one line with the command that converts it.
@@ -199,3 +200,39 @@ def encoding_of(path: str, raw: bytes):
         return "cp1252", f"text that is not UTF-8 ({where}) but probably Windows-1252"
     except UnicodeDecodeError:
         return "latin-1", f"text that is not UTF-8 ({where}), perhaps Latin-1"
+
+
+# --- Ids and numbers ---
+
+def same_id(example: str) -> str:
+    """An id as the course's grader compares them."""
+    return example.strip().lower()
+
+
+def note_id(lines: dict[str, int], example: str, path: str, line: int) -> str:
+    """Add an id to lines {id: line}, as same_id() has it, and return it.
+
+    Raises ValueError for one that is there already, or that holds a line's end.
+    """
+    name = same_id(example)
+    if "\n" in example:
+        raise ValueError(f"{path}, line {line}: an id must stand in one line, got "
+                         f"{example[:40]!r}; rename it")
+    if name in lines:
+        raise ValueError(f"{path}, lines {lines[name]} and {line} have the same id, "
+                         f"{name[:40]!r} (blanks around it and upper case don't count); "
+                         f"rename or remove one of them")
+    lines[name] = line
+    return name
+
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+
+
+def parse_number(text: str) -> float:
+    """"3", "2.75 " or "1e-05" -> float; anything else is NaN.
+
+    float() alone would also read "1_0" as 10 and "٣" as 3.
+    """
+    text = text.strip()
+    return float(text) if NUMBER.fullmatch(text) else float("nan")

@@ -93,9 +93,9 @@ def test_3_3_lengths__a_joint_pair_is_as_long_as_both_its_sentences():
 
 
 def test_3_3_in_order_of_length__the_longest_come_first():
-    order = data.in_order_of_length(np.array([3, 9, 5, 7, 1]), 2)
+    order = data.in_order_of_length(np.array([3, 9, 5, 9, 1]), 2)
     assert_equal([batch.tolist() for batch in order], [[1, 3], [2, 0], [4]], mistakes={
-        "the shortest come first: too little memory shows late": [[4, 0], [2, 3], [1]]})
+        "the shortest come first: too little memory shows late": [[4, 0], [2, 1], [3]]})
 
 
 def test_3_3_plan__D18_left_over_batches_are_carried_into_the_next_epoch():

@@ -69,6 +69,8 @@ def test_3_3_treatment__results_of_another_shape_are_refused():
 
 def test_3_3_treatment__a_result_that_is_not_finite_skips_the_step():
     assert toy_step(lambda gram: gram * np.nan)[1] is None
+    # What float32 cannot hold, as the update is.
+    assert toy_step(lambda gram: gram * 0 + 1e300)[1] is None
 
 
 def test_3_3_treatment__a_file_of_ones_own_gives_the_same_run_bit_for_bit():

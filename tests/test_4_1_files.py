@@ -17,6 +17,7 @@ import heads
 from plumbing import tsv
 from tests.checks import assert_close, assert_equal, assert_raises
 from tests.world import FakeTokenizer, write_file
+from tools import results
 
 HEADER = "\tid\tsentence1\tsentence2\tsimilarity\n"
 
@@ -243,14 +244,15 @@ def test_4_1_path_of__files_that_are_missing_can_be_asked_for():
 # --- 4.2 Prediction files ---
 
 def predictions(text):
-    return data.read_predictions(os.path.join(write_file(text, "p.csv"), "p.csv"))
+    return results.read_predictions(os.path.join(write_file(text, "p.csv"), "p.csv"))
 
 
 def test_4_2_read_predictions__ids_with_commas_and_blanks_come_back():
     path = os.path.join(tempfile.mkdtemp(), "p.csv")
     ids = ["a,b", " C , 3 ", "d\u2028e", '"']
     data.write_predictions(path, heads.tasks()[2], ids, np.arange(4) / 2)
-    assert data.read_predictions(path) == {"a,b": 0, "c , 3": .5, "d\u2028e": 1, '"': 1.5}
+    assert_equal(results.read_predictions(path),
+                 {"a,b": 0, "c , 3": .5, "d\u2028e": 1, '"': 1.5})
 
 
 def test_4_2_read_predictions__marks_and_blank_lines_do_no_harm():
@@ -306,8 +308,3 @@ def test_3_3_Stream__the_batch_between_two_passes_stays_alone():
     stream = data.Stream(np.ones(10, int), 4, (0, 0))
     assert_equal([stream.group_of(batch) for batch in range(6)],
                  [range(2), range(2), range(2, 3), range(3, 5), range(3, 5), range(5, 7)])
-
-
-def test_3_3_in_order_of_length__every_example_once_longest_first():
-    batches = data.in_order_of_length(np.array([3, 9, 5, 9, 1]), 2)
-    assert_equal([batch.tolist() for batch in batches], [[1, 3], [2, 0], [4]])

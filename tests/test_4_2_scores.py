@@ -17,6 +17,7 @@ import heads
 from tests import oracles
 from tests.checks import assert_close, assert_equal, assert_raises, skip_in_a_copy
 from tests.world import FakeTokenizer, small_bert, tiny_batch, tiny_world
+from tools import results
 
 
 def test_4_2_accuracy__by_hand():
@@ -177,11 +178,11 @@ def test_4_2_evaluate__classes_are_written_as_whole_numbers():
 def test_4_2_read_predictions__gives_back_what_was_written():
     path = os.path.join(tempfile.mkdtemp(), "x.csv")
     data.write_predictions(path, heads.tasks()[2], ["Ab1", "c"], np.array([.5, -2.25]))
-    assert data.read_predictions(path) == {"ab1": .5, "c": -2.25}
+    assert results.read_predictions(path) == {"ab1": .5, "c": -2.25}
     with open(path, "a") as file:
         file.write("d , nothing \n")
     with assert_raises("x.csv", "line 4", "nothing"):
-        data.read_predictions(path)
+        results.read_predictions(path)
 
 
 def test_4_2_write_predictions__format_of_the_courses_grader():

@@ -109,7 +109,7 @@ def test_4_3_tasks__three_more_of_other_kinds_are_learned_beside_the_reports():
     for split, number in (("dev", 24), ("test", 4)):
         for name in NAMES:
             path = os.path.join(learned(), "predictions", f"{name}-{split}-output.csv")
-            assert_equal(len(data.read_predictions(path)), number)
+            assert_equal(len(results.read_predictions(path)), number)
 
 
 def test_4_3_tasks__every_option_trains_all_of_them():

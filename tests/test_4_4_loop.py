@@ -8,7 +8,6 @@ import unittest.mock
 import numpy as np
 import torch
 
-import data
 import heads
 import multitask
 import optim
@@ -18,6 +17,7 @@ from plumbing import machine, runs, safetensors
 from plumbing.folder import content_digest, load_checkpoint
 from tests.checks import assert_close, assert_equal, assert_one_line
 from tests.world import log_of, run_train, training_of
+from tools import results
 
 SHORT = ("--batch-size", 20, "--epochs", 3)         # 2 updates an epoch, 6 in all
 
@@ -163,7 +163,7 @@ def test_4_4_predictions__are_those_of_the_best_model():
             state = load_checkpoint(os.path.join(out, "last.pt"))
             training.flat.theta.copy_(state["theta"])
         want[name], _ = training.evaluate(model, "dev")["sts"]
-    found = data.read_predictions(os.path.join(out, "predictions", "sts-dev-output.csv"))
+    found = results.read_predictions(os.path.join(out, "predictions", "sts-dev-output.csv"))
     assert_close(list(found.values()), want["best"], 1e-5, mistakes={
         "the predictions are those of the last model, not of best/": want["last"]})
 

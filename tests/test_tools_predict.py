@@ -15,7 +15,7 @@ import data
 import heads
 from tests.checks import assert_close, assert_equal, assert_one_line
 from tests.world import analyzed, run_tool, tiny_world, write_file
-from tools import predict
+from tools import predict, results
 
 
 def test_tools_predict__answers_are_those_of_the_runs_predictions():
@@ -31,7 +31,7 @@ def test_tools_predict__answers_are_those_of_the_runs_predictions():
         status, output, errors = run_tool(predict, best, "--task", name, "--file",
                                           os.path.join(folder, "x.txt"))
         assert status == 0, errors
-        want = data.read_predictions(os.path.join(analyzed(), "predictions",
+        want = results.read_predictions(os.path.join(analyzed(), "predictions",
                                                   f"{name}-dev-output.csv"))
         lines = [line.split("\t") for line in output.splitlines()]
         assert_close([float(line[1]) for line in lines], [want[i] for i in texts.ids], 6e-4)

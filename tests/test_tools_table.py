@@ -12,7 +12,6 @@ import unittest.mock
 
 import numpy as np
 
-import data
 import heads
 import train
 from plumbing import sources
@@ -163,7 +162,7 @@ def test_tools_table__3_scores_the_test_predictions_by_the_labels_given():
     with open(os.path.join(runs, "t.json")) as file:
         found = json.load(file)
     folder = next(name for name in os.listdir(runs) if name.startswith("pcgrad"))
-    predicted = data.read_predictions(os.path.join(runs, folder, "predictions",
+    predicted = results.read_predictions(os.path.join(runs, folder, "predictions",
                                                    "sst-test-output.csv"))
     assert_close(found["rows"][0]["seeds"]["0"]["sst"],
                  np.mean([predicted[f"st{i:023x}"] == i % 2 for i in range(6)]), 1e-5)

@@ -30,9 +30,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import data
 import heads
-from plumbing import command, machine, reading, safetensors
+from plumbing import command, machine, reading, safetensors, tsv
 from plumbing.console import printable
-from tools import chart, curves, page
+from tools import chart, curves, page, results
 from tools.gradients import gradients, read_steps
 from tools.page import Figure, Heading, Paragraph, Table, share
 
@@ -121,8 +121,8 @@ def read_dev(run_folder, data_folder, model):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")     # the run itself has named skipped rows
             dataset = data.load(data_folder, task, "dev", str)
-        predictions = data.read_predictions(path)
-        ids = [example.strip().lower() for example in dataset.ids]
+        predictions = results.read_predictions(path)
+        ids = list(map(tsv.same_id, dataset.ids))
         if set(ids) != set(predictions):
             raise ValueError(f"{path} has other examples than {dataset.path}; give the "
                              f"run's own data with --data")

@@ -69,12 +69,15 @@ def in_own_folder():
     """Work in a folder of ours. What starts with `python -c`, as servers and new processes
     do, imports from the working directory first, and that may be a submission.
     """
-    before = os.getcwd()
+    before = None
+    with contextlib.suppress(OSError):          # it may have been removed by now
+        before = os.getcwd()
     os.chdir(multiprocessing.util.get_temp_dir())
     try:
         yield
     finally:
-        os.chdir(before)
+        with contextlib.suppress(OSError):
+            os.chdir(before or "/")
 
 
 class Child:
@@ -188,7 +191,8 @@ class Child:
         self.prints.close()
         if self.user:
             last = self.context.Process(target=kill_all, args=(self.user, new_user()))
-            last.start()
+            with in_own_folder():
+                last.start()
             last.join()
         remove(self.scratch)
 

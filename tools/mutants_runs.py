@@ -95,10 +95,10 @@ MUTANTS = {
         ("heads.outputs", "task.probabilities(logits)",
          "task.probabilities(logits).flip(-1)", "probabilities reversed", "probabilities")],
     "4.2 read_predictions": [
-        ("data.read_predictions", "not math.isfinite(value)", "False",
+        ("tools.results.read_predictions", "not math.isfinite(value)", "False",
          "a line without a number", "gives back"),
-        ("data.note_id", "example.strip().lower()", "example.strip()", "case counts",
-         "gives back")],
+        ("plumbing.tsv.same_id", "example.strip().lower()", "example.strip()",
+         "case counts", "gives back")],
     "4.4 best": [
         ("train.keep_best",
          'if session.best is None or selected > session.best["selected"]:', "if True:",

@@ -193,16 +193,16 @@ MUTANTS = {
         ("plumbing.tsv.encoding_of", "if good >= bad or 0 in raw:", "if False:",
          "damaged files read as Latin-1", "damaged files")],
     "4.1 ids": [
-        ("data.note_id", "if name in lines:", "if False:", "twins accepted",
+        ("plumbing.tsv.note_id", "if name in lines:", "if False:", "twins accepted",
          "twins are refused"),
-        ("data.note_id", 'if "\\n" in example:', "if False:", "ids of two lines",
+        ("plumbing.tsv.note_id", 'if "\\n" in example:', "if False:", "ids of two lines",
          "one line"),
-        ("data.note_id", "lines[name] = line", "lines[name] = 1", "line of the first twin",
-         "both lines"),
+        ("plumbing.tsv.note_id", "lines[name] = line", "lines[name] = 1",
+         "line of the first twin", "both lines"),
         ("plumbing.tsv.read", "rows.append((at + 1, values))", "rows.append((at, values))",
          "lines counted from 0", "both lines")],
     "4.1 labels": [
-        ("data.parse_number",
+        ("plumbing.tsv.parse_number",
          'float(text) if NUMBER.fullmatch(text) else float("nan")', "float(text)",
          "1_0 read as 10", "plain decimal")],
 }

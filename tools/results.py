@@ -1,6 +1,7 @@
 """The report's tables, our results beside its numbers, and the pages that show them.
 
     Row, ROWS           the rows of Tables 2 and 3, with the report's numbers
+    read_predictions()  a prediction file of a run
     Result, markdown()  what results/*.json holds, as a table
     render()            the tables into README.md and docs/, between <!-- table: NAME -->
                         and <!-- end of table -->; sample/expected.json
@@ -10,6 +11,7 @@ D11, D12: misprints in the report's tables; they are shown as printed, and marke
 import dataclasses
 import glob
 import json
+import math
 import os
 import re
 
@@ -17,7 +19,7 @@ import numpy as np
 
 import heads
 import train
-from plumbing import folder, reading, sources
+from plumbing import folder, reading, sources, tsv
 
 
 def known_tasks():
@@ -122,6 +124,31 @@ class Result:
             for scores in row.seeds.values():
                 check_scores(path, scores, "minutes")
         return result
+
+
+def read_predictions(path: str) -> dict[str, float]:
+    """What data.write_predictions() wrote.   -> {id: value}
+
+    Ids are as tsv.same_id() has them, and may hold commas. Raises ValueError naming the
+    line.
+    """
+    lines: dict[str, int] = {}              # id -> its line
+    found = {}
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        header = file.readline()
+        if not re.match(r"\s*id[\s,]", header, re.IGNORECASE):
+            raise ValueError(f"{path}, line 1: needed the header id and the column's name, "
+                             f"got {header[:40]!r}; predict again")
+        for number, line in enumerate(file, 2):
+            if not line.strip():
+                continue
+            example, _, text = line.rpartition(",")
+            value = tsv.parse_number(text)
+            if not example.strip() or not math.isfinite(value):
+                raise ValueError(f"{path}, line {number}: needed id , number, got "
+                                 f"{line[:80]!r}; predict again")
+            found[tsv.note_id(lines, example, path, number)] = value
+    return found
 
 
 def check_scores(path, scores, *more):

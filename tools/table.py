@@ -242,14 +242,14 @@ def read_test_labels(where):
     for line, (name, example, label) in tsv.read(path, needed):
         if name not in tasks:
             raise reading.mistake(path, f"a task of {', '.join(tasks)}", name, line)
-        example = data.note_id(lines[name], example, path, line)
+        example = tsv.note_id(lines[name], example, path, line)
         labels[name][example] = data.parse_label(label, tasks[name], path, line)
     return {name: of_task for name, of_task in labels.items() if of_task}
 
 
 def test_score(path, task, labels):
     """The metric of a prediction file on labels {id: label}.   Raises ValueError"""
-    predicted = data.read_predictions(path)
+    predicted = results.read_predictions(path)
     if set(predicted) != set(labels):
         raise ValueError(f"{path} and test-labels.csv must name the same examples of "
                          f"{task.name}; {len(set(predicted) ^ set(labels))} ids are in one "
