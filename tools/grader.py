@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 from tools import isolated
 from tools.isolated import Child, Ended, why_no_stranger
 
-MODULE_SIZE = 100_000       # bytes of a student's module, at most; ours have less than 25,000
+MODULE_SIZE = 100_000       # bytes of a student's module, at most; ours have under 25,000
 START = 120                 # seconds in which a process must have imported a module
 
 
