@@ -79,8 +79,8 @@ class Task:
     @property
     def title(self) -> str:
         """For a column of scores: "SST acc.", "STS corr."."""
-        kind = {accuracy: "acc.", pearson: "corr."}.get(self.metric, self.metric.__name__)
-        return f"{self.heading} {kind}"
+        name = getattr(self.metric, "__name__", "score")
+        return f"{self.heading} {dict(accuracy='acc.', pearson='corr.').get(name, name)}"
 
     def hidden_sizes(self, H: int) -> list:
         """Widths of the head's hidden layers.   [report 3.6]"""
@@ -447,4 +447,4 @@ def evaluate(model, task, dataset, tokenizer, **where):
     predictions, _ = outputs(model, task, dataset, tokenizer, **where)
     if dataset.labels is None:
         return predictions, None
-    return predictions, task.metric(predictions, dataset.labels)
+    return predictions, declared.score(task, predictions, dataset.labels)

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import re
+import warnings
 
 import numpy as np
 import torch
@@ -60,9 +61,10 @@ def check_functions(task):
     shape = (2, task.num_outputs) if task.num_outputs > 1 else (2,)
     logits = torch.linspace(-1.3, 1.7, 2 * task.num_outputs).reshape(shape)
     labels = torch.tensor([task.lowest, task.highest], dtype=torch.float32)
-    found = {}
+    right, found = labels.numpy(), {}
     for name, call in (("predict", lambda: task.predict(logits)),
                        ("loss", lambda: task.loss(logits, labels)),
+                       ("metric", lambda: task.metric(right, right)),
                        ("divergence", lambda: task.divergence(logits, logits + 1))):
         if getattr(task, name) is None and name == "divergence":
             continue                # without --smart nothing calls it
@@ -82,3 +84,14 @@ def check_functions(task):
     if task.whole_labels and (found["predict"] % 1).any():
         wrong(task, f"whole predictions, as whole_labels says; predict gives "
                     f"{found['predict'].tolist()}; for a graded task set it to False")
+    if not np.isfinite(float(found["metric"])):
+        wrong(task, f"a metric that is a number where all is right, got {found['metric']}")
+
+
+def score(task, predictions, labels) -> float:
+    """A task's metric; 0 with a warning where it is not a number, as F1 without a hit."""
+    found = float(task.metric(predictions, labels))
+    if not np.isfinite(found):
+        warnings.warn(f"{task.name}'s metric gave {found}; counted as 0", stacklevel=2)
+        return 0.0
+    return found

@@ -70,7 +70,7 @@ def from_file(path, name):
         found = getattr(module, name, None)
         if callable(found):
             return found if inspect.isclass(found) else lambda: found
-    except Exception as error:      # it is the user's file: anything can be in it
+    except (Exception, SystemExit) as error:    # it is the user's file: all can be in it
         raise ValueError(f"--option {path}:{name}: {path} cannot be imported: "
                          f"{type(error).__name__}: {error}") from error
     raise ValueError(f"--option {path}:{name}: {path} has no function {name}")
@@ -147,7 +147,7 @@ class PerUnit:
     def tried(self, function, *args, **more):
         try:
             return function(*args, **more)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             path = os.path.abspath(self.option.rpartition(":")[0])
             lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
                      if os.path.abspath(frame.filename) == path]

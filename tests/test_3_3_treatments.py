@@ -237,6 +237,9 @@ def test_3_3_treatment__a_mistake_in_a_file_is_one_line_with_its_place():
             ("Needs", ["TypeError", "beta"])):
         status, _, errors = run_train("--option", f"{path}:{name}", steps=2)
         assert_one_line(status, errors, *words)
+    program = user_file("import sys\nsys.exit(0)\n")     # without `if __name__ == …`
+    status, _, errors = run_train("--option", f"{program}:main", steps=2)
+    assert_one_line(status, errors, "cannot be imported: SystemExit")
 
 
 FAMILY = """from __future__ import annotations

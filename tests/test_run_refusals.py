@@ -2,18 +2,22 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
+import math
 import os
 import tempfile
 import unittest.mock
+import warnings
 
+import numpy as np
 import torch
 
 import bert
 import heads
 from plumbing import declared, machine
-from tests.checks import assert_one_line, assert_raises
+from tests.checks import assert_close, assert_equal, assert_one_line, assert_raises
 from tests.world import SMALL, WORDS, resume, run_train, tiny_world, with_file, write_file
 
 
@@ -117,6 +121,8 @@ def test_run_refusals__a_task_that_does_not_fit_is_one_line():
             ([like(para, num_outputs=3)], "a predict that returns [2]"),
             ([like(sts, highest=100, whole_labels=True)], "set it to False"),
             ([like(sts, loss=lambda z, y: None)], "a loss that returns a number"),
+            ([like(para, metric=lambda predicted, labels: None)], "returns a number"),
+            ([like(para, metric=lambda predicted, labels: math.nan)], "where all is right"),
             ([like(para, "3way")], "begins with a letter"),
             ([like(para, "training")], "'training'"),
             ([like(sts, lowest=5)], "lowest < highest"),
@@ -126,3 +132,20 @@ def test_run_refusals__a_task_that_does_not_fit_is_one_line():
     for options in itertools.product(("ce", "mse"), repeat=2):
         for task in heads.tasks(*options):
             declared.check_functions(task)      # else only those of added tasks are called
+
+
+def test_run_refusals__a_metric_of_ones_own():
+    def f1(predicted, labels, positive):    # undefined where nothing is positive
+        found, there = predicted == positive, labels == positive
+        return np.float32(2 * (found & there).sum()) / (found.sum() + there.sum())
+    task = dataclasses.replace(heads.tasks()[1], name="x",
+                               metric=functools.partial(f1, positive=1))
+    declared.check_functions(task)
+    assert_equal(task.title, "X score")     # a partial has no name
+    one, two = np.array([1., 0, 1]), np.array([1., 0, 0])
+    assert_close(declared.score(task, one, two), 2 / 3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with np.errstate(invalid="ignore"):
+            assert_equal(declared.score(task, two * 0, one * 0), 0.0)
+    assert ["x's metric gave nan; counted as 0"] == [str(w.message) for w in caught]

@@ -175,6 +175,9 @@ def test_tools_analyze__the_title_says_flags_and_data_and_not_the_folder():
     assert_equal(curves.labels([run, other]), [
         "A: --option gvac, no --smart, --lr 0.01", "B: --option rr, --smart, --lr 2e-05"])
     assert curves.title([run, other]).startswith("2 runs of train.py compared")
+    for path, name in (("a/sample", "the sample"), ("a/bert/", "bert"),
+                       ("site-packages/gt_minilm/model", "gt_minilm")):    # a package's
+        assert_equal(curves.place_of(path), name)
 
 
 def unfinished(lines=None, half=""):

@@ -66,6 +66,10 @@ def test_tools_predict__refusals_are_one_line():
     assert_one_line(status, errors, "line 1", "TAB", "good")
     status, _, errors = run_tool(predict, analyzed(), stdin="good\n\na\tb\tc\n")
     assert_one_line(status, errors, "line 3", "TAB")
+    status, output, errors = run_tool(predict, analyzed(), "--task", "sst",
+                                      stdin=b"\xef\xbb\xbfgood\n\xff\xfe\nbad\n")
+    assert_one_line(status, errors, "line 2", "UTF-8")
+    assert [line.split("\t")[3] for line in output.splitlines()] == ["good", "bad"]
     status, _, errors = run_tool(predict, tiny_world()[1])
     assert_one_line(status, errors, "heads", "best/")
     status, _, errors = run_tool(predict, tempfile.mkdtemp())

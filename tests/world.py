@@ -206,14 +206,15 @@ def resume(out, *flags):
 def run_tool(module, *flags, stdin="", typed=False):
     """A command's main(), in this process.   -> (exit status, stdout, stderr)
 
-    typed: its input comes from a keyboard.
+    stdin: text, or bytes; typed: it comes from a keyboard.
     """
-    class Keys(io.StringIO):
+    class Keys(io.TextIOWrapper):
         def isatty(self):
             return typed
     output, errors = io.StringIO(), io.StringIO()
+    keys = Keys(io.BytesIO(stdin if isinstance(stdin, bytes) else stdin.encode()), "utf-8")
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), \
-            unittest.mock.patch.object(sys, "stdin", Keys(stdin)):
+            unittest.mock.patch.object(sys, "stdin", keys):
         try:
             status = module.main(list(map(str, flags)))
         except SystemExit as end:       # argparse

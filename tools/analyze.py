@@ -30,7 +30,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import data
 import heads
-from plumbing import command, machine, reading, safetensors, tsv
+from plumbing import command, declared, machine, reading, safetensors, tsv
 from plumbing.console import printable
 from tools import chart, curves, page, results
 from tools.gradients import gradients, read_steps
@@ -411,7 +411,7 @@ def page_of(paths, data_folder=None):
         model = heads.MultitaskBert.from_pretrained(os.path.join(run.path, "best"),
                                                     machine.find_device("auto"))
         found = read_dev(run.path, data_folder or run.values["data"], model)
-        scores = {dev.task: dev.task.metric(dev.predicted, dev.truth)
+        scores = {dev.task: declared.score(dev.task, dev.predicted, dev.truth)
                   for dev in found.values()}
         words = [f"{task.name} {value:.3f}" for task, value in scores.items()]
         parts.insert(1, Paragraph(f"Dev: {', '.join(words)}, overall "

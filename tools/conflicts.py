@@ -32,7 +32,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import multitask
 import train
 from plumbing import command, flags, folder, machine, plugins, progress, runs, sources
-from tools import gradients, results
+from tools import curves, gradients, results
 
 SIZES = 1, 4, 16            # batches that are averaged; a group is the last number
 
@@ -302,8 +302,8 @@ def main(argv=None):
             places.append(found(training, args.groups, step,
                                 np.random.default_rng([own.seed, 5])))
         about = (f"A run with `{' '.join(runs.methods(own))}`; data "
-                 f"`{os.path.basename(own.data)}`, weights "
-                 f"`{os.path.basename(os.path.normpath(own.weights))}`, "
+                 f"`{curves.folder_name(own.data)}`, weights "
+                 f"`{curves.folder_name(own.weights)}`, "
                  f"{own.batch_size} examples a batch.")
         text = markdown(places, own.batch_size, args.groups, about)
         folder.write_json(out + ".json", {

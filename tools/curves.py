@@ -143,9 +143,15 @@ def flag(name, value):
     return word if value is True else f"{word} {value}"
 
 
+def folder_name(path):
+    """Of data or weights: without the folders above it, but for an installed package's."""
+    above, name = os.path.split(os.path.abspath(path))
+    return os.path.basename(above) if name == "model" else name
+
+
 def place_of(path):
-    """The name of a folder of data or weights, without the folders above it."""
-    name = os.path.basename(os.path.abspath(path))
+    """folder_name(), as a sentence says it."""
+    name = folder_name(path)
     return "the sample" if name == os.path.basename(sources.SAMPLE) else name
 
 

@@ -105,18 +105,23 @@ def complain(place, error):
     print(f"{printable(place)}: {error}", file=sys.stderr)
 
 
+def decoded(line, number):
+    """A line's bytes as text; ValueError if they are not UTF-8."""
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"needed UTF-8 text, got {error.reason}") from None
+
+
 def answer_file(model, tasks, path):
     """All lines of a file together.   -> exit status: 2 if some could not be answered"""
     texts, status = [], 0
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                line = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                line = decoded(line, number)
                 if line.strip():
                     texts.append(parse(line, tasks))
-            except UnicodeDecodeError as error:
-                complain(f"{path}, line {number}", f"needed UTF-8 text, got {error.reason}")
-                status = 2
             except ValueError as error:
                 complain(f"{path}, line {number}", error)
                 status = 2
@@ -131,10 +136,11 @@ def answer_input(model, tasks):
     if typed:
         print("Type a sentence, or two separated by a TAB; Ctrl-D ends.",
               *map(meaning, tasks), sep="\n", file=sys.stderr)
-    for number, line in enumerate(sys.stdin, 1):
-        if not line.strip():
-            continue
+    for number, line in enumerate(sys.stdin.buffer, 1):
         try:
+            line = decoded(line, number)
+            if not line.strip():
+                continue
             texts = parse(line, tasks)
         except ValueError as error:
             complain(f"line {number}", error)

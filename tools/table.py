@@ -34,7 +34,18 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import data
 import train
-from plumbing import command, flags, folder, loop, machine, progress, reading, sources, tsv
+from plumbing import (
+    command,
+    declared,
+    flags,
+    folder,
+    loop,
+    machine,
+    progress,
+    reading,
+    sources,
+    tsv,
+)
 from tools import baseline, questions, results
 from tools.results import ROWS, known_tasks
 
@@ -254,7 +265,7 @@ def test_score(path, task, labels):
         raise ValueError(f"{path} and test-labels.csv must name the same examples of "
                          f"{task.name}; {len(set(predicted) ^ set(labels))} ids are in one "
                          f"of them only; give the labels of the same data")
-    return task.metric([predicted[i] for i in labels], list(labels.values()))
+    return declared.score(task, [predicted[i] for i in labels], list(labels.values()))
 
 
 def read_result(one):
