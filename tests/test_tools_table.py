@@ -304,15 +304,15 @@ def test_tools_table__a_question_compares_seed_by_seed():
         row("neither", .4, .5, .6), row("both", .41, .52, .63), row("alone", .39)], {})
     lines = questions.markdown("smart", found).splitlines()
     assert_equal(lines[0], f"**{questions.QUESTIONS['smart'].title}**")
-    assert "| neither | .500 ± .100 | .500 ± .100 | 3 |" in lines
+    assert "| neither | .500 (sd .100) | .500 (sd .100) | 3 |" in lines
     # .01, .02, .03: 4.303 · .01 / √3 = .0248
     assert "| both | +.020 ± .025 | +.020 ± .025 | 3 |" in lines
     assert "| alone | -.010 | -.010 | 1 |" in lines
     # Not the first row that there is, but the baseline.
     found.rows.reverse()
-    assert "| neither | .500 ± .100 | .500 ± .100 | 3 |" in questions.markdown(
+    assert "| neither | .500 (sd .100) | .500 (sd .100) | 3 |" in questions.markdown(
         "smart", found)
-    assert_equal(questions.difference([.02, .021, .022]), "**+.021 ± .002**")
+    assert_equal(results.difference([.02, .021, .022]), "**+.021 ± .002**")
 
 
 def test_tools_table__every_row_of_a_question_has_its_flags():

@@ -188,14 +188,13 @@ def expected_cell(said):
 
 
 def markdown(places, batch_size, groups, about):
-    """Three tables: over training and by size, the signal, and by block at the last place.
-    """
+    """Three tables: over training and by size, the signal, and by block."""
     lines = [about, "", f"Mean cosine ± what chance makes of it (2 sd), of gradients over "
              f"{', '.join(str(size * batch_size) for size in SIZES)} examples, and the "
              f"share of the first that is below 0; then the cosine of the expected "
              f"gradients ± its 95% interval ({groups} groups of {SIZES[-1]} batches). "
              f"Bold: beyond chance at 5%. \"Noise\": too little signal to estimate a "
-             f"cosine.", "",
+             f"cosine; \"above 0\", \"below 0\": enough for its sign, not for its size.", "",
              "| after update | tasks | " + " | ".join(
                  str(size * batch_size) for size in SIZES) + " | below 0 | expected |",
              "|---" * (len(SIZES) + 4) + "|"]
@@ -214,12 +213,13 @@ def markdown(places, batch_size, groups, about):
     lines += [f"| {place.step} | " + " | ".join(
         f"{100 * share:.1f}%" for share in place.signals.values()) + " |"
         for place in places]
-    last = places[-1]
-    pairs = list(last.cosines[gradients.SHARED])
-    lines += ["", f"Cosines of the expected gradients by block, after update {last.step}:",
-              "", f"| block | {' | '.join(pairs)} |", "|---" * (len(pairs) + 1) + "|"]
-    lines += [f"| {block} | {' | '.join(map(expected_cell, by_pair.values()))} |"
-              for block, by_pair in last.cosines.items()]
+    pairs = list(places[0].cosines[gradients.SHARED])
+    lines += ["", "Cosines of the expected gradients by block:", "",
+              f"| after update | block | {' | '.join(pairs)} |",
+              "|---" * (len(pairs) + 2) + "|"]
+    lines += [f"| {place.step} | {block} | "
+              f"{' | '.join(map(expected_cell, by_pair.values()))} |"
+              for place in places for block, by_pair in place.cosines.items()]
     return "\n".join(lines) + "\n"
 
 

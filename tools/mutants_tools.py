@@ -8,7 +8,7 @@ MUTANTS = {
          "if one is None or stop.asked:", "goes on after a failure", "end together"),
         ("tools.table.check_inputs", 'if "--weights" in own:', "if False:",
          "one set of weights for all rows", "weights of its own"),
-        ("tools.questions.difference", " / n ** .5", "", "spread in place of the interval",
+        ("tools.results.difference", " / n ** .5", "", "spread in place of the interval",
          "seed by seed")],
     "tools_predict": [
         ("tools.predict", "text.strip() for text in", "text for text in",

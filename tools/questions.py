@@ -11,8 +11,6 @@ the examples. What the seed itself does to both then cancels in their difference
 
 import dataclasses
 
-import numpy as np
-
 import heads
 from tools import results
 
@@ -54,19 +52,24 @@ QUESTIONS = {
         "SST counts twice": f"{BASE} --task-weights sst=2",
         "paraphrase counts twice": f"{BASE} --task-weights para=2",
         "STS counts half": f"{BASE} --task-weights sts=.5"}),
-    "smart": Question("Which of SMART's terms does something, at which strength?", {
+    "smart": Question("Does SMART help, and which of its terms?", {
         "neither": BASE,
         "both": f"{BASE} --smart",
-        "D_Breg alone (μ = .1)": f"{BASE} --smart --smart-weight 0",
-        "R_s alone (λ = 1, ε = .02)": SMOOTH,
-        "R_s, ε = .005": f"{SMOOTH} --smart-eps .005",
-        "R_s, ε = .1": f"{SMOOTH} --smart-eps .1",
-        "R_s, λ = .3": f"{SMOOTH} --smart-weight .3",
-        "R_s, λ = 3": f"{SMOOTH} --smart-weight 3"}),
+        "D_Breg alone": f"{BASE} --smart --smart-weight 0",
+        "R_s alone": SMOOTH}),
+    "smart-strength": Question("How large should R_s be, and its radius?", {
+        "R_s alone: λ = 1, ε = .02": SMOOTH,
+        "ε = .005": f"{SMOOTH} --smart-eps .005",
+        "ε = .1": f"{SMOOTH} --smart-eps .1",
+        "λ = .3": f"{SMOOTH} --smart-weight .3",
+        "λ = 3": f"{SMOOTH} --smart-weight 3"}),
+    "epochs": Question("Does longer training help?", {
+        "8 epochs": BASE,
+        "16 epochs": f"{BASE} --epochs 16"}),
     "hlh": Question("Do hidden layers in the heads help?", {
         "linear heads": BASE,
         "HLH": f"{BASE} --hlh"}),
-    "hlh-16": Question("Do they help with more epochs, as the report says?", {
+    "hlh-16": Question("Do hidden layers in the heads help with 16 epochs?", {
         "linear heads, 16 epochs": f"{BASE} --epochs 16",
         "HLH, 16 epochs": f"{BASE} --hlh --epochs 16"}),
     "para-first": Question("Does training on paraphrase first help?", {
@@ -91,22 +94,6 @@ def baseline_of(name):
     return next(iter(QUESTIONS[name].rows))
 
 
-def difference(values):
-    """Mean and 95% interval of paired differences.   [n] -> "+.012 ± .020"
-
-        mean ± t sd / √n        .01, .02, .03: +.020 ± 4.303 · .01 / √3 = .025
-
-    Bold if 0 lies outside. Fewer than three get no interval: two say nothing of a spread.
-    """
-    mean = f"{np.mean(values):+.3f}".replace("0.", ".")
-    n = len(values)
-    if n < 3:
-        return mean
-    width = results.student_t(n - 1) * np.std(values, ddof=1) / n ** .5
-    text = f"{mean} ± {results.short(width)}"
-    return f"**{text}**" if abs(np.mean(values)) > width else text
-
-
 def markdown(name, result):
     """The table of a question from its Result, which may lack other rows, and seeds."""
     names = results.columns_of(result)
@@ -120,19 +107,19 @@ def markdown(name, result):
     def line(row, seeds, cells):
         return f"| {' | '.join([row.row, *cells, str(len(seeds))])} |"
     lines.append(line(base, base.seeds, [
-        results.spread([seed[column] for seed in base.seeds.values()])
-        for column in columns]))
+        results.spread([seed[column] for seed in base.seeds.values()]).replace("±", "(sd")
+        + ")" * (len(base.seeds) > 1) for column in columns]))
     others = [row for row in result.rows if row is not base and row.seeds.keys() &
               base.seeds.keys()]
     for row in others:
         both = [seed for seed in row.seeds if seed in base.seeds]
-        lines.append(line(row, both, [difference(
+        lines.append(line(row, both, [results.difference(
             [row.seeds[seed][column] - base.seeds[seed][column] for seed in both])
             for column in columns]))
     return "\n".join([
         *lines, "",
-        f"First row: mean ± sd. Others: difference to it ± 95% interval, paired by seed; "
-        f"bold where 0 lies outside. Scores on dev; data `{result.data}`, weights "
+        f"First row: mean (sd over seeds). Others: difference to it ± 95% interval, paired "
+        f"by seed; bold where 0 lies outside. Scores on dev; data `{result.data}`, weights "
         f"`{result.weights}`; {'; '.join(result.machines)}.", "",
         *(f"- {row.row}: {', '.join(f'`{words}`' for words in row.commands)}"
           for row in others)])

@@ -87,6 +87,33 @@ def rows_of(table):
     return [row for row in ROWS if (row.table_2 if table == 2 else row.table_3)]
 
 
+# What two rows differ in: (change, the row with it, the row without it).
+PLAIN = "RR + CON (ours)"
+SURGERY, VACCINE = "Gradient Surgery + RR", "Gradient Vaccine + RR"
+CHANGES = [
+    ("CON", PLAIN, "RR (ours)"),
+    ("CON, with surgery", f"{SURGERY} + CON (ours)", SURGERY),
+    ("CON, with the vaccine", f"{VACCINE} + CON (ours)", VACCINE),
+    ("one task after the other", "Sequential + CON (ours)", PLAIN),
+    ("one task after the other, without CON", "Sequential Multitask learning", "RR (ours)"),
+    ("surgery", f"{SURGERY} + CON (ours)", PLAIN),
+    ("surgery, without CON", SURGERY, "RR (ours)"),
+    ("vaccine", f"{VACCINE} + CON (ours)", PLAIN),
+    ("vaccine, without CON", VACCINE, "RR (ours)"),
+    ("SMART, with the vaccine", "SMART + GVAC + RR + CON", f"{VACCINE} + CON (ours)"),
+    ("SMART, with the vaccine and HLH", "SMART + GVAC + RR + CON + HLH",
+     f"{VACCINE} + CON + HLH"),
+    ("HLH, with surgery", f"{SURGERY} + CON + HLH", f"{SURGERY} + CON (ours)"),
+    ("HLH, with the vaccine", f"{VACCINE} + CON + HLH", f"{VACCINE} + CON (ours)"),
+    ("HLH, with the vaccine and SMART", "SMART + GVAC + RR + CON + HLH",
+     "SMART + GVAC + RR + CON"),
+    ("vaccine, SMART and HLH", "SMART + GVAC + RR + CON + HLH", PLAIN),
+    ("reshuffled at every epoch, with surgery", "Gradient Surgery + CON",
+     f"{SURGERY} + CON (ours)"),
+    *((row.name.removesuffix(" + RR + CON (torchjd)"), row.name, PLAIN)
+      for row in ROWS if row.name.endswith("(torchjd)"))]
+
+
 # --- Results ---
 
 @dataclasses.dataclass
@@ -170,6 +197,22 @@ def spread(values):
     return mean if len(values) < 2 else f"{mean} ± {short(np.std(values, ddof=1))}"
 
 
+def difference(values):
+    """Mean and 95% interval of paired differences.   [n] -> "+.012 ± .020"
+
+        mean ± t sd / √n        .01, .02, .03: +.020 ± 4.303 · .01 / √3 = .025
+
+    Bold if 0 lies outside. Fewer than three get no interval: two say nothing of a spread.
+    """
+    mean = f"{np.mean(values):+.3f}".replace("0.", ".")
+    n = len(values)
+    if n < 3:
+        return mean
+    width = student_t(n - 1) * np.std(values, ddof=1) / n ** .5
+    text = f"{mean} ± {short(width)}"
+    return f"**{text}**" if abs(np.mean(values)) > width else text
+
+
 def columns_of(result):
     """Names of the tasks that a table has: all that its rows have scores of."""
     has = {name for row in result.rows for seed in row.seeds.values() for name in seed}
@@ -206,9 +249,26 @@ def markdown(result):
         title, *(f"Machine: {words}." for words in result.machines), "",
         f"| {' | '.join(header)} |", "|" + "---|" * len(header),
         *(f"| {' | '.join(line)} |" for line in table), "",
-        "The commands, each with `--seed N`:", "",
+        *changes(result, columns), "The commands, each with `--seed N`:", "",
         *(f"- {row.row}: {', '.join(f'`{line}`' for line in row.commands)}"
           for row in result.rows)])
+
+
+def changes(result, columns):
+    """What its pairs of rows differ in, of three seeds or more.   -> [line]"""
+    seeds = {row.row: row.seeds for row in result.rows}
+    tasks, lines = known_tasks(), []
+    for change, one, other in CHANGES:
+        both = [seed for seed in seeds.get(one, {}) if seed in seeds.get(other, {})]
+        if len(both) > 2:
+            cells = [difference([seeds[one][seed][column] - seeds[other][seed][column]
+                                 for seed in both]) for column in columns]
+            lines.append(f"| {change} | {' | '.join(cells)} | {len(both)} |")
+    headings = [tasks[name].heading for name in columns if name in tasks]
+    return lines and [
+        f"| change | {' | '.join(headings)} | overall | seeds |",
+        "|---" * (len(columns) + 2) + "|", *lines, "",
+        "Differences ± 95% interval, paired by seed; bold where 0 lies outside.", ""]
 
 
 def table_1():
