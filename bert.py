@@ -253,7 +253,7 @@ class BertModel(nn.Module):
 
         input_ids [B, T] -> x [B, T, H]. token_type_ids [B, T] is 0 for the first sentence
         and 1 for the second; None means 0 throughout. Raises ValueError for a sequence
-        longer than the position table, and for segments if type_vocab_size is 1.
+        longer than the position table, and for token_type_ids if type_vocab_size is 1.
         Why positions: attention by itself cannot tell one word order from another.
         """
         T = input_ids.size(1)

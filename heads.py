@@ -358,12 +358,12 @@ class MultitaskBert(nn.Module):
 # --- 4.2 Scores ---
 
 def accuracy(predictions, labels) -> float:
-    """Share of examples that are right, 0 to 1.   [report 4.2]   [N], [N] -> float"""
+    """Share of right examples, 0 to 1.   [report 4.2]   arrays [N], [N] -> float"""
     return float(np.mean(np.asarray(predictions) == np.asarray(labels)))
 
 
 def pearson(predictions, labels) -> float:
-    """Linear correlation, -1 to 1.   [report 4.2]   [N], [N] -> float
+    """Linear correlation, -1 to 1.   [report 4.2]   arrays [N], [N] -> float
 
         r = Σ (x - x̄)(y - ȳ) / √(Σ (x - x̄)² Σ (y - ȳ)²)
 

@@ -228,8 +228,8 @@ def backward(flat, micro_batches: list, loss_fn, rows: dict, **more) -> dict:
     [report 3.3.2]
 
     micro_batches: a list with one {task: batch} for each accumulated batch;
-    loss_fn(task, batch, **more) -> (scalar loss, {name: scalar to be logged}); rows: {task:
-    row of G}, whose rows are emptied first. Returns {"loss_sst": mean over the
+    loss_fn(task, batch, **more) -> (scalar loss, {name: scalar tensor to log}); rows:
+    {task: row of G}, whose rows are emptied first. Returns {"loss_sst": mean over the
     micro-batches, a float, …}.
     """
     for row in set(rows.values()):

@@ -80,7 +80,10 @@ class AdamW(torch.optim.Optimizer):
         return loss
 
     def update(self, p, g, m, v, t, group):
-        """m, v and θ by the first two lines, in place, no decay; t counts p's steps."""
+        """m, v and θ by the equations' first two lines, in place; step() does the third.
+
+        t, an int, is 1 in p's first step. g is left as it is.
+        """
         beta1, beta2 = group["betas"]
         m.mul_(beta1).add_(g, alpha=1 - beta1)
         v.mul_(beta2).addcmul_(g, g, value=1 - beta2)

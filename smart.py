@@ -161,7 +161,10 @@ def momentum_beta(step: int, total: int) -> float:
 
 
 def bregman(logits, teacher_logits, divergence):
-    """D_Breg = 1/n Σ_i ℓ_s(f(x_i; θ), f(x_i; θ̃)).   [report 3.5; Jiang et al., eq. 3]"""
+    """D_Breg = 1/n Σ_i ℓ_s(f(x_i; θ), f(x_i; θ̃)).   [report 3.5; Jiang et al., eq. 3]
+
+    logits and teacher_logits [B] or [B, C]. No gradient flows into the teacher's.
+    """
     return divergence(logits, teacher_logits.detach())
 
 

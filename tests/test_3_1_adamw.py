@@ -69,6 +69,16 @@ def test_3_1_AdamW__changing_gradients():
                  [.89100313, .91833684, .87517289], 1e-8)
 
 
+def test_3_1_AdamW__the_gradient_is_left_as_it_is():
+    # Whoever logs or clips it afterwards must find what backward() left.
+    p = torch.nn.Parameter(torch.tensor([1.0, 2]))
+    p.grad = torch.tensor([3.0, -4])
+    optim.AdamW([p], lr=.1, weight_decay=.1).step()
+    assert_close(p.grad, [3, -4], 0, mistakes={
+        "g was squared in place": [9, 16],
+        "the decay was added to the gradient (L2 instead of decoupled)": [3.1, -3.8]})
+
+
 def test_3_1_AdamW__eps_is_added_to_root_v():
     # lr 1, g = eps = 1e-6: m = 1e-7, √v = 3.162e-8, step size √.001/.1 = .316228:
     # .316228 · 1e-7 / (3.162e-8 + 1e-6) = .0306534. The usual form gives .5.
@@ -82,7 +92,10 @@ def test_3_1_AdamW__eps_is_added_to_root_v():
 
 def test_3_1_AdamW__zero_gradient_decays_and_none_does_not():
     assert_close(one_weight([0.0] * 3, lr=.1, weight_decay=.1), [.99, .9801, .970299],
-                 1e-12)
+                 1e-12, mistakes={
+        "the decay was added to the gradient (L2 instead of decoupled)":
+            one_weight([.1, .0899697, .0799695], lr=.1),
+        "there is no weight decay": [1] * 3})
     assert_close(one_weight([None] * 3, lr=.1, weight_decay=.1), [1, 1, 1], 0,
                  "a parameter without gradient must be left alone")
     # Its t does not advance: the next step is a first step, exactly lr.

@@ -151,29 +151,36 @@ def values(query, key, value, *more, **named):
 
 
 def test_3_1_BertLayer__head_a_reads_features_aD_to_aD_plus_D():
-    layer = small_bert(hidden_size=4, num_attention_heads=2).layers[0]
-    x = torch.arange(12.0).view(1, 3, 4)        # token t is (4t, 4t + 1, 4t + 2, 4t + 3)
-    assert_close(layer.split_heads(x)[0],
-                 [[[0, 1], [4, 5], [8, 9]], [[2, 3], [6, 7], [10, 11]]], 0, mistakes={
+    # A = 3 heads of D = 2 features, T = 2: token t is (6t, 6t + 1, …, 6t + 5).
+    layer = small_bert(hidden_size=6, num_attention_heads=3).layers[0]
+    x = torch.arange(12.0).view(1, 2, 6)
+    got = layer.split_heads(x)
+    assert_equal(list(got.shape), [1, 3, 2, 2], "needed [B, A, T, D]", mistakes={
+        "there are D heads of A features, not A heads of D": [1, 2, 2, 3],
+        "A and T are not exchanged": [1, 2, 3, 2]})
+    assert_close(got[0], [[[0, 1], [6, 7]], [[2, 3], [8, 9]], [[4, 5], [10, 11]]], 0,
+                 mistakes={
         "x was viewed as [B, A, T, D] without a transpose, which mixes tokens":
-            [[[0, 1], [2, 3], [4, 5]], [[6, 7], [8, 9], [10, 11]]]})
+            [[[0, 1], [2, 3]], [[4, 5], [6, 7]], [[8, 9], [10, 11]]],
+        "head a reads every A-th feature, not D side by side":
+            [[[0, 3], [6, 9]], [[1, 4], [7, 10]], [[2, 5], [8, 11]]]})
 
 
 def test_3_1_BertLayer__heads_are_put_side_by_side_again():
     # If attention returns the values, and these are x, W_o must get x, in its old order.
-    layer, seen = small_bert(hidden_size=4, num_attention_heads=2).layers[0], []
+    layer, seen = small_bert(hidden_size=6, num_attention_heads=3).layers[0], []
     torch.nn.init.eye_(layer.value.weight)
     layer.attention_dense.register_forward_pre_hook(
         lambda module, args: seen.append(args[0]))
-    x = torch.arange(12.0).view(1, 3, 4)
+    x = torch.arange(12.0).view(1, 2, 6)
     with unittest.mock.patch.object(bert, "attention", values):
         layer(x)
     assert seen, "attention_dense is never called"
     assert_close(seen[0], x, 1e-6, mistakes={
         "the heads were joined without a transpose, which mixes tokens":
-            [[[0, 1, 4, 5], [8, 9, 2, 3], [6, 7, 10, 11]]],
+            [[[0, 1, 6, 7, 2, 3], [8, 9, 4, 5, 10, 11]]],
         "query, key and value were not split into heads":
-            [[[0, 4, 8, 1], [5, 9, 2, 6], [10, 3, 7, 11]]]})
+            [[[0, 6, 1, 7, 2, 8], [3, 9, 4, 10, 5, 11]]]})
 
 
 def test_3_1_BertLayer__one_token_by_hand():
@@ -413,6 +420,9 @@ def test_3_1_BertModel__encode_runs_all_layers_and_pools_the_first_token():
         "tanh is missing": .5, "the mean over all tokens was pooled": math.tanh(10 / 12),
         "the last token was pooled": math.tanh(1.25),
         "the embedding was pooled, not the last hidden state": 0.0})
+    model.dropout.p = .9        # of the embedding; there is none behind the layers
+    assert_close(model.train().encode(x, torch.tensor([[1.0, 1, 0]]))[1], pooled, 0,
+                 "dropout falls on the pooled vector; each head has its own dropout")
 
 
 def test_3_1_BertModel__padding_changes_nothing():
@@ -426,8 +436,18 @@ def test_3_1_BertModel__padding_changes_nothing():
 
 
 def test_3_1_BertModel__too_long_a_text_is_refused():
+    model, ids = small_bert(), torch.zeros(1, 41, dtype=torch.long)
+    assert_equal(list(model.embed(ids[:, :40]).shape), [1, 40, 16],
+                 "a text of exactly max_position_embeddings tokens fits")
     with assert_raises("40", "41"):
-        small_bert().embed(torch.zeros(1, 41, dtype=torch.long))
+        model.embed(ids)
+
+
+def test_3_1_BertModel__segments_without_a_table_for_them_are_refused():
+    model, ids = small_bert(type_vocab_size=1), torch.zeros(1, 3, dtype=torch.long)
+    assert_equal(list(model.embed(ids).shape), [1, 3, 16])
+    with assert_raises("type_vocab_size"):
+        model.embed(ids, torch.tensor([[0, 1, 1]]))
 
 
 def test_3_1_BertModel__every_parameter_gets_a_gradient():

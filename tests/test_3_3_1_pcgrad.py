@@ -116,8 +116,12 @@ def test_3_3_1_pcgrad__each_block_is_treated_by_itself():
     grams = np.array([gram_of(np.random.default_rng(s).normal(size=(3, 4)))
                       for s in range(5)])
     orders = [[1, 2], [2, 0], [0, 1]]
-    assert_close(multitask.pcgrad(grams, orders),
-                 [multitask.pcgrad(g, orders) for g in grams], 1e-12)
+    alone, kept = [multitask.pcgrad(g, orders) for g in grams], grams.copy()
+    assert_close(multitask.pcgrad(grams, orders), alone, 1e-12)
+    assert_close(multitask.pcgrad(grams[None, :4].reshape(2, 2, 3, 3), orders),
+                 np.reshape(alone[:4], (2, 2, 3, 3)), 1e-12,
+                 "gram may have several leading dimensions")
+    assert_close(grams, kept, 0, "the caller's gram was changed; work on a copy")
 
 
 def test_3_3_1_pcgrad__order_is_drawn_from_rng():

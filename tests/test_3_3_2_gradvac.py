@@ -162,6 +162,16 @@ def test_3_3_2_GradVac__size_of_the_other_gradient_does_not_matter():
     assert_close(a[0], b[0], 1e-9)
 
 
+def test_3_3_2_GradVac__small_gradients_are_tilted_too():
+    g, target = np.array([[3.0, 4], [-2, 1]]), [[0, .4], [.1, 0]]
+    want = vaccine(target)(gram_of(g), [[1], [0]])
+    for size in (1e-5, 1e-10, 1e-20):
+        gram = gram_of(size * g)
+        assert_close(vaccine(target)(gram, [[1], [0]]), want, 1e-6, mistakes={
+            "small gradients are left alone; a norm of 0 alone has no angle": np.eye(2)})
+        assert_close(gram, gram_of(size * g), 0, "the caller's gram was changed")
+
+
 def test_3_3_2_GradVac__each_block_has_its_own_targets():
     grams = np.array([gram_of(np.random.default_rng(s).normal(size=(3, 4)))
                       for s in range(4)])
@@ -170,11 +180,13 @@ def test_3_3_2_GradVac__each_block_has_its_own_targets():
     first = multitask.GradVac(.2)
     drawn = first(grams[:1].repeat(4, 0), rng=np.random.default_rng(0))
     assert_close(drawn, drawn[:1].repeat(4, 0), 0,
-                 "orders are drawn once, and are the same in every block")
+                 "orders are drawn once, the same for every block; do blocks share a "
+                 "target?")
     assert_equal(np.shape(first.target), (4, 3, 3), mistakes={
         "all blocks share one target; each has its own": (3, 3)})
     for _ in range(3):
         assert_close(together(grams, orders),
-                     [gv(g, orders) for gv, g in zip(single, grams)], 1e-12)
+                     [gv(g, orders) for gv, g in zip(single, grams)], 1e-12,
+                     "do blocks share a target?")
     with assert_raises("[0, 1]"):
         multitask.GradVac(beta=2)

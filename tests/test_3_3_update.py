@@ -160,6 +160,8 @@ def test_3_3_update__rows_are_emptied_first_and_losses_are_averaged():
             "all tasks were added up in one row": [[1, 1, 6, 5], [0, 0, 0, 0]],
             NOTHING: [[0, 0, 0, 0]] * 2})
     assert_equal(sorted(logs), ["loss_a", "loss_b"], "`loss` of task a becomes `loss_a`")
+    assert_equal({type(value) for value in logs.values()}, {float},
+                 "the log holds floats, not tensors: it is written to a file")
     assert_close([logs["loss_a"], logs["loss_b"]], [8, 5], 1e-5, mistakes={
         "the logged losses are summed over the micro-batches": [16, 10],
         "only the last micro-batch's loss is logged": [12, 5],
@@ -178,9 +180,12 @@ def test_3_3_update__further_arguments_go_on_to_loss_fn():
 def test_3_3_update__tasks_that_share_a_row_are_added_up_there():
     # Without treatment one row collects the sum of the tasks' gradients.
     flat, loss_fn = toy(rows=1)
-    multitask.backward(flat, [{"a": 1.0, "b": 1.0}], loss_fn, {"a": 0, "b": 0})
-    assert_close(flat.G[0], [0, 1, 3, 5], 1e-6, mistakes={
-        "the row was emptied between two tasks": [-1, 1, 0, 5], NOTHING: [0, 0, 0, 0]})
+    for number in (1, 2):       # of micro-batches, all alike
+        multitask.backward(flat, [{"a": 1.0, "b": 1.0}] * number, loss_fn, {"a": 0, "b": 0})
+        assert_close(flat.G[0], [0, 1, 3, 5], 1e-6, mistakes={
+            "the row was emptied between two tasks": [-1, 1, 0, 5],
+            "a shared row was divided once for each task": [0, .5, 1.5, 2.5],
+            NOTHING: [0, 0, 0, 0]})
 
 
 def test_3_3_update__treatment_comes_after_the_last_batch():

@@ -54,6 +54,10 @@ def test_3_4_join_pair__long_texts_are_cut_and_keep_their_separators():
         "special tokens were not counted": [2, *range(10, 19), 3, 20, 21, 22, 3],
         "the words' beginnings were cut off": [2, *range(14, 20), 3, 20, 21, 22, 3]})
     assert_equal(list(segments), [0] * 8 + [1] * 4)
+    a, b = list(range(10, 20)), [20, 21, 22]
+    data.join_pair(a, b, 2, 3, 12)
+    assert_equal([len(a), len(b)], [10, 3], "the caller's lists, those of the data set, "
+                 "were cut; cut copies")
 
 
 def test_3_4_collate__pair_as_one_sequence():

@@ -203,18 +203,26 @@ def resume(out, *flags):
     return run_tool(train, "--resume", out, *flags)
 
 
+class Typed(io.TextIOWrapper):
+    """Takes the place of sys.stdin.   content: text, or bytes; typed: at a keyboard"""
+
+    def __init__(self, content, typed=False):
+        content = content if isinstance(content, bytes) else content.encode()
+        super().__init__(io.BytesIO(content), "utf-8")
+        self.typed = typed
+
+    def isatty(self):
+        return self.typed
+
+
 def run_tool(module, *flags, stdin="", typed=False):
     """A command's main(), in this process.   -> (exit status, stdout, stderr)
 
-    stdin: text, or bytes; typed: it comes from a keyboard.
+    stdin, typed: as in Typed.
     """
-    class Keys(io.TextIOWrapper):
-        def isatty(self):
-            return typed
     output, errors = io.StringIO(), io.StringIO()
-    keys = Keys(io.BytesIO(stdin if isinstance(stdin, bytes) else stdin.encode()), "utf-8")
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), \
-            unittest.mock.patch.object(sys, "stdin", keys):
+            unittest.mock.patch.object(sys, "stdin", Typed(stdin, typed)):
         try:
             status = module.main(list(map(str, flags)))
         except SystemExit as end:       # argparse

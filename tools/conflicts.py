@@ -194,7 +194,7 @@ def markdown(places, batch_size, groups, about):
              f"share of the first that is below 0; then the cosine of the expected "
              f"gradients ± its 95% interval ({groups} groups of {SIZES[-1]} batches). "
              f"Bold: beyond chance at 5%. \"Noise\": too little signal to estimate a "
-             f"cosine; \"above 0\", \"below 0\": enough for its sign, not for its size.", "",
+             f"cosine; \"above 0\", \"below 0\": enough for its sign, not its size.", "",
              "| after update | tasks | " + " | ".join(
                  str(size * batch_size) for size in SIZES) + " | below 0 | expected |",
              "|---" * (len(SIZES) + 4) + "|"]

@@ -6,7 +6,6 @@
 
 import contextlib
 import dataclasses
-import io
 import json
 import math
 import os
@@ -200,7 +199,7 @@ def kinds_of_weights(place):
         return tokenizer, caught
 
     def read_best(path, argv):
-        with unittest.mock.patch.object(sys, "stdin", io.StringIO("good\na\tb\n")):
+        with unittest.mock.patch.object(sys, "stdin", world.Typed("good\na\tb\n")):
             return predict.main([path])
 
     found = []
@@ -236,7 +235,7 @@ def reader(module, arguments=()):
             raise Loaded
         with unittest.mock.patch.object(module, "fit", fit, create=True), \
                 unittest.mock.patch.object(table, "perform_all", side_effect=Loaded), \
-                unittest.mock.patch.object(sys, "stdin", io.StringIO("good\n")), \
+                unittest.mock.patch.object(sys, "stdin", world.Typed("good\n")), \
                 contextlib.suppress(Loaded):
             here = os.getcwd()
             os.chdir(path)          # relative paths among the flags lead nowhere else

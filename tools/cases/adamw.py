@@ -20,7 +20,7 @@ def steps(r, number, shapes=((2, 3), (4,)), idle=(), zero=(), **settings):
             p.grad = None if (t, i) in idle else g * ((t, i) not in zero)
         optimizer.step()
         path.append([p.detach().clone() for p in ps])
-    return path
+    return path, [p.grad for p in ps]
 
 
 def AdamW__moments_and_step_size(r):

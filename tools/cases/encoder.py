@@ -185,5 +185,7 @@ def embedding__first_token_is_pooled(r):
     model.layers = torch.nn.ModuleList([Adding(0, [])])
     x = draw(r, 3, 4, 8) * .1
     pooled = model.encode(x)[1]
+    model.dropout.p = .9        # of the embedding alone
+    training = model.train().encode(x)[1]
     model.pooler = None
-    return pooled, model.encode(x)[1]
+    return pooled, training, model.encode(x)[1]

@@ -13,7 +13,7 @@ def joined(r, low, high):
     a, b = (r.integers(10, 999, r.integers(1, 8)).tolist() for _ in range(2))
     cls, sep = (int(n) for n in r.permutation(10)[:2])
     row, segments = data.join_pair(a, b, cls, sep, int(r.integers(low, high)))
-    return list(row), list(segments)
+    return list(row), list(segments), a, b
 
 
 def con__join_pair_with_separators_and_segments(r):
