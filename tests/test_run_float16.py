@@ -232,7 +232,8 @@ def test_run_float16__a_run_finds_its_scale_and_counts_what_it_skipped():
         scale /= 2 if line.get("skipped") else 1
     state = load_checkpoint(f"{out}/last.pt")
     assert_equal(state["skipped"], len(skipped))
-    counts = {entry["step"] for entry in state["optimizer"]["state"].values()}
+    counts = {value for entry in state["optimizer"]["state"].values()
+              for value in entry.values() if isinstance(value, int)}
     assert_equal(max(counts), 9 - len(skipped), "AdamW took a skipped step")
     assert_equal(state["scale"]["value"], scale, "a checkpoint holds the scale")
 

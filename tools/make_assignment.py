@@ -120,7 +120,7 @@ def dig(folder, parts):
             _, node = find(source, [cls])
             lines = source.splitlines()
             lines[first_line(node) - 1:node.end_lineno] = [
-                f"{cls} = {plain_one}       # elsewhere a faster form; this copy has one"]
+                f"{cls} = {plain_one}       # one form is enough: call {plain_one}"]
             write("\n".join(lines) + "\n", folder, f"{file}.py")
 
 
@@ -156,7 +156,7 @@ def recorded_numbers():
 def recorded(name, *inputs):
     """What the naive form gave for these inputs."""
     known = recorded_numbers()[name].get(key_of(inputs))
-    assert known is not None, f"the inputs of {name}() are not the recorded ones"
+    assert known is not None, f"other inputs of {name}() than recorded; was one changed?"
     return known
 
 

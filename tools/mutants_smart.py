@@ -2,6 +2,8 @@
 
 MUTANTS = {
     "3.4 CON encoding": [
+        ("data.join_pair", "row = [cls", "del a[keep_a:], b[keep_b:]\n    row = [cls",
+         "the caller's lists cut", "the caller's lists"),
         ("data.join_pair", "*a[:keep_a], sep,", "*a[:keep_a],", "no [SEP] between",
          "[SEP] between the sentences is missing"),
         ("data.join_pair", "*b[:keep_b], sep]", "*b[:keep_b]]", "no [SEP] at the end",

@@ -62,7 +62,12 @@ MUTANTS = {
         ("multitask.backward", "flat.G[row].zero_()", "flat.G.zero_()", "all rows emptied",
          "only the rows that `rows` names"),
         ("multitask.backward", "loss_fn(task, batch, **more)", "loss_fn(task, batch)",
-         "more not passed on", "`more` is not passed on")],
+         "more not passed on", "`more` is not passed on"),
+        ("multitask.backward", "(loss / len(micro_batches))",
+         "(loss / len(micro_batches) ** (1 + len(rows) - len(set(rows.values()))))",
+         "a shared row divided for each task", "divided once for each task"),
+        ("multitask.backward", "means.tolist()", "means", "tensors in the log",
+         "floats, not tensors")],
     "3.3 plan": [
         ("multitask.plan",
          ("(epoch + 1) * batches[task] // accumulate\n"
@@ -124,6 +129,10 @@ MUTANTS = {
         ("data.Stream.next", "self.position = [generation, batch + 1]", "pass",
          "the same batch for ever", "missing")],
     "3.3.1 PCGrad": [
+        ("multitask.pcgrad", "(squared_norm > 0)", "(squared_norm > 1e-12)",
+         "small gradients left alone", "a floor under"),
+        ("multitask.pcgrad", "return C", "gram *= 1.5\n    return C", "gram changed",
+         "the caller's gram was changed"),
         ("multitask.pcgrad", "squared_norm = gram[..., j, j]",
          "squared_norm = gram[..., i, i]", "divided by ‖g_i‖²", "‖g_i‖² instead of ‖g_j‖²"),
         ("multitask.pcgrad", "np.where(conflict, squared_norm, 1)",
@@ -156,6 +165,8 @@ MUTANTS = {
         ("multitask.pcgrad", "for j in orders[i]:",
          "for j in (j for j in orders[i] if j < i):", "only j < i", "only tasks j < i")],
     "3.3.2 Gradient Vaccine": [
+        ("multitask.GradVac.__call__", "(squared_norm > 0)", "(squared_norm > 1e-16)",
+         "small gradients left alone", "small gradients are left alone"),
         ("multitask.GradVac.__call__",
          "w = (target / np.sqrt(1 - target ** 2) * r - along) / norm_j",
          "w = norm_i / norm_j * (target - phi ** 2 - phi * np.sqrt(1 - target ** 2))",

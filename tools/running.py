@@ -91,7 +91,7 @@ class Tail(io.TextIOBase):
 
 # What Python and torch say of typical slips, and what to ask oneself.
 EXPLAINED = {
-    "NoneType": "does one of your functions lack its return?",
+    "NoneType": "does one of your functions lack its return, or was None an input?",
     "'tuple' and 'Tensor'": "does one of your functions return several values for one?",
     "'tuple' object": "does one of your functions return several values for one?",
     "iteration over a 0-d tensor": "is one result returned where two are asked for?",
