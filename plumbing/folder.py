@@ -106,7 +106,8 @@ class Folder:
                 break
             # Out of the way, or it would soon take the place of the one that is whole.
             os.replace(self / name, self / (name + ".damaged"))
-            print(f"{self / name} is damaged; going back to the checkpoint before it")
+            back = "" if name == found[-1] else "; going back to the checkpoint before it"
+            print(f"{self / name} is damaged{back}")
         if found and self.state is None:
             raise ValueError(f"no checkpoint in {self.path} can be read "
                              f"({', '.join(found)}); start a new run")

@@ -18,6 +18,8 @@ def find_device(name):
     try:
         device = torch.device(here[0] if name == "auto" else name)
         torch.zeros(1, device=device).item()        # "meta" has no numbers
+        if device.type == "cpu" and device.index:   # torch takes any number
+            raise ValueError("there is one CPU")
     except Exception:       # torch has an exception of another kind for each unknown device
         gpu = "; a GPU is called cuda, or mps on a Mac" if name.startswith("gpu") else ""
         raise ValueError(f"--device must be auto or a device of this machine, which has "

@@ -40,7 +40,7 @@ class Here:
     world: int = 1              # N
     store: Any = None           # a torch Store: small notes, when nothing else works
     stderr: Any = None          # the real one; sys.stderr may be a Held
-    path: str = ""              # of the run's folder, once it is open
+    path: str = ""              # of the run's folder, once it is about to be opened
     between: Callable = lambda: None    # called between two items of share()
     lost: bool = False          # has another process ended?
 
@@ -389,7 +389,9 @@ def together():
                 if here.store.check(["status"]):
                     status = int(here.store.get("status"))
         else:
-            more = f"; to continue: {command()} --resume {here.path}" if here.path else ""
+            # Before that file is there, --resume has nothing to go on with.
+            started = here.path and os.path.exists(os.path.join(here.path, "args.json"))
+            more = f"; to continue: {command()} --resume {here.path}" if started else ""
             here.stderr.write(f"train.py: another process of this run has ended, so all do "
                               f"({why}){more}\n")
             here.stderr.flush()

@@ -78,7 +78,7 @@ def test_run_devices__the_choice_is_printed_with_its_reason():
 
 
 def test_run_devices__what_is_not_there_is_refused_with_what_there_is():
-    for name in ("cuda", "mps", "cuda:7", "meta", "gpu7"):
+    for name in ("cuda", "mps", "cuda:7", "meta", "gpu7", "cpu:7"):
         with assert_raises("--device", "which has cpu", repr(name)):
             machine.find_device(name)
     status, _, errors = run_train("--device", "gpu")

@@ -217,6 +217,18 @@ def test_run_float16__an_overflow_moves_nothing_but_the_scale():
     assert_equal(training.scale.value, 2.0 ** 59, "a skipped step halves the scale")
 
 
+def test_run_float16__rows_that_overflow_in_one_product_may_not_in_two():
+    # Eight rows of 100 · 100 are 80,000, over float16's 65,504; of four each, 40,000 twice.
+    def gradient(*slices):
+        weight = torch.ones(1, 1, requires_grad=True)
+        for rows in slices:
+            with float16():
+                y = torch.nn.functional.linear(torch.full((rows, 1), 100.0), weight)
+            (100 * y.float()).sum().backward()
+        return weight.grad.item()
+    assert_equal([gradient(8), gradient(4, 4)], [np.inf, 80000])
+
+
 def test_run_float16__a_run_finds_its_scale_and_counts_what_it_skipped():
     with starting_at(2.0 ** 20):
         status, out, errors = run_train("--amp", "fp16", "--option", "gvac", "--smart",

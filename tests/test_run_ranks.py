@@ -4,6 +4,7 @@ The rest of it takes longer, and is in test_run_torchrun.py.
 """
 
 import os
+import signal
 import tempfile
 import unittest.mock
 
@@ -103,6 +104,24 @@ def test_run_ranks__a_mistake_is_one_line_and_status_2_for_all():
         assert_equal(statuses, [2] * 3, errors)
         assert len(errors.splitlines()) == 1 and words in errors, errors
         assert not os.path.exists(out)
+
+
+def test_run_ranks__before_the_folder_is_there_nobody_is_told_to_resume_it():
+    # Killed while the data are loaded, or while rank 0 makes the folder; and just after.
+    for rank, call, there in ((1, "train.prepare", False), (1, "data.load", False),
+                              (0, "plumbing.folder.write_json", False),
+                              (1, "plumbing.ranks.start_generators", True)):
+        out = os.path.join(tempfile.mkdtemp(), "run")
+        statuses, _, errors = processes.run(
+            2, *flags_of(out), limit=30,
+            at={"rank": rank, "call": call, "number": 1, "signal": signal.SIGKILL})
+        assert_equal(statuses, [-9 if r == rank else 1 for r in range(2)], errors)
+        lines = [line for line in errors.splitlines() if "train.py" in line]
+        assert len(lines) == 1 and "another process" in lines[0], errors
+        assert_equal("--resume" in lines[0], there, f"killed in {call}: {lines[0]}")
+        again = ["--resume", out] if there else flags_of(out)
+        statuses, _, errors = processes.run(2, *again)
+        assert_equal(statuses, [0, 0], errors)
 
 
 def test_run_ranks__a_treatment_of_ones_own_may_draw_numbers_and_keep_a_state():

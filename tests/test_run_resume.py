@@ -13,7 +13,7 @@ import heads
 import multitask
 from plumbing import loop
 from plumbing.folder import load_checkpoint
-from tests.checks import assert_one_line, assert_raises
+from tests.checks import assert_equal, assert_one_line, assert_raises
 from tests.world import (
     HARD,
     WORDS,
@@ -140,8 +140,9 @@ def test_run_resume__with_no_whole_checkpoint_left_it_stops():
     for name in ("last.pt", "before.pt"):
         with open(os.path.join(out, name), "wb") as file:
             file.write(b"rubbish")
-    status, _, errors = resume(out)
+    status, output, errors = resume(out)
     assert_one_line(status, errors, "last.pt, before.pt", "start a new run")
+    assert_equal([output.count(words) for words in ("is damaged", "going back")], [2, 1])
     assert os.path.getsize(os.path.join(out, "metrics.jsonl")) > 0, "nothing may be lost"
 
 

@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import functools
 import io
+import json
 import os
 import pathlib
+import subprocess
 import tempfile
 import time
 import unittest.mock
@@ -18,7 +20,7 @@ import data
 import multitask
 import smart
 from tests import ROOT
-from tests.checks import assert_close, assert_equal
+from tests.checks import assert_close, assert_equal, assert_one_line, assert_raises
 from tests.world import SMALL, gram_of, run_tool, tiny_world
 from tools import (
     analyze,
@@ -81,10 +83,10 @@ def test_tools_bench__counts_operations_and_marks_misses():
     batch = data.Batch(torch.zeros(2, 3), None, None, None)
     assert timing.matrix_parameters(config) == 2048
     assert timing.forward_operations(config, {"sst": batch}) == 25728
-    result = timing.Result("M", 3, {
+    result = timing.Result("M", {"a": 3, "c": 3}, {
         "a": [timing.Line("a", "x", .5, 2.0, 5.0, 1.0),
               timing.Line("b", "x", .3, 2.0, 5.0, 1.0)],
-        "c": [timing.Skipped("c", "no transformers")]}, {})
+        "c": [timing.Skipped("c", "no transformers")]}, {"a": {}, "c": {}})
     table = result.markdown()
     assert "| 0.40 | ≤ 0.5 | 1 | 2.0 |" in table and "**0.40**" in table
     assert "skipped: no transformers" in table
@@ -169,8 +171,9 @@ def test_tools_bench__memory_says_which_gpu_has_room():
         return timing.Memory("S", "rr", "float32", computed, {"θ": computed}, measured)
     assert_equal([line(size).fits for size in (4.5, 4.6, 6.4, 13, 20, 21)],
                  [6, 8, 16, 16, 24, None])       # 1.1 times as much, and 1 GB
-    result = timing.Result("M", 3, {"memory": [line(4.0, 4.2), line(30.0)],
-                                    "a": [timing.Line("a", "x", .5, 2.0, 5.0, 1.0)]}, {})
+    result = timing.Result("M", {"memory": 3, "a": 3}, {
+        "memory": [line(4.0, 4.2), line(30.0)],
+        "a": [timing.Line("a", "x", .5, 2.0, 5.0, 1.0)]}, {"memory": {}, "a": {}})
     table = result.markdown()
     assert "| S | rr | float32 | 4.00 | θ 4.00 | 4.20 (1.05) | 6 GB |" in table
     assert "| 30.00 | θ 30.00 |  | none of these |" in table
@@ -178,6 +181,150 @@ def test_tools_bench__memory_says_which_gpu_has_room():
     path = os.path.join(tempfile.mkdtemp(), "bench")
     result.write(path)
     assert_equal(timing.Result.read(path + ".json"), result)
+
+
+def test_tools_bench__memory_is_of_no_more_tokens_than_the_model_has_positions_for():
+    # The sample's BERT has 64 positions, a batch of Table 1 has 128 tokens.
+    folder, weights = tiny_world()
+    setup = bench.Setup(folder, weights, "cpu")
+    short = dataclasses.replace(setup.shapes["weights"], max_position_embeddings=6)
+    setup.shapes, asked = {"short": short, "bert-base": bert.BertConfig(**SMALL)}, []
+    with unittest.mock.patch.multiple(memory, LARGE=short, LENGTH=12, measured_peak=(
+            lambda setup, shape, case, precision: asked.append(shape) or 1.0)):
+        lines = memory.lines(setup, bench.ours_of)
+        case = memory.CASES["rr --con"]
+        assert memory.peak(functools.partial(bench.ours_of, setup, case, timing.FLOAT32),
+                           short, setup.device, contextlib.nullcontext) >= 0
+    assert_equal({line.shape for line in lines},
+                 {"short, 6 tokens", "bert-base", "bert-large, 6 tokens"})
+    assert_equal(set(asked), {"short", "bert-base", "bert-large"})
+    setup.roofline = lambda *_: 1.0
+    with unittest.mock.patch.object(timing, "both_encoders", lambda config, *_: [
+            bert.BertModel(config) for _ in range(2)]):
+        notes = [line.note for line in timing.encoders(setup, rows=2, tokens=9)]
+    assert_equal(notes, ["2 rows of 6 tokens"] * 2 + ["2 rows of 9 tokens"] * 2)
+
+
+def test_tools_bench__a_process_that_cannot_measure_memory_is_one_line():
+    folder, weights = tiny_world()
+    setup = bench.Setup(folder, weights, "cpu")
+    case = memory.CASES["rr --con"]
+    for status, said, word in ((-9, "", "SIGKILL"), (2, "x\nbench.py: error: y\n", "y")):
+        child = subprocess.CompletedProcess([], status, "", said)
+        with unittest.mock.patch.object(subprocess, "run", lambda *_, **__: child), \
+                assert_raises("rr --con", "could not be measured", word):
+            memory.measured_peak(setup, "weights", case, timing.FLOAT32)
+
+
+# --- Its file ---
+
+@contextlib.contextmanager
+def quick(machine="M", missing=()):
+    """Within this, bench.py is on this machine and measures nothing, only counts calls."""
+    counted = iter(range(1, 100))
+
+    def measure(name):
+        if name in missing:
+            raise ModuleNotFoundError(name=name)
+        return [timing.Line(name, "x", None, 1.0, 2.0, 1.0)]
+    with unittest.mock.patch.multiple(
+            timing.Machine, description=lambda self: machine,
+            measure=lambda self, shapes: {"GB a second": next(counted)}), \
+            unittest.mock.patch.object(bench, "MEASUREMENTS", {
+                name: lambda setup, name=name: measure(name)
+                for name in ("adamw", "tokenizer")}):
+        yield
+
+
+def run_bench(out, *words):
+    """On the tiny world.   -> (exit status, stdout, stderr)"""
+    folder, weights = tiny_world()
+    return run_tool(bench, *words, "--data", folder, "--weights", weights, "--out", out)
+
+
+def test_tools_bench__numbers_below_1_and_empty_words_are_refused():
+    for flag in ("--repeats", "--steps"):
+        for value in ("0", "-1", "1.5", "x"):
+            status, _, errors = run_tool(bench, "tokenizer", flag, value)
+            assert_one_line(status, errors, flag, "of at least 1", repr(value))
+    for flag in ("--out", "--data", "--weights"):
+        status, _, errors = run_tool(bench, "tokenizer", flag, "")
+        assert_one_line(status, errors, flag, "empty")
+
+
+def test_tools_bench__another_machines_lines_are_never_dropped():
+    out = os.path.join(tempfile.mkdtemp(), "bench")
+    with quick("M"):
+        assert_equal(run_bench(out)[0], 0)
+    before = pathlib.Path(out + ".json").read_text()
+    with quick("another M"):
+        status, _, errors = run_bench(out, "adamw")
+        assert_one_line(status, errors, out + ".json", "(M)", "another M", "--out")
+    assert_equal(pathlib.Path(out + ".json").read_text(), before)
+    assert_equal([timing.own_place(out, machine) for machine in ("M", "another M")],
+                 [out, out + "-2"])
+    with quick("another M"):
+        run_bench(out + "-2")
+    assert_equal([timing.own_place(out, machine) for machine in ("another M", "N")],
+                 [out + "-2", out + "-3"])
+
+
+def test_tools_bench__what_a_call_does_not_measure_stays_as_it_was():
+    # Of two measurements one is made again; one is of an older version; one lacks a module.
+    out = os.path.join(tempfile.mkdtemp(), "bench")
+    with quick():
+        run_bench(out, "--repeats", 3)
+        result = timing.Result.read(out + ".json")
+        result.keep("old", [timing.Line("old", "x", None, 1.0, 2.0, 1.0, "note")], 3, {},
+                    list(bench.MEASUREMENTS))
+        result.write(out)
+        _, table, _ = run_bench(out, "adamw", "--repeats", 1)
+    result = timing.Result.read(out + ".json")
+    assert_equal(result.repeats, {"adamw": 1, "tokenizer": 3, "old": 3})
+    assert_equal([result.rates[name]["GB a second"] for name in ("adamw", "tokenizer")],
+                 [2, 1])
+    assert "medians of 1 or 3, as each line says; a missed" in table
+    assert_equal([line.rpartition(" | ")[2] for line in table.splitlines()
+                  if " | x | " in line],
+                 ["median of 1 |", "median of 3 |", "note; median of 3 |"])
+    before = pathlib.Path(out + ".md").read_text()
+    with quick(missing=["adamw"]):
+        _, _, errors = run_bench(out, "adamw")
+    assert "no adamw" in errors and pathlib.Path(out + ".md").read_text() == before
+
+
+def test_tools_bench__lines_of_an_older_file_have_its_repeats_and_rates():
+    path = os.path.join(ROOT, "results", "bench-avx2.json")
+    with open(path) as file:
+        assert_equal(json.load(file)["repeats"], 3)
+    result = timing.Result.read(path)
+    assert_equal(result.repeats, {"encoder": 3, "surgery": 3})
+    assert 20 < result.rates["surgery"]["GB a second"] < 21
+
+
+def test_tools_bench__a_file_of_another_kind_is_refused_by_its_name_and_stays():
+    line = {"what": "a", "against": "b", "target": None, "ours": 1.0, "theirs": 1.0,
+            "roofline": 1.0, "note": ""}
+    whole = {"machine": "M", "repeats": 3, "lines": {"a": [line]}, "rates": {}}
+    out = os.path.join(tempfile.mkdtemp(), "bench")
+    with quick():
+        for content in ("", "{}", '{"dev": {}}', "[]", *map(json.dumps, (
+                {**whole, "lines": {"a": line}}, {**whole, "lines": {"a": [{"b": 1}]}},
+                {**whole, "lines": {"a": [{**line, "ours": "x"}]}},
+                {**whole, "lines": {"a": [{**line, "theirs": 0}]}},
+                {**whole, "lines": {"a": [{**line, "what": None}]}},
+                {**whole, "repeats": {}}, {**whole, "repeats": "3"}))):
+            with open(out + ".json", "w") as file:
+                file.write(content)
+            status, _, errors = run_bench(out)
+            assert_one_line(status, errors, out + ".json", "needed", "--out")
+            assert_equal(pathlib.Path(out + ".json").read_text(), content)
+        os.remove(out + ".json")
+        with open(out + ".md", "w") as file:
+            file.write("A page.")
+        status, _, errors = run_bench(out)
+        assert_one_line(status, errors, out + ".md", "--out")
+        assert_equal(pathlib.Path(out + ".md").read_text(), "A page.")
 
 
 def test_tools_bench__help_of_it_and_other_tools_has_usage_and_examples_in_80_columns():

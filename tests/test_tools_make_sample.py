@@ -10,7 +10,7 @@ import data
 import heads
 import train
 from plumbing import sources
-from tests.checks import assert_equal
+from tests.checks import assert_equal, assert_one_line
 from tests.world import run_tool
 from tools import make_sample
 
@@ -57,3 +57,11 @@ def test_tools_make_sample__train_takes_it_and_says_so_first_and_last():
     for first, word in ((0, "This is the sample"), (2, "--download")):
         assert word in lines[first] and word in lines[first - 3]
     assert f"--lr {train.SAMPLE_ROW.lr} (the sample's)" in output
+
+
+def test_tools_make_sample__fewer_than_one_line_is_refused():
+    place = os.path.join(tempfile.mkdtemp(), "sample")
+    for number in (0, -5):
+        status, _, errors = run_tool(make_sample, "--out", place, "--lines", number)
+        assert_one_line(status, errors, "--lines", "of at least 1")
+    assert not os.path.exists(place)

@@ -4,9 +4,9 @@
     python tools/bench.py --out results/bench
 
 With WORDs only the measurements whose name contains one of them; the others keep their
-lines in the file, if it is from the same machine. Each measurement alternates between the
-two sides and shows medians, beside the roofline: the least time that this machine needs,
-by its speed and bandwidth as measured at the start of the run.
+lines in the file, which must be of the same machine. Each measurement alternates between
+the two sides and shows medians, beside the roofline: the least time that this machine
+needs, by its speed and bandwidth as measured at the start of the run.
 
 Symbols: P parameters, H features, L layers, R rows of T tokens in a batch.
 Leaves out: loading, start-up, more than one device. The models have random weights, which
@@ -17,11 +17,8 @@ import argparse
 import copy
 import dataclasses
 import functools
-import itertools
-import json
 import os
 import random
-import subprocess
 import sys
 import time
 
@@ -37,14 +34,11 @@ import multitask
 import optim
 import smart
 import train
-from plumbing import command, machine, sources, tsv
-from tools import memory as needs
-from tools import timing
-from tools.timing import BFLOAT16, FLOAT32, Line, Skipped
+from plumbing import command, flags, machine, sources, tsv
+from tools import memory, timing
+from tools.timing import FLOAT32, Line, Skipped
 
 MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}
-LARGE = bert.BertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16,
-                        intermediate_size=4096)
 BATCH_SIZE = 16
 WITHOUT_SMART = smart.Settings(weight=0.0, bregman_weight=0.0)
 
@@ -102,7 +96,7 @@ class Ours:
         self.flat = optim.FlatParameters(model.blocks(), len(set(rows.values())))
         self.training = train.Training(
             model, setup.sets, rows, multitask.regions(self.flat), terms, {},
-            functools.partial(autocast, setup.device, precision), self.flat,
+            functools.partial(timing.autocast, setup.device, precision), self.flat,
             optimizer=optim.FusedAdamW(self.flat.param_groups(), lr=1e-5),
             treatment={"pcgrad": multitask.pcgrad, "gvac": multitask.GradVac()}.get(
                 option, multitask.plain_sum),
@@ -126,11 +120,6 @@ class Ours:
         if training.teacher is not None:
             training.teacher.follow(self.flat.theta, 0.99)
         return losses, multitask.describe(treated)
-
-
-def autocast(device, precision):
-    """A context for forward passes."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == BFLOAT16)
 
 
 class Usual(torch.nn.Module):
@@ -160,7 +149,7 @@ class Usual(torch.nn.Module):
 
     def step(self, batches):
         for name, batch in batches.items():
-            with autocast(self.device, self.precision):
+            with timing.autocast(self.device, self.precision):
                 loss = self.tasks[name].loss(self(self.tasks[name], batch), batch.labels)
             loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
@@ -364,56 +353,9 @@ def evaluation(setup):
                        setup.precision))
 
 
-def memory(setup):
-    """What an update needs: computed for every shape, measured where that fits."""
-    can_measure = setup.device.type == "cuda" or os.path.exists("/proc/self/status")
-    lines = []
-
-    @functools.cache        # without SMART and HLH, --option makes no difference to these
-    def activations(shape, case, precision):
-        return needs.activations(functools.partial(ours_of, setup, case, precision),
-                                 shapes[shape])
-    shapes = {**setup.shapes, "bert-large": LARGE}
-    for shape, config in shapes.items():
-        for case, precision in itertools.product(needs.CASES.values(),
-                                                 (BFLOAT16, FLOAT32)):
-            parts = needs.numbers(config, case, setup.tokenizer)
-            parts["activations"] = activations(
-                shape, dataclasses.replace(case, flags="", option="gvac"), precision)
-            total = sum(parts.values())
-            # Larger ones would fit, but take a CPU many minutes.
-            share = 0.25 if setup.device.type == "cpu" else 0.8
-            fits = total < share * timing.free_memory(setup.device)
-            measured = (measured_peak(setup, shape, case, precision) if can_measure
-                        and fits and precision in setup.precisions else None)
-            lines.append(timing.Memory(
-                shape, case.flags, precision.name, total / 1e9,
-                {name: size / 1e9 for name, size in parts.items()}, measured))
-    return lines
-
-
 def ours_of(setup, case, precision, config):
     """What tools/memory.py looks at.   -> Ours"""
     return Ours(setup, config, precision, case.option, case.terms, case.hlh)
-
-
-def measured_peak(setup, shape, case, precision):
-    """The same in a process of its own.   -> GB"""
-    words = [sys.executable, os.path.abspath(__file__), "--data", setup.folder,
-             "--weights", setup.weights, "--device", str(setup.device),
-             "--child", json.dumps([shape, case.flags, precision.name])]
-    child = subprocess.run(words, check=True, capture_output=True, text=True)
-    return json.loads(child.stdout.splitlines()[-1]) / 1e9
-
-
-def child_peak(setup, wanted):
-    """In that process.   wanted: JSON of shape, flags, precision   -> bytes"""
-    shape, flags, name = json.loads(wanted)
-    precision = next(one for one in (BFLOAT16, FLOAT32) if one.name == name)
-    return needs.peak(
-        functools.partial(ours_of, setup, needs.CASES[flags], precision),
-        {**setup.shapes, "bert-large": LARGE}[shape], setup.device,
-        functools.partial(autocast, setup.device, precision))
 
 
 # --- The command line ---
@@ -436,31 +378,32 @@ MEASUREMENTS = {
         setup, plain_step(setup, setup.shapes["bert-base"])),
     "tokenizer": lambda setup: [tokenizer(setup)],
     "evaluation": lambda setup: [evaluation(setup)],
-    "memory": memory,
+    "memory": lambda setup: memory.lines(setup, ours_of),
 }
 
 
 def bench(setup, chosen, out=None):
     """Make the chosen measurements and write OUT.json and OUT.md.   -> exit status"""
-    result = timing.Result(setup.machine.description(), setup.repeats, {},
-                           setup.machine.measure(setup.shapes.values()))
-    out = out or os.path.join(sources.ROOT, "results", f"bench-{setup.device.type}-"
-                              f"{torch.get_num_threads()}")
-    if os.path.exists(out + ".json"):
-        old = timing.Result.read(out + ".json")
-        if old.machine == result.machine:
-            result.lines = old.lines
+    about = setup.machine.description()
+    out = out or timing.own_place(
+        os.path.join(sources.ROOT, "results", f"bench-{setup.device.type}-"
+                     f"{torch.get_num_threads()}"), about)
+    result = timing.Result.begin(out, about)
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
+    rates = setup.machine.measure(setup.shapes.values())
     for name in chosen:
         print(f"{name} …", file=sys.stderr, flush=True)
         try:
-            result.lines[name] = MEASUREMENTS[name](setup)
+            lines = MEASUREMENTS[name](setup)
         except ModuleNotFoundError as error:
-            result.lines[name] = [Skipped(name, f"no {error.name}")]
-        result.lines = {name: result.lines[name] for name in MEASUREMENTS
-                        if name in result.lines}
+            if name in result.lines:
+                print(f"skipped: no {error.name}; what {out}.json has of it stays",
+                      file=sys.stderr)
+                continue
+            lines = [Skipped(name, f"no {error.name}")]
+        result.keep(name, lines, setup.repeats, rates, order=list(MEASUREMENTS))
         result.write(out)
-    print(result.markdown())
+    print(f"{result.markdown()}\n{out}.md")
     return 0
 
 
@@ -468,14 +411,20 @@ def main(argv=None):
     p = command.Parser(__doc__)
     p.add_argument("words", nargs="*", metavar="WORD",
                    help=f"of {', '.join(MEASUREMENTS)} (all)")
-    p.add_argument("--repeats", type=int, default=5, help="of each measurement (5)")
-    p.add_argument("--steps", type=int, default=12, help="timed in `epoch` (12)")
-    p.add_argument("--data", metavar="DIR", help="nine CSV files (train.py's)")
-    p.add_argument("--weights", metavar="DIR|NAME", help="shape, vocabulary (train.py's)")
+    p.add_argument("--repeats", type=flags.number(int, 1), default=5,
+                   help="of each measurement (5)")
+    p.add_argument("--steps", type=flags.number(int, 1), default=12,
+                   help="timed in `epoch` (12)")
+    p.add_argument("--data", type=flags.text, metavar="DIR",
+                   help="nine CSV files (train.py's)")
+    p.add_argument("--weights", type=flags.text, metavar="DIR|NAME",
+                   help="shape, vocabulary (train.py's)")
     p.add_argument("--device", default="auto", help="cpu, cuda, … (auto)")
     p.add_argument("--clock", choices=["wall", "cpu"], default="wall",
                    help="cpu: processor time, for one thread on a busy machine (wall)")
-    p.add_argument("--out", metavar="PATH", help=".json and .md (results/bench-DEVICE-N)")
+    p.add_argument("--out", type=flags.text, metavar="PATH",
+                   help="of a .json and a .md; lines of the same machine stay there "
+                   "(results/bench-DEVICE-THREADS)")
     p.add_argument("--child", metavar="SHAPE", help=argparse.SUPPRESS)
 
     def run():
@@ -490,7 +439,7 @@ def main(argv=None):
         folder, weights = sources.find(args.data, args.weights)
         setup = Setup(folder, weights, args.device, clock, args.repeats, args.steps)
         if args.child:
-            print(child_peak(setup, args.child))
+            print(memory.child_peak(setup, ours_of, args.child))
             return 0
         return bench(setup, chosen, args.out)
     return command.one_line(run)

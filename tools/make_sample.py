@@ -30,7 +30,7 @@ from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from plumbing import command
+from plumbing import command, flags
 from tools import sample_words as words
 from tools.sample_words import TERMS, THINGS, Part, Value, comparative, plural
 
@@ -479,7 +479,8 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="of all choices (ours: 0)")
     parser.add_argument("--pretrain", type=Path, metavar="FILE",
                         help="also write unlabelled text, one text or pair a line")
-    parser.add_argument("--lines", type=int, default=30000, help="in FILE (ours: 30000)")
+    parser.add_argument("--lines", type=flags.number(int, 1), default=30000,
+                        help="in FILE (ours: 30000)")
 
     def run():
         args = parser.parse_args(argv)

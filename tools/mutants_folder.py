@@ -24,6 +24,8 @@ MUTANTS = {
         ("plumbing.machine.set_random_states", 'torch.set_rng_state(states["cpu"])',
          "pass", "CPU's generator not restored", "CPU's generator is not restored")],
     "run_devices": [
+        ("plumbing.machine.find_device", 'device.type == "cpu" and device.index', "False",
+         "any number of a CPU", "refused with what there is"),
         ("plumbing.machine.devices", 'gpus + ["mps"]', '["mps"]', "auto takes no GPU",
          "auto takes cuda"),
         ("plumbing.machine.devices", '["mps"] * torch.backends.mps.is_available() + ', "",

@@ -231,6 +231,9 @@ MUTANTS = {
         ("plumbing.runs.restore", 'training.skipped = saved["skipped"]', "pass",
          "count of skipped steps lost", "skipped is lost")],
     "run_ranks": [
+        ("plumbing.ranks.together",
+         'here.path and os.path.exists(os.path.join(here.path, "args.json"))', "here.path",
+         "told to resume what is not there", "nobody is told to resume"),
         ("plumbing.ranks.on_slice", "return weight * loss,", "return loss,",
          "a small slice counts like a large one", "mean over uneven slices"),
         ("plumbing.ranks.on_slice",

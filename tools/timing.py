@@ -9,7 +9,6 @@ Symbols: H features, L layers, I intermediate features, R rows of T tokens in a 
 import dataclasses
 import functools
 import itertools
-import json
 import multiprocessing
 import os
 import statistics
@@ -23,7 +22,7 @@ import torch.nn.functional as F
 
 import bert
 import data
-from plumbing import folder, machine
+from plumbing import folder, machine, reading
 
 # --- Lines of the table ---
 
@@ -94,42 +93,97 @@ def digits(value):
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
-def table(header, lines):
+def table(header, rows):
     """-> the lines of a Markdown table, and an empty one"""
     return [f"| {' | '.join(header)} |", "|---" * len(header) + "|",
-            *(f"| {' | '.join(line.cells())} |" for line in lines), ""]
+            *(f"| {' | '.join(cells)} |" for cells in rows), ""]
+
+
+def line_of(path, fields):
+    """A line as it stands in a results file, path.   Raises ValueError"""
+    kind = next((kind for word, kind in (("skipped", Skipped), ("parts", Memory))
+                 if word in fields), Line)
+    try:
+        line = kind(**fields)
+        table([], [line.cells()])
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError):
+        raise reading.mistake(path, "a line of bench.py's table", fields) from None
+    return line
 
 
 @dataclasses.dataclass
 class Result:
-    """What a results file holds."""
+    """What a results file holds: measurements of one machine, by one or more calls."""
     machine: str
-    repeats: int
-    lines: dict                 # {name of a measurement: [Line or Skipped, …]}
-    rates: dict                 # {what: number}
+    repeats: dict               # {name of a measurement: rounds of which it is the median}
+    lines: dict                 # {name: [Line, Memory or Skipped, …]}
+    rates: dict                 # {name: {what: number}}, which its rooflines are from
+
+    @classmethod
+    def begin(cls, path, machine):
+        """PATH.json's, to go on with, or an empty one.   Raises ValueError
+
+        Nothing that is already there is lost: not another machine's lines, no other file.
+        """
+        if not os.path.exists(path + ".json"):
+            if os.path.exists(path + ".md"):
+                raise ValueError(f"{path}.md is a page of its own, without {path}.json; "
+                                 f"give another --out")
+            return cls(machine, {}, {}, {})
+        try:
+            result = cls.read(path + ".json")
+        except ValueError as error:
+            raise ValueError(f"{error}; give another --out") from None
+        if result.machine != machine:
+            raise ValueError(f"{path}.json was measured on another machine or clock "
+                             f"({result.machine}), this is {machine}; give another --out")
+        return result
 
     @classmethod
     def read(cls, path):
-        with open(path, encoding="utf-8") as file:
-            result = cls(**json.load(file))
-        def made(line):
-            kind = next((kind for word, kind in (("skipped", Skipped), ("parts", Memory))
-                         if word in line), Line)
-            return kind(**line)
-        result.lines = {name: [made(line) for line in lines]
-                        for name, lines in result.lines.items()}
-        return result
+        """Raises ValueError if the file is not one that bench.py wrote."""
+        fields = reading.read_json(path, {"machine": str, "repeats": object, "lines": dict,
+                                          "rates": dict}, only=True)
+        names = fields["lines"]
+        if not isinstance(fields["repeats"], dict):     # before: the last call's, for all
+            for key in ("repeats", "rates"):
+                fields[key] = dict.fromkeys(names, fields[key])
+        reading.check_fields(path, fields["repeats"], dict.fromkeys(names, int))
+        reading.check_fields(path, fields["rates"], dict.fromkeys(names, dict))
+        fields["lines"] = {name: [line_of(path, line) for line in
+                                  reading.check_list(path, lines, dict)]
+                           for name, lines in names.items()}
+        return cls(**fields)
+
+    def keep(self, name, lines, repeats, rates, order):
+        """A measurement's lines in place of its old ones; order: of the table's names."""
+        self.lines[name], self.repeats[name], self.rates[name] = lines, repeats, rates
+        known = [name for name in order if name in self.lines]
+        others = [name for name in self.lines if name not in order]
+        self.lines = {name: self.lines[name] for name in known + others}
 
     def markdown(self):
         """The tables, for a file and for the documentation."""
-        every = [line for measured in self.lines.values() for line in measured]
-        memory = [line for line in every if isinstance(line, Memory)]
-        lines = [f"{self.machine}. Seconds unless said otherwise; medians of "
-                 f"{self.repeats}; a missed target in bold.", ""]
-        if len(memory) < len(every):
+        timed, memory, rounds = [], [], []
+        for name, lines in self.lines.items():
+            for line in lines:
+                if isinstance(line, Memory):
+                    memory.append(line.cells())
+                    continue
+                timed.append(line.cells())
+                rounds.append(None if isinstance(line, Skipped) else self.repeats[name])
+        numbers = sorted(set(rounds) - {None}) or sorted(set(self.repeats.values()))
+        of = " or ".join(map(str, numbers))
+        if len(numbers) > 1:
+            of += ", as each line says"
+            for cells, number in zip(timed, rounds):
+                if number is not None:
+                    cells[-1] = "; ".join(filter(None, [cells[-1], f"median of {number}"]))
+        lines = [f"{self.machine}. Seconds unless said otherwise; medians of {of}; a "
+                 f"missed target in bold.", ""]
+        if timed:
             lines += table(["what", "against", "ours", "theirs", "ratio", "target",
-                            "roofline", "ours / roofline", ""],
-                           [line for line in every if not isinstance(line, Memory)])
+                            "roofline", "ours / roofline", ""], timed)
         if memory:
             lines += table(["model", "flags", "forward passes in", "GB, computed", "of it",
                             "measured (by computed)", "fits a GPU of"], memory)
@@ -140,6 +194,16 @@ class Result:
         folder.write_json(path + ".json", dataclasses.asdict(self))
         with open(path + ".md", "w", encoding="utf-8", newline="\n") as file:
             file.write(self.markdown())
+
+
+def own_place(start, machine):
+    """start, or start-2, start-3, …: the first without another machine's measurements."""
+    number, path = 1, start
+    while (os.path.exists(path + ".json")
+           and Result.read(path + ".json").machine != machine):
+        number += 1
+        path = f"{start}-{number}"
+    return path
 
 
 # --- Clocks and rooflines ---
@@ -157,6 +221,11 @@ class Precision:
 
 BFLOAT16 = Precision("bfloat16", torch.bfloat16)
 FLOAT32 = Precision("float32", torch.float32)
+
+
+def autocast(device, precision):
+    """A context for forward passes."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == BFLOAT16)
 
 
 def seconds(f, clock):
@@ -315,15 +384,16 @@ def encoders(setup, rows, tokens):
     for (shape, config), kernel in itertools.product(setup.shapes.items(),
                                                      ("eager", "sdpa")):
         ours, theirs = both_encoders(config, kernel, setup.device)
-        ids = torch.randint(config.vocab_size, (rows, tokens), device=setup.device)
-        gradient = torch.randn(rows, tokens, config.hidden_size, device=setup.device)
+        T = min(tokens, config.max_position_embeddings)
+        ids = torch.randint(config.vocab_size, (rows, T), device=setup.device)
+        gradient = torch.randn(rows, T, config.hidden_size, device=setup.device)
         forward = forward_operations(config, {"": data.Batch(ids, None, None, None)})
         lines.append(setup.compare(
             f"encoder, forward and backward, {shape}, float32",
             f"`transformers`' BertModel, {kernel}", .9,
             functools.partial(both_passes, ours, ids, gradient),
             functools.partial(both_passes, theirs, ids, gradient),
-            setup.roofline(config, 3 * forward), f"{rows} rows of {tokens} tokens"))
+            setup.roofline(config, 3 * forward), f"{rows} rows of {T} tokens"))
     return lines
 
 
