@@ -249,7 +249,7 @@ def fit(training, session, plan, *, lr, warmup):
 
     session: a loop.Loop; plan: see make_plan(); lr, warmup: of the schedule.
     """
-    flat, total, skipped_in_a_row = training.flat, sum(map(len, plan)), 0
+    flat, total = training.flat, sum(map(len, plan))
     regions = multitask.regions(flat)
     for _, steps in session.parts(plan):
         for step, kind in steps:
@@ -262,12 +262,11 @@ def fit(training, session, plan, *, lr, warmup):
                                       scale=training.scale.value)
             if treated is not None:
                 training.optimizer.step()
-            skipped_in_a_row = skipped_in_a_row + 1 if treated is None else 0
             session.log_step({"step": step + 1, "lr": rate, **losses,
                               **training.scale.log(), **multitask.describe(treated)})
             training.scale.update(skipped=treated is None)
             if treated is None:
-                loop.check_divergence(flat.theta, skipped_in_a_row, step, losses)
+                loop.check_divergence(flat.theta, session.skipped, step, losses)
         with session.interruptible():
             held_out = training.held_out_losses()
         session.log({"step": session.step, **{f"held_out_{name}": value
