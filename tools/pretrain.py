@@ -412,18 +412,20 @@ def parser():
     p.add_argument("--weights", metavar="DIR|NAME", help="continue from this BERT")
     p.add_argument("--vocab", metavar="FILE", help="from scratch: the vocabulary")
     p.add_argument("--layers", type=flags.number(int, 1, 128), default=3,
-                   help="from scratch (ours)")
+                   help="from scratch (ours: 3)")
     p.add_argument("--hidden", type=flags.number(int, 1, 16384), default=128,
-                   help="from scratch (ours)")
+                   help="from scratch (ours: 128)")
     p.add_argument("--heads", type=flags.number(int, 1, 128), default=4,
-                   help="from scratch (ours)")
+                   help="from scratch (ours: 4)")
     p.add_argument("--max-length", type=flags.number(int, 5, 16384), default=64,
-                   help="from scratch (ours)")
+                   help="from scratch (ours: 64)")
     p.add_argument("--max-steps", type=flags.number(int, 1, 10 ** 6), default=10000,
-                   help="updates (ours)")
-    p.add_argument("--batch-size", type=whole, default=64, help="(ours)")
-    p.add_argument("--lr", type=amount, default=1e-3, help="(ours; further: try 5e-5)")
-    p.add_argument("--warmup", type=share, default=0.05, help="share of the updates (ours)")
+                   help="updates (ours: 10000)")
+    p.add_argument("--batch-size", type=whole, default=64, help="texts (ours: 64)")
+    p.add_argument("--lr", type=amount, default=1e-3,
+                   help="(ours: 1e-3; further: try 5e-5)")
+    p.add_argument("--warmup", type=share, default=0.05,
+                   help="share of the updates (ours: 0.05)")
     p.add_argument("--weight-decay", type=amount, default=0.01, help="(BERT: 0.01)")
     p.add_argument("--next-sentence", action="store_true", help="also learn whether two "
                    "texts belong together (BERT)")
@@ -439,7 +441,7 @@ def parser():
     p.add_argument("--out", metavar="DIR", help="new folder for this run")
     p.add_argument("--resume", metavar="RUN", help="continue the run in this folder")
     p.add_argument("--checkpoint-every", type=whole, default=1000, metavar="N",
-                   help="updates between checkpoints (ours)")
+                   help="updates between checkpoints (ours: 1000)")
     return p
 
 
