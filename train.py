@@ -418,7 +418,7 @@ def train(args, source) -> int:
                 predict(run / "predictions", training, run / "best")
     except loop.Interrupted:
         print(f"stopped after update {session.step} of {total}; to continue: "
-              f"{ranks.command()} --resume {run.path}")
+              f"{ranks.resuming(run.path)}")
         return 128 + session.stop.asked
     except loop.Diverged as error:
         print(f"train.py: {error}; the log is in {run.path}", file=sys.stderr)

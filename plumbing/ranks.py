@@ -319,10 +319,10 @@ def device_name(name: str) -> str:
     return "cpu"
 
 
-def command() -> str:
-    """How this program was started."""
-    return ("python" if here.world == 1 else
-            f"torchrun --nproc-per-node {here.world}") + " train.py"
+def resuming(path) -> str:
+    """What continues the run in this folder in as many processes."""
+    start = "python" if here.world == 1 else f"torchrun --nproc-per-node {here.world}"
+    return f"{start} train.py --resume {console.quoted(path)}"
 
 
 class Held(io.TextIOBase):
@@ -389,7 +389,7 @@ def together():
                 if here.store.check(["status"]):
                     status = int(here.store.get("status"))
         else:
-            more = f"; to continue: {command()} --resume {here.path}" if here.path else ""
+            more = f"; to continue: {resuming(here.path)}" if here.path else ""
             here.stderr.write(f"train.py: another process of this run has ended, so all do "
                               f"({why}){more}\n")
             here.stderr.flush()

@@ -87,6 +87,15 @@ def test_tools_analyze__D17_an_error_is_truth_minus_prediction():
     assert "underpredicts" in words and "mean +0.500" in words and "3 (75.0%)" in words
 
 
+def test_tools_analyze__of_one_example_it_speaks_in_the_singular():
+    words = analyze.binary(dev_of("para", [1], [0]))[1].text
+    assert words.startswith("Of 1 example 0 (0.0%) are right"), words
+    for number, rows in ((1, [1]), (3, [2, 1]), (20, [5, 5])):
+        parts = analyze.graded(dev_of("sts", range(number), [.5] * number))
+        assert_equal([len(table.rows) for table in tables_of(parts)], rows,
+                     "the same example among the worst and the best")
+
+
 def test_tools_analyze__the_reports_examples_are_found_by_their_text():
     lambs = (" Two lambs stand on a grassy hill.", "Two dirt bikers riding over dirt hill.")
     film = ("A warm , funny , engaging film .",)
@@ -374,7 +383,7 @@ def test_tools_analyze__it_says_what_may_end_a_run_and_what_to_do_next():
     assert "after update 3 of at most 20, in epoch 1 of at most 2;" in curves.state(run)
     run.values["max_steps"] = None
     assert "after update 3, in epoch 1 of 2;" in curves.state(run)
-    assert curves.advice(run).endswith("train.py --resume 'my runs/a'"), curves.advice(run)
+    assert curves.advice(run).endswith('train.py --resume "my runs/a"'), curves.advice(run)
     run.running = True
     assert_equal(curves.advice(run), "")
     run.lines += [(k, {"step": k, "epoch": 1, "lr": .1, "loss_sst": None, "skipped": 1})

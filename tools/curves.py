@@ -12,7 +12,6 @@ import errno
 import itertools
 import math
 import os
-import shlex
 import time
 
 import numpy as np
@@ -20,7 +19,7 @@ import numpy as np
 import heads
 import multitask
 from plumbing import flags, folder, reading, sources
-from plumbing.console import printable
+from plumbing.console import printable, quoted
 from plumbing.progress import clock
 from tools import chart
 from tools.page import Figure, Heading, Legend, Paragraph, Table, counted
@@ -229,7 +228,7 @@ def advice(run):
     if skipped:     # the checkpoint leads to the same updates again
         return (f"{words} A resume would end in the same way: start again, with a smaller "
                 f"--lr, a --warmup, or --amp off.")
-    return f" To continue it: python train.py --resume {shlex.quote(printable(run.path))}"
+    return f" To continue it: python train.py --resume {quoted(run.path)}"
 
 
 # --- Curves ---

@@ -47,6 +47,7 @@ from plumbing import (
     sources,
     tsv,
 )
+from plumbing.console import quoted
 from plumbing.progress import clock
 
 HELD_OUT = 50       # one text of so many is not trained on
@@ -393,7 +394,7 @@ def pretrain(args, source):
             run.replace_folder("model", functools.partial(training.save, half=args.half))
     except loop.Interrupted:
         print(f"stopped after update {session.step} of {args.max_steps}; to continue: "
-              f"python tools/pretrain.py --resume {run.path}")
+              f"python tools/pretrain.py --resume {quoted(run.path)}")
         return 128 + session.stop.asked
     except loop.Diverged as error:
         print(f"pretrain.py: {error}; the log is in {run.path}", file=sys.stderr)
