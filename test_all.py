@@ -45,9 +45,9 @@ FILES = [f"test_{name}.py" for name in (
     "4_4_train", "4_4_loop", "run_resume", "run_ranks", "run_folder", "run_refusals",
     "run_sources")]
 # Lines that take minutes: only with --all, or by name.
-SLOW = ("4.3 tasks", "browser_serve", "checks_main", "compare_models", "compare_torchjd",
-        "compare_transformers", "run_torchrun", "tools_fuzz", "tools_grader",
-        "tools_make_assignment", "tools_mutants", "tour")
+SLOW = ("4.3 tasks", "browser_analyze", "browser_serve", "checks_main", "compare_models",
+        "compare_torchjd", "compare_transformers", "run_torchrun", "tools_fuzz",
+        "tools_grader", "tools_make_assignment", "tools_mutants", "tour")
 
 
 # --- The ladder ---

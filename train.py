@@ -295,7 +295,7 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
     best model in best/. Raises loop.Interrupted after a signal, loop.Diverged if training
     cannot go on.
     """
-    flat, total, skipped_in_a_row = training.flat, sum(map(len, plan)), 0
+    flat, total = training.flat, sum(map(len, plan))
     for epoch, steps in session.parts(plan):
         # The row without "RR" has no "saved state iterator". (After a resume in the middle
         # of an epoch, its streams have restarted already.)
@@ -326,9 +326,7 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
             # Trap: a skipped step still counts, or the schedule would run late.
             if treated is None:
                 training.skipped += 1
-                skipped_in_a_row += 1
             else:
-                skipped_in_a_row = 0
                 training.optimizer.step()
                 # The teacher follows what AdamW has made of θ, so it comes second.
                 if training.teacher is not None:
@@ -339,7 +337,7 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
                                   treated, training.regions if log_layers else None)})
             training.scale.update(skipped=treated is None)
             if treated is None:
-                loop.check_divergence(flat.theta, skipped_in_a_row, step, losses)
+                loop.check_divergence(flat.theta, session.skipped, step, losses)
         keep_best(training, session, epoch)
 
 
@@ -420,7 +418,7 @@ def train(args, source) -> int:
                 predict(run / "predictions", training, run / "best")
     except loop.Interrupted:
         print(f"stopped after update {session.step} of {total}; to continue: "
-              f"{ranks.command()} --resume {run.path}")
+              f"{ranks.resuming(run.path)}")
         return 128 + session.stop.asked
     except loop.Diverged as error:
         print(f"train.py: {error}; the log is in {run.path}", file=sys.stderr)

@@ -3,6 +3,7 @@
     prepare()       standard output and standard error that no encoding, closed pipe or full
                     disk can break
     printable()     text from files, with escape sequences made visible
+    quoted()        a path in a command that can be copied
 """
 
 import codecs
@@ -109,3 +110,9 @@ def printable(text: str, limit: int | None = None) -> str:
         if limit is None or len(shown) <= limit:
             return shown
     return text[:limit].translate(ESCAPES)[:limit - 1] + "…"
+
+
+def quoted(path) -> str:
+    """A path as a command takes it: a blank would end it. (Windows knows no ' '.)"""
+    path = printable(path)
+    return f'"{path}"' if " " in path else path

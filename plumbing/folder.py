@@ -27,6 +27,7 @@ import warnings
 import torch
 
 from plumbing import flags, plugins, reading
+from plumbing.console import quoted
 from plumbing.files import (
     content_digest,
     file_digest,
@@ -266,7 +267,7 @@ def check_free(path):
             and not (os.path.exists(started) and os.path.getsize(started))):
         kind = ("holds another run" if os.path.exists(os.path.join(path, "args.json"))
                 else "holds files" if os.path.isdir(path) else "is no folder")
-        resume = f", or go on with it by --resume {path}" if "run" in kind else ""
+        resume = f", or go on with it by --resume {quoted(path)}" if "run" in kind else ""
         raise ValueError(f"--out {path} {kind}; give a new folder{resume}")
 
 

@@ -136,6 +136,7 @@ class Loop:
         self.start = time.monotonic() - saved.get("seconds", 0.0)
         self.stop, self.progress = Stop(), progress.Progress(total, done=self.step)
         self.losses, self.dev = progress.Means(), None      # only to be shown
+        self.skipped = 0                    # updates in a row, up to now
 
     def __enter__(self):
         self.stop.__enter__()
@@ -189,8 +190,13 @@ class Loop:
             self.dev = line["dev"]["overall"]
 
     def log_step(self, line: dict):
-        """A step's line, and the progress line with the running mean of each loss_T."""
+        """A step's line, and the progress line with the running mean of each loss_T.
+
+        While updates are skipped, it says how many in a row instead: the losses are those
+        of before.
+        """
         self.log(line)
+        self.skipped = self.skipped + 1 if "skipped" in line else 0
         for name, value in line.items():
             if (name.startswith("loss_") and name != "loss_scale"
                     and math.isfinite(value)):
@@ -198,6 +204,8 @@ class Loop:
         fields = [f" {name} {progress.short(mean)}"
                   for name, mean in self.losses.values.items()]
         fields[:1] = [f"  loss{field}" for field in fields[:1]]
+        if self.skipped:
+            fields = [f"  skipped {self.skipped} in a row"]
         if "epoch" in line:
             fields.append(f"  epoch {line['epoch']}/{self.epochs}")
         if self.dev is not None:

@@ -319,10 +319,10 @@ def device_name(name: str) -> str:
     return "cpu"
 
 
-def command() -> str:
-    """How this program was started."""
-    return ("python" if here.world == 1 else
-            f"torchrun --nproc-per-node {here.world}") + " train.py"
+def resuming(path) -> str:
+    """What continues the run in this folder in as many processes."""
+    start = "python" if here.world == 1 else f"torchrun --nproc-per-node {here.world}"
+    return f"{start} train.py --resume {console.quoted(path)}"
 
 
 class Held(io.TextIOBase):
@@ -391,7 +391,7 @@ def together():
         else:
             # Before that file is there, --resume has nothing to go on with.
             started = here.path and os.path.exists(os.path.join(here.path, "args.json"))
-            more = f"; to continue: {command()} --resume {here.path}" if started else ""
+            more = f"; to continue: {resuming(here.path)}" if started else ""
             here.stderr.write(f"train.py: another process of this run has ended, so all do "
                               f"({why}){more}\n")
             here.stderr.flush()

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import io
 import itertools
+import math
 import os
 import re
 import struct
@@ -176,6 +177,19 @@ def test_run_progress__a_loop_shows_means_epoch_and_dev():
                          "loss sst .50 sts 2.00  epoch 1/2",
                          "loss sst 1.00 sts 2.00  epoch 2/2  dev .764",
                          "loss sst 1.50 sts 2.00  epoch 2/2  dev .764"])
+
+
+def test_run_progress__while_updates_are_skipped_it_says_how_many():
+    log = io.StringIO()
+    with unittest.mock.patch("sys.stderr", log):
+        session = loop.Loop(FakeFolder(), dict, 4, 100)
+        session.progress.every, session.epochs = -1.0, 1
+        for loss in (2.0, math.nan, math.nan, 3.0):
+            session.log_step({"step": 1, "epoch": 1, "loss_sst": loss,
+                              **({} if loss == loss else {"skipped": 1})})
+    said = [line.split("  ")[1] for line in log.getvalue().splitlines()]
+    assert_equal(said, ["loss sst 2.00", "skipped 1 in a row", "skipped 2 in a row",
+                        "loss sst 2.50"], "losses of before, or of skipped updates")
 
 
 def test_run_progress__a_warning_takes_the_place_of_the_line():

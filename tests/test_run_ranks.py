@@ -64,7 +64,8 @@ def test_run_ranks__one_process_gets_back_what_it_gave():
     assert ranks.summed(losses, None, [0], []) is losses
     assert ranks.share(items) is items and ranks.gather(items) is items
     assert ranks.with_generators(losses) is losses and ranks.largest(5) == 5
-    assert ranks.about(4, None, []) == "" and ranks.command() == "python train.py"
+    assert_equal(ranks.about(4, None, []), "")
+    assert_equal(ranks.resuming("my runs/a"), 'python train.py --resume "my runs/a"')
 
 
 def test_run_ranks__surgery_vaccine_and_smart_make_the_updates_of_one_process():

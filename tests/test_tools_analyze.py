@@ -29,6 +29,7 @@ from tests.world import (
     log_of,
     run_pretrain,
     run_tool,
+    run_train,
     tiny_world,
 )
 from tools import analyze, chart, curves, page
@@ -84,6 +85,15 @@ def test_tools_analyze__D17_an_error_is_truth_minus_prediction():
     assert_close(analyze.moments(np.ones(3)), [1, 0, 0])
     words = analyze.graded(dev)[1].text
     assert "underpredicts" in words and "mean +0.500" in words and "3 (75.0%)" in words
+
+
+def test_tools_analyze__of_one_example_it_speaks_in_the_singular():
+    words = analyze.binary(dev_of("para", [1], [0]))[1].text
+    assert words.startswith("Of 1 example 0 (0.0%) are right"), words
+    for number, rows in ((1, [1]), (3, [2, 1]), (20, [5, 5])):
+        parts = analyze.graded(dev_of("sts", range(number), [.5] * number))
+        assert_equal([len(table.rows) for table in tables_of(parts)], rows,
+                     "the same example among the worst and the best")
 
 
 def test_tools_analyze__the_reports_examples_are_found_by_their_text():
@@ -200,7 +210,7 @@ def test_tools_analyze__a_run_that_goes_on_can_be_looked_at():
         run_folder.lock(file)               # as the run does
         status, output, errors = run_tool(analyze, run)
     assert status == 0, errors
-    assert "Running after update 7, in epoch 1 of 2" in output
+    assert "Running after update 7 of at most 20, in epoch 1 of at most 2" in output
     assert os.listdir(os.path.join(run, "analysis")) and "\nSST\n" not in output
     status, output, errors = run_tool(analyze, run)
     assert status == 0 and "Stopped after update 7" in output, errors
@@ -232,11 +242,15 @@ def test_tools_analyze__watching_renews_the_page_until_the_end():
     assert_equal(updates, ["5", "20"])
     assert all('http-equiv="refresh"' in text for text in seen)
     assert "refresh" not in page_in(os.path.join(run, "analysis")), "no end of renewing"
+    killed = unfinished(5)              # nobody writes there, and has not for a minute
+    os.utime(os.path.join(killed, "metrics.jsonl"), (0, 0))
+    status, output, _ = run_tool(analyze, killed, "--watch")
+    assert status == 0 and output.endswith("  stopped\n"), output
 
 
 def test_tools_analyze__curves_are_means_of_what_was_logged():
-    # Bins (0, 2] and (2, 4]; the step that was skipped has no loss.
-    edges = np.array([0., 2, 4])
+    # Steps 1 and 2, 3 and 4; the step that was skipped has no loss.
+    edges = np.array([.5, 2.5, 4.5])
     steps, values = np.array([1., 2, 3, 4]), np.array([1, 3, math.nan, 5])
     assert_equal(curves.binned(steps, values, edges).tolist(), [2, 5])
     low, high = curves.binned(steps, values, edges, mean=False)
@@ -274,10 +288,110 @@ def test_tools_analyze__several_runs_share_one_page_and_one_legend():
 def test_tools_analyze__evaluations_within_an_epoch_are_drawn_by_step():
     run = curves.read_run(analyzed())
     assert ">epoch<" in curves.dev_curve([run], "sst", "dev").svg()
-    run.lines.append((99, {"step": 20, "epoch": 2, "dev": {"sst": .5, "overall": .5}}))
-    run.lines.insert(3, (99, {"step": 3, "epoch": 1, "dev": {"sst": .25, "overall": .5}}))
+    assert "dev by epoch;" in captions_of([run])["dev"]
+    dev = {"sst": .25, "para": .5, "sts": .5, "overall": .5}
+    run.lines.insert(3, (99, {"step": 3, "epoch": 1, "dev": dev}))
     panel = curves.dev_curve([run], "sst", "dev").svg()
     assert ">step<" in panel and "<title>step 3: 0.25</title>" in panel
+    assert "dev by step;" in captions_of([run])["dev"]
+    assert "at its last evaluation" in curves.training([run])[1].text
+    # 3, 10 and 20: each place of the panel says the evaluation that is nearest.
+    widths = list(map(float, re.findall(r'class="hit".+?width="(.+?)"', panel)))
+    room = chart.WIDTH - chart.LEFT - chart.RIGHT
+    assert_close(sum(widths), room, .2, "places of the panel say nothing")
+    assert_close(widths, [room * n / 25.5 for n in (7.75, 8.5, 9.25)], .1)
+
+
+def captions_of(runs):
+    return {part.name: part.caption for part in curves.training(runs)
+            if isinstance(part, page.Figure)}
+
+
+def with_log(losses, **more):
+    """analyzed() with another log: sst's loss at steps 1, 2, …"""
+    return dataclasses.replace(curves.read_run(analyzed()), lines=[
+        (k, {"step": k, "epoch": 1, "lr": .1, "loss_sst": loss})
+        for k, loss in enumerate(losses, 1)], **more)
+
+
+def loss_of(*runs):
+    edges = curves.edges_of(runs)
+    return curves.curve(runs, "loss_sst", "loss", edges, raw=True).svg()
+
+
+def test_tools_analyze__a_mean_stands_at_the_middle_of_its_steps():
+    # 186 steps: bins of 4, the first one's middle is (1 + 2 + 3 + 4) / 4, the last has 2.
+    edges = curves.edges_of([with_log([1.0] * 186)])
+    assert_equal(curves.middles(edges)[[0, 1, -1]].tolist(), [2.5, 6.5, 185.5])
+    panel = loss_of(with_log([1.0] * 186))
+    assert_equal(re.findall("steps [^:]+", panel)[-1], "steps 185 to 186", "no such steps")
+    assert_equal((panel.count('"line s0"'), panel.count('"raw s0"')), (1, 1))
+
+
+def test_tools_analyze__a_short_runs_curve_is_drawn_once():
+    panel = loss_of(with_log([3.0, 2, 4, 3]))
+    xs = [point.split(",")[0] for line in re.findall('points="(.+?)"', panel)
+          for point in line.split()]
+    room = chart.WIDTH - chart.LEFT - chart.RIGHT       # steps 1 to 4 between ½ and 4½
+    assert_close(list(map(float, xs)), [chart.LEFT + room * (k + .5) / 4
+                                        for k in range(4)], .06, "drawn once, at its steps")
+
+
+def test_tools_analyze__the_range_of_steps_belongs_to_the_means_they_make():
+    runs = [with_log([1.0, 3.0] * (n // 2)) for n in (200, 90)]
+    bands = re.findall(r'<polygon class="spread thin s\d" points="(.+?)"', loss_of(*runs))
+    for band, bins in zip(bands, (50, 23)):     # bins of 4 steps, each from 1 to 3
+        points = band.split()
+        assert_equal((len(points), len({point.split(",")[1] for point in points})),
+                     (2 * bins, 2), "a band with spikes")
+    assert "the range of these steps" in captions_of(runs)["loss"]
+    few = with_log([1.0, 3.0] * 10)             # beside a long run: means too, no dots
+    assert "<circle" not in loss_of(runs[0], few)
+    assert "<polygon" not in loss_of(few, few), "one step has no range"
+
+
+def test_tools_analyze__the_best_model_is_that_of_the_trained_tasks():
+    # As in train.py: para and sts have random heads, and their scores are noise.
+    run = curves.read_run(analyzed())
+    run.values["tasks"], run.result = ["sst"], None
+    run.lines = [(k, {"step": 10 * k, "epoch": k, "dev": {
+        "sst": sst, "para": para, "sts": 0.0, "overall": overall}})
+        for k, (sst, para, overall) in enumerate([(.6, .1, .4), (.5, .9, .63)], 1)]
+    assert_equal(run.best(), (1, {"sst": .6, "overall": .6}),
+                 "chosen by the scores of untrained heads")
+    assert "(para, sts); their heads are random" in curves.left_out([run])
+    assert_equal(curves.left_out([curves.read_run(analyzed())]), "")
+
+
+def test_tools_analyze__tasks_that_were_not_trained_get_no_section():
+    status, out, errors = run_train("--tasks", "para")
+    assert status == 0, errors
+    status, output, errors = run_tool(analyze, out)
+    assert (status, errors) == (0, ""), errors
+    assert "\nPara\n" in output, output
+    for name in ("SST", "STS"):
+        assert f"\n{name}\n" not in output, f"{name} was not trained"
+    assert "not trained on (sst, sts)" in " ".join(output.split())
+    assert not re.search(r"(sst|sts) -?\d", output), "scores of random heads"
+    status, output, errors = run_tool(analyze, out, analyzed(), "--out", out)
+    row, = re.findall("\n +A (.+)", output)
+    assert_equal(len(row.split()), 5, "para, overall, epoch, updates, time")
+
+
+def test_tools_analyze__it_says_what_may_end_a_run_and_what_to_do_next():
+    run = with_log([1.0] * 3, result=None, path="my runs/a")
+    assert "after update 3 of at most 20, in epoch 1 of at most 2;" in curves.state(run)
+    run.values["max_steps"] = None
+    assert "after update 3, in epoch 1 of 2;" in curves.state(run)
+    assert curves.advice(run).endswith('train.py --resume "my runs/a"'), curves.advice(run)
+    run.running = True
+    assert_equal(curves.advice(run), "")
+    run.lines += [(k, {"step": k, "epoch": 1, "lr": .1, "loss_sst": None, "skipped": 1})
+                  for k in (4, 5)]
+    assert curves.advice(run).endswith("not finite: 2 updates."), curves.advice(run)
+    run.running = False
+    assert "smaller --lr" in curves.advice(run) and "--resume" not in curves.advice(run), (
+        f"a resume diverges again: {curves.advice(run)}")
 
 
 def test_tools_analyze__lines_can_be_told_apart_in_grey_and_by_the_color_blind():
@@ -359,5 +473,8 @@ def test_tools_analyze__the_pages_snippet_reads_a_log_with_pandas():
                  1e-9)
     assert_close(found["smooth"]["loss_sts"].iloc[-1],
                  np.mean([line["loss_sts"] for line in lines if "lr" in line]), 1e-6)
-    assert_close(list(found["dev"]["overall"]),
+    assert_close(list(found["dev"]["dev.overall"]),
                  [line["dev"]["overall"] for line in lines if "dev" in line], 1e-9)
+    assert_equal(list(found["dev"]["step"]), [10, 20])
+    exec(code.replace("runs/NAME", unfinished(5)), found)     # before the first evaluation
+    assert_equal((len(found["steps"]), len(found["dev"])), (5, 0))

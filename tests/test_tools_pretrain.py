@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import re
 import signal
 import unittest.mock
 
@@ -201,6 +202,13 @@ def test_tools_pretrain__stopped_and_resumed_it_is_bit_for_bit_the_same():
     assert status == 143 and not os.path.exists(os.path.join(out, "model"))
     assert run_tool(pretrain, "--resume", out)[0] == 0
     assert weights_of(out) == whole
+
+
+def test_tools_pretrain__help_says_each_default():
+    for action in pretrain.parser()._actions:
+        if type(action.default) in (int, float):
+            said = map(float, re.findall(r"[\d.]+(?:e-\d+)?", action.help))
+            assert action.default in said, f"{action.option_strings[0]}: {action.help}"
 
 
 def test_tools_pretrain__needs_texts_and_either_weights_or_a_vocabulary():

@@ -34,7 +34,7 @@ from plumbing import command, declared, machine, reading, safetensors, tsv
 from plumbing.console import printable
 from tools import chart, curves, page, results
 from tools.gradients import gradients, read_steps
-from tools.page import Figure, Heading, Paragraph, Table, share
+from tools.page import Figure, Heading, Paragraph, Table, counted, share
 
 EXAMPLES = 5        # of the worst, and of the best, for each task
 
@@ -108,16 +108,16 @@ def check_prediction(path, task, example, value):
                               f"training diverge?")
 
 
-def read_dev(run_folder, data_folder, model):
-    """Truth, predictions and probabilities of the tasks that the run has predicted.
+def read_dev(run, data_folder, model):
+    """Truth, predictions and probabilities of the tasks that the run was trained on.
 
-    -> {task name: Dev}
+    run: a curves.Run. -> {task name: Dev}
     """
     found = {}
     for name, task in model.tasks.items():
-        path = os.path.join(run_folder, "predictions", f"{name}-dev-output.csv")
-        if not os.path.exists(path):    # not trained, and the data folder has no such file
+        if name not in run.tasks:
             continue
+        path = os.path.join(run.path, "predictions", f"{name}-dev-output.csv")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")     # the run itself has named skipped rows
             dataset = data.load(data_folder, task, "dev", str)
@@ -215,7 +215,7 @@ def classes(dev):
         panel = bars_of("right by class", "true class",
                         [(value, label) for value, label in zip(right, labels)], "share")
 
-    words = f"Of {N} examples {share(off[0], N)} are right"
+    words = f"Of {counted(N, 'example')} {share(off[0], N)} are right"
     if task.ordered:
         words += f", {share(off[1], N)} off by 1" + "".join(
             f", {share(off[size], N)} by {size}" for size in range(2, K)) + (
@@ -253,7 +253,7 @@ def histogram(panel, edges, values, classes="bar", side=0, words=""):
         if count:
             panel.bar(low + width * (.5 + .22 * side), width * (.42 if side else .9), count,
                       f"{words}{chart.short(low)} to {chart.short(low + width)}: "
-                      f"{count} examples", classes)
+                      f"{counted(count, 'example')}", classes)
 
 
 def binary(dev):
@@ -280,10 +280,10 @@ def binary(dev):
         legend = [("open", f"score where the truth is {no}"),
                   ("bar", f"where it is {yes}")]
 
-    words = (f"Of {len(true)} examples {share((~wrong).sum(), len(true))} are right. False "
-             f"positives: {share(positive, (~true).sum())} of the {(~true).sum()} that are "
-             f"{no}; false negatives: {share(negative, true.sum())} of the {true.sum()} "
-             f"that are {yes}.")
+    words = (f"Of {counted(len(true), 'example')} {share((~wrong).sum(), len(true))} are "
+             f"right. False positives: {share(positive, (~true).sum())} of the "
+             f"{(~true).sum()} that are {no}; false negatives: "
+             f"{share(negative, true.sum())} of the {true.sum()} that are {yes}.")
     if p is not None and true.any() and not true.all():
         words += (f" Mean probability of {yes}: {p[~true].mean():.3f} where it is {no}, "
                   f"{p[true].mean():.3f} where it is {yes}.")
@@ -304,6 +304,7 @@ def graded(dev):
     error, N = dev.error, len(dev.truth)
     mean, sd, skew = moments(error)
     order = np.argsort(np.abs(error), kind="stable")
+    worst = min(EXAMPLES, (N + 1) // 2)     # of a few examples none is in both tables
 
     edges = np.histogram_bin_edges(error, 30)
     most = np.histogram(error, edges)[0].max()
@@ -325,7 +326,7 @@ def graded(dev):
     tenths = np.linspace(*ends, 11)
     bins = np.clip(np.searchsorted(tenths, dev.truth) - 1, 0, 9)
     both.hits(tenths, [
-        f"true {low:g} to {high:g}: {(bins == k).sum()} examples"
+        f"true {low:g} to {high:g}: {counted((bins == k).sum(), 'example')}"
         + (f", predicted {dev.predicted[bins == k].mean():.2f} ± "
            f"{dev.predicted[bins == k].std():.2f}" if (bins == k).any() else "")
         for k, (low, high) in enumerate(zip(tenths, tenths[1:]))])
@@ -334,15 +335,17 @@ def graded(dev):
     return [
         Heading(dev.task.heading),
         Paragraph(
-            f"Errors of {N} examples (truth minus prediction): mean {mean:+.3f}, sd "
-            f"{sd:.3f}, skew {skew:+.3f}; {share((error > 0).sum(), N)} are above 0. On "
-            f"the whole the model {lean}predicts." + remark(dev)),
+            f"Errors of {counted(N, 'example')} (truth minus prediction): mean "
+            f"{mean:+.3f}, sd {sd:.3f}, skew {skew:+.3f}; "
+            f"{share((error > 0).sum(), N)} are above 0. On the whole the model "
+            f"{lean}predicts." + remark(dev)),
         figure(dev, [errors, both],
                [(1, "left: normal, same mean and sd; right: no error")]),
         Paragraph("Worst, the largest errors first:"),
-        examples(dev, order[::-1][:EXAMPLES], "error", error),
-        Paragraph("Best, the smallest errors first:"),
-        examples(dev, order[:EXAMPLES], "error", error)]
+        examples(dev, order[::-1][:worst], "error", error),
+        *([Paragraph("Best, the smallest errors first:"),
+           examples(dev, order[:min(EXAMPLES, N - worst)], "error", error)]
+          if N > worst else [])]
 
 
 SECTIONS = {"classes": classes, "binary": binary, "graded": graded}     # by Task.kind
@@ -396,7 +399,7 @@ def sizes_of(run):
 
 
 def page_of(paths, data_folder=None):
-    """The runs in these folders -> (title, parts, are all finished?)"""
+    """The runs in these folders -> (title, parts, [curves.Run])"""
     runs = [curves.read_run(path) for path in paths]
     parts = []
     if len(runs) > 1:
@@ -405,12 +408,13 @@ def page_of(paths, data_folder=None):
         run, = runs
         weights = printable(curves.place_of(run.values["weights"]))
         more = "" if run.result else " Errors on dev are shown when it is finished."
-        parts.append(Paragraph(f"{curves.state(run)}{more} From the weights of {weights}."))
+        parts.append(Paragraph(f"{curves.state(run)} From the weights of {weights}.{more}"
+                               f"{curves.left_out(runs)}{curves.advice(run)}"))
     parts += curves.training(runs)
     if len(runs) == 1 and run.result:
         model = heads.MultitaskBert.from_pretrained(os.path.join(run.path, "best"),
                                                     machine.find_device("auto"))
-        found = read_dev(run.path, data_folder or run.values["data"], model)
+        found = read_dev(run, data_folder or run.values["data"], model)
         scores = {dev.task: declared.score(dev.task, dev.predicted, dev.truth)
                   for dev in found.values()}
         words = [f"{task.name} {value:.3f}" for task, value in scores.items()]
@@ -423,17 +427,20 @@ def page_of(paths, data_folder=None):
         found = gradients(read_steps(run.log, run.lines, run.tasks), sizes_of(run),
                           curves.letter(k) if len(runs) > 1 else "", explain)
         parts, explain = parts + found, explain and not found
-    return curves.title(runs), parts, all(run.result for run in runs)
+    return curves.title(runs), parts, runs
 
 
 def watch(paths, data_folder, out, pause=10):
-    """Renew the page until the runs are finished."""
+    """Renew the page until the runs are finished, or were stopped."""
     while True:
-        title, parts, finished = page_of(paths, data_folder)
-        path = page.write(title, parts, out, 0 if finished else pause)
+        title, parts, runs = page_of(paths, data_folder)
+        # On a drive without locks a run that goes on is known by its fresh log.
+        end = not any(run.running or not run.result and run.age < 60 for run in runs)
+        path = page.write(title, parts, out, 0 if end else pause)
+        word = "finished" if all(run.result for run in runs) else "stopped"
         print(f"{time.strftime('%H:%M:%S')}  {printable(path)}"
-              + ("  finished" if finished else ""), flush=True)
-        if finished:
+              + (f"  {word}" if end else ""), flush=True)
+        if end:
             return
         time.sleep(pause)
 
@@ -443,7 +450,7 @@ def main(argv=None):
     p.add_argument("runs", metavar="RUN", nargs="+",
                    help="the folder of a run of train.py; several are compared")
     p.add_argument("--watch", action="store_true",
-                   help="renew the page every 10 s, until the runs are finished")
+                   help="renew the page every 10 s, until the runs end or are stopped")
     p.add_argument("--data", metavar="DIR", help="where the run's data is now (where it "
                    "was)")
     p.add_argument("--out", metavar="DIR", help="for the page and figures (RUN/analysis of "

@@ -9,6 +9,7 @@ One color stands for one run on the whole page.
 
 import dataclasses
 import errno
+import itertools
 import math
 import os
 import time
@@ -18,12 +19,12 @@ import numpy as np
 import heads
 import multitask
 from plumbing import flags, folder, reading, sources
-from plumbing.console import printable
+from plumbing.console import printable, quoted
 from plumbing.progress import clock
 from tools import chart
-from tools.page import Figure, Heading, Legend, Paragraph, Table
+from tools.page import Figure, Heading, Legend, Paragraph, Table, counted
 
-BINS = 60               # of a smoothed curve
+BINS = 60               # of a smoothed curve, at most
 # What may differ without a change in what is learned.
 NO_MATTER = ("out", "resume", "download", "device", "checkpoint_every", "log_layers",
              "tensorboard", "data", "weights")
@@ -67,17 +68,26 @@ class Run:
                               else line[name]))
         return tuple(np.array(found, float).reshape(-1, 2).T)
 
+    def trained(self, path, dev, place=None):
+        """Scores on dev of the trained tasks, and their overall score.
+
+        Trap: an untrained head's score is noise. train.py logs it, for Table 2, but selects
+        the best model without it.
+        """
+        reading.check_fields(path, dev, dict.fromkeys(self.tasks, reading.NUMBER), place)
+        found = {task: dev[task.name] for task in heads.tasks() if task.name in self.tasks}
+        return {**{task.name: score for task, score in found.items()},
+                "overall": heads.overall_score(found)}
+
     def scores(self):
-        """Evaluations on dev.   -> [(epoch, step, {task or "overall": score})]"""
+        """Evaluations on dev.   -> [(epoch, step, see trained())]"""
         found = []
         for place, line in self.lines:
             if "dev" in line:
                 reading.check_fields(self.log, line, {
                     "epoch": reading.NUMBER, "step": reading.NUMBER, "dev": dict}, place)
-                reading.check_fields(self.log, line["dev"],
-                                     dict.fromkeys([*line["dev"], "overall"],
-                                                   reading.NUMBER), place)
-                found.append((line["epoch"], line["step"], line["dev"]))
+                found.append((line["epoch"], line["step"],
+                              self.trained(self.log, line["dev"], place)))
         return found
 
     def best(self):
@@ -112,8 +122,7 @@ def read_run(path):
     if finished:
         run.result = reading.read_json(result, {"dev": dict, "epoch": reading.NUMBER,
                                                 "seconds": reading.NUMBER})
-        reading.check_fields(result, run.result["dev"], dict.fromkeys(
-            [*run.result["dev"], "overall"], reading.NUMBER))
+        run.result["dev"] = run.trained(result, run.result["dev"])
         if "step" in run.result:
             reading.check_fields(result, run.result, {"step": reading.NUMBER})
     return run
@@ -193,25 +202,45 @@ def state(run):
     if run.result:
         seconds, at = run.result["seconds"], run.result.get("step")
         within = f"update {at}, in " if at and run.values.get("eval_every") else ""
-        return (f"Finished: {step} updates in {clock(seconds)}, "
-                f"{seconds / max(1, step):.2f} s each; the best on dev after {within}epoch "
-                f"{run.result['epoch']}.")
-    epochs = run.values["epochs"] + (run.values.get("para_first") or 0)
-    words = (f"after update {step}, in epoch {run.last['epoch']} of {epochs}"
-             if "epoch" in run.last else "before its first update")
-    more = ("" if run.running else f" To continue it: python train.py --resume "
-            f"{printable(run.path)}")
+        return (f"Finished: {step} updates in {clock(seconds)}, evaluations included; the "
+                f"best on dev after {within}epoch {run.result['epoch']}.")
+    words, most = "before its first update", run.values.get("max_steps")
+    if "epoch" in run.last:
+        epochs = run.values["epochs"] + (run.values.get("para_first") or 0)
+        # With both limits the log does not tell which one comes first.
+        update, of = (f"{step} of at most {most}", "of at most") if most else (step, "of")
+        words = f"after update {update}, in epoch {run.last['epoch']} {of} {epochs}"
     return (f"{'Running' if run.running else 'Stopped'} {words}; last written "
-            f"{clock(run.age)} ago.{more}")
+            f"{clock(run.age)} ago.")
+
+
+def advice(run):
+    """What to do about a run that was stopped, or skips its updates; else "".
+
+    The command comes last, so that no full stop gets into it.
+    """
+    steps = [line for _, line in run.lines if "dev" not in line]
+    skipped = len(list(itertools.takewhile(lambda line: "skipped" in line, steps[::-1])))
+    words = (f" Skipped at the end, as the gradient was not finite: "
+             f"{counted(skipped, 'update')}." if skipped else "")
+    if run.result or run.running:
+        return words
+    if skipped:     # the checkpoint leads to the same updates again
+        return (f"{words} A resume would end in the same way: start again, with a smaller "
+                f"--lr, a --warmup, or --amp off.")
+    return f" To continue it: python train.py --resume {quoted(run.path)}"
 
 
 # --- Curves ---
 
 def edges_of(runs):
-    """Bins of steps for all curves of a page: (0, w], (w, 2w], …   -> [n + 1]"""
+    """Bins of steps for all curves of a page: 1 to w, w + 1 to 2w, …   -> [n + 1]
+
+    Edges lie between steps, at ½, w + ½, …, so that a bin's middle is its mean step.
+    """
     last = max(max(steps, default=0) for steps, _ in (run.series("lr") for run in runs))
-    width = float(max(1, math.ceil(last / BINS)))
-    return np.arange(math.ceil(max(last, 1) / width) + 1) * width
+    last = max(1, last)
+    return np.append(np.arange(0, last, math.ceil(last / BINS)), last) + .5
 
 
 def binned(steps, values, edges, mean=True):
@@ -237,8 +266,8 @@ def middles(edges):
 def curve(runs, name, words, edges, raw=False, rule=None):
     """A panel with one name of the log, a line for each run, against the step.
 
-    raw: also each step's value, or, where they are too many, their range. rule: a value
-    that is marked. -> None if no run has logged it
+    raw: also each step's value, or, where they are too many, the range of each mean's
+    steps. rule: a value that is marked. -> None if no run has logged it
     """
     found = {k: run.series(name) for k, run in enumerate(runs)}
     found = {k: pair for k, pair in found.items() if np.isfinite(pair[1]).any()}
@@ -252,25 +281,40 @@ def curve(runs, name, words, edges, raw=False, rule=None):
     log = name != "lr" and seen.min() > 0 and seen.max() > 30 * seen.min()
     y = ((seen.min() / 1.2, seen.max() * 1.2) if log else
          chart.wide(*(map(float, (seen.min(), seen.max())))))
-    panel = chart.Panel(words, "step", (0, float(edges[-1])), y, log=log)
+    panel = chart.Panel(words, "step", (edges[0], edges[-1]), y, log=log,
+                        x_ticks=whole_ticks(edges[0], edges[-1]))
     if rule is not None and y[0] < rule < y[1]:
         panel.rule(y=rule)
+    # Where each bin has one step, its mean is this step's value: one line, no faint one.
+    single = [k for k, (_, values) in found.items()
+              if np.isfinite(values).sum() == np.isfinite(means[k]).sum()]
     for k, (steps, values) in found.items():
-        if raw and len(runs) == 1 and len(steps) <= 400:
+        if raw and k not in single and single_steps(runs, edges):
             panel.line(steps, values, k, "raw")
-        elif raw:
-            fine = np.linspace(edges[0], edges[-1], 3 * BINS)
-            panel.area(middles(fine), *binned(steps, values, fine, mean=False),
+        elif raw and k not in single:
+            panel.area(middles(edges), *binned(steps, values, edges, mean=False),
                        f"spread {'' if len(runs) == 1 else 'thin '}s{k}")
-    sparse = [k for k, (steps, _) in found.items() if len(steps) < len(edges) / 2]
     for k, values in means.items():
-        x, y = (found[k] if k in sparse else (middles(edges), values))
-        panel.line(x, y, k, marks=k in sparse)
+        x, y = (found[k] if k in single else (middles(edges), values))
+        panel.line(x, y, k, marks=k in single and len(x) < len(edges) / 2)
     panel.hits(edges, [tip(runs, {k: values[i] for k, values in means.items()},
-                           f"steps {edges[i] + 1:.0f} to {edges[i + 1]:.0f}"
-                           if edges[1] > 1 else f"step {edges[i + 1]:.0f}")
-                       for i in range(len(edges) - 1)])
+                           named_steps(first + .5, end - .5))
+                       for i, (first, end) in enumerate(zip(edges, edges[1:]))])
     return panel
+
+
+def single_steps(runs, edges):
+    """Is there room for each step's value behind the means?"""
+    return len(runs) == 1 and edges[-1] < 401
+
+
+def named_steps(first, last):
+    return f"step {first:.0f}" if first == last else f"steps {first:.0f} to {last:.0f}"
+
+
+def whole_ticks(low, high):
+    """Ticks for an axis of steps or epochs: no halves."""
+    return {x: chart.number(x) for x in chart.ticks(low, high) if x == int(x)}
 
 
 def tip(runs, values, words):
@@ -282,11 +326,14 @@ def tip(runs, values, words):
                                for k, value in values.items())])
 
 
-def dev_curve(runs, name, words):
-    """A panel with one task's dev scores by epoch, a line for each run.
+def dev_unit(runs):
+    """"epoch"; with --eval-every, which evaluates within an epoch too, "step"."""
+    epochs = [[epoch for epoch, _, _ in run.scores()] for run in runs]
+    return "step" if any(len(set(own)) < len(own) for own in epochs) else "epoch"
 
-    With --eval-every, which evaluates within an epoch too, by step.
-    """
+
+def dev_curve(runs, name, words):
+    """A panel with one task's dev scores by dev_unit(), a line for each run."""
     found = {}
     for k, run in enumerate(runs):
         points = [(epoch, step, dev[name]) for epoch, step, dev in run.scores()
@@ -295,33 +342,44 @@ def dev_curve(runs, name, words):
             found[k] = np.array(points, float).T
     if not found:
         return None
-    by_step = any(len(set(epochs)) < len(epochs) for epochs, _, _ in found.values())
-    unit = "step" if by_step else "epoch"
-    lines = {k: (steps if by_step else epochs, values)
+    unit = dev_unit(runs)
+    lines = {k: (steps if unit == "step" else epochs, values)
              for k, (epochs, steps, values) in found.items()}
     seen = np.concatenate([values for _, values in lines.values()])
-    places = sorted({x for xs, _ in lines.values() for x in xs})
-    half = min([b - a for a, b in zip(places, places[1:])] or [1]) / 2
+    places = np.array(sorted({x for xs, _ in lines.values() for x in xs}))
+    half = np.mean(np.diff(places)) / 2 if len(places) > 1 else .5
     ends = places[0] - half, places[-1] + half
     panel = chart.Panel(words, unit, ends, chart.wide(seen.min(), seen.max()),
-                        x_ticks={x: chart.number(x) for x in chart.ticks(*ends)
-                                 if x == int(x)})
+                        x_ticks=whole_ticks(*ends))
     for k, (xs, values) in lines.items():
         panel.line(xs, values, k, marks=len(xs) < 40)
     if len(runs) == 1 and runs[0].result:
         panel.rule(x=min(max(runs[0].result.get(unit, ends[0]), ends[0]), ends[1]))
-    for x in places:
-        values = {k: float(values[xs == x][0]) for k, (xs, values) in lines.items()
-                  if (xs == x).any()}
-        panel.hits([x - half, x + half], [tip(runs, values, f"{unit} {x:g}")])
+    at = [{k: float(values[xs == x][0]) for k, (xs, values) in lines.items()
+           if (xs == x).any()} for x in places]
+    # Every place of the panel belongs to the evaluation that is nearest to it.
+    panel.hits([ends[0], *middles(places), ends[1]],
+               [tip(runs, values, f"{unit} {x:g}") for x, values in zip(places, at)])
     return panel
 
 
 def names_of(runs):
-    """Tasks that some run has trained or scored, in the order of heads.tasks()."""
+    """Tasks that some run was trained on, in the order of heads.tasks()."""
     used = {name for run in runs for name in run.tasks}
-    used |= {name for run in runs for _, _, dev in run.scores() for name in dev}
     return [task for task in heads.tasks() if task.name in used]
+
+
+def left_out(runs):
+    """A sentence about tasks that a run has scored but was not trained on, or ""."""
+    names = {name: 0 for run in runs for _, line in run.lines
+             if isinstance(line.get("dev"), dict) for name in line["dev"]
+             if name not in (*run.tasks, "overall")}
+    if not names:
+        return ""
+    which = (f"the run was not trained on ({printable(', '.join(names))})"
+             if len(runs) == 1 else "a run was not trained on")
+    return (f" Not shown, nor part of overall: scores of tasks that {which}; their heads "
+            f"are random.")
 
 
 def training(runs):
@@ -330,7 +388,8 @@ def training(runs):
         return []
     edges, tasks, figures = edges_of(runs), names_of(runs), []
     legend = list(enumerate(labels(runs))) if len(runs) > 1 else []
-    window = f"means over {edges[1]:.0f} steps" if edges[1] > 1 else "of each step"
+    width = edges[1] - edges[0]
+    window = f"means over {width:.0f} steps" if width > 1 else "of each step"
     clips = {run.values.get("clip") for run in runs}
     clip = clips.pop() if len(clips) == 1 else None
     at_best = ("; the dashed line is the best model, which was kept"
@@ -340,12 +399,14 @@ def training(runs):
         panels = [panel for panel in panels if panel]
         if panels:
             figures.append(Figure(name, caption, panels, legend, own_legend=False))
-    faint = ("; faint: single steps, or the range of steps that are close"
-             if edges[1] > 1 else "")
+    faint = ""
+    if width > 1:
+        faint = ("; faint: single steps" if single_steps(runs, edges) else
+                 "; faint: the range of these steps")
     add("loss", f"Loss by task on training batches, without SMART's terms: {window}{faint}",
         [curve(runs, f"loss_{task.name}", f"loss, {task.heading}", edges, raw=True)
          for task in tasks])
-    add("dev", f"Scores on dev by epoch{at_best}",
+    add("dev", f"Scores on dev by {dev_unit(runs)}{at_best}",
         [dev_curve(runs, task.name, f"dev, {task.title}") for task in tasks]
         + [dev_curve(runs, "overall", "dev, overall")])
     add("rate", f"Learning rate, and norm of the update's gradient before clipping "
@@ -371,9 +432,9 @@ def training(runs):
 
 
 def by_epoch(run, tasks):
-    """Mean loss and dev scores of each epoch.   -> parts"""
+    """Mean loss of each epoch, and dev scores at its end.   -> parts"""
     scores = {epoch: dev for epoch, _, dev in run.scores()}
-    trained = [task.name for task in tasks if task.name in run.tasks]
+    trained = [task.name for task in tasks]
     sums = {}
     for _, line in run.lines:
         for name in trained:
@@ -381,14 +442,15 @@ def by_epoch(run, tasks):
             if reading.is_a(value, reading.NUMBER) and reading.is_a(line.get("epoch"),
                                                                     reading.NUMBER):
                 sums.setdefault(line["epoch"], {}).setdefault(name, []).append(value)
-    columns = [*(task.name for task in tasks), "overall"]
-    columns = [name for name in columns if any(name in dev for dev in scores.values())]
+    columns = [*trained, "overall"] if scores else []
     rows = [[f"{epoch:g}", *(f"{np.mean(sums.get(epoch, {}).get(name, math.nan)):.3f}"
                              for name in trained),
              *(f"{scores[epoch][name]:.3f}" if name in scores.get(epoch, {}) else ""
                for name in columns)] for epoch in sorted({*sums, *scores})]
     rows = [[cell.replace("nan", "") for cell in row] for row in rows]
-    return [Table(["epoch", *(f"loss {name}" for name in trained),
+    last = [Paragraph("Mean loss of each epoch, and dev at its last evaluation:")]
+    return [*(last if dev_unit([run]) == "step" else []),
+            Table(["epoch", *(f"loss {name}" for name in trained),
                    *(f"dev {name}" for name in columns)], rows)] if rows else []
 
 
@@ -399,15 +461,15 @@ def compared(runs):
     for k, run in enumerate(runs):
         epoch, dev = run.best()
         step = run.last.get("step", 0)
-        finished = run.result and step
         rows.append([letter(k), *(f"{dev[name]:.3f}" if name in dev else ""
                                   for name in names),
                      "" if epoch is None else f"{epoch:g}", f"{step:g}",
-                     f"{run.result['seconds'] / step:.2f}" if finished else ""])
+                     clock(run.result["seconds"]) if run.result else ""])
     return [
         Legend(list(enumerate(labels(runs)))),
-        *(Paragraph(f"{letter(k)}, in {printable(run.path)}: {state(run)}")
+        *(Paragraph(f"{letter(k)}, in {printable(run.path)}: {state(run)}{advice(run)}")
           for k, run in enumerate(runs)),
-        Paragraph("Scores on dev of each run's best epoch, and seconds for an update. (Two "
-                  "runs differ in time by chance too, and in scores by their seeds.)"),
-        Table(["run", *names, "epoch", "updates", "s each"], rows)]
+        Paragraph(f"Scores on dev of each run's best model, its epoch, and the time of the "
+                  f"whole run, evaluations included. (Two runs differ in time by chance "
+                  f"too, and in scores by their seeds.){left_out(runs)}"),
+        Table(["run", *names, "epoch", "updates", "time"], rows)]

@@ -107,6 +107,11 @@ def share(part, whole):
     return f"{part} ({100 * part / max(1, whole):.1f}%)"
 
 
+def counted(number, word):
+    """1, "example" -> "1 example"; 2 -> "2 examples"."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
 def signed(value):
     return f"{value:+.3f}"
 
@@ -126,11 +131,13 @@ grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)) }
 .panels > svg { width: 100%; max-width: 480px; height: auto }
 .legend { list-style: none; margin: .5em 0; padding: 0; font-size: 14px; display: flex;
 flex-wrap: wrap; gap: 2px 20px } .key { width: 30px; height: 14px; vertical-align: -2px }
-.sticky { position: sticky; top: 0; background: #fff; padding: 6px 0; font-weight: 600 }
+.sticky { position: sticky; top: 0; background: #fff; padding: 6px 0; font-weight: 600;
+max-height: 30vh; overflow-y: auto; border-bottom: 1px solid #8886 }
 @media (max-width: 600px) { table { font-size: 12.5px } td, th { padding: .2em .3em } }
 @media screen and (prefers-color-scheme: dark) { body { color: #e8eaed;
 background: #14171a } .sticky { background: #14171a } }
-@media print { body { max-width: none } .wide { overflow: visible } figure svg, tr, li {
+@media print { body { max-width: none } .wide, .sticky { overflow: visible;
+max-height: none } figure svg, tr, li {
 break-inside: avoid } h2, .legend { break-after: avoid }
 figcaption { break-before: avoid } .panels { grid-template-columns:
 repeat(auto-fill, minmax(250px, 1fr)) } * { print-color-adjust: exact } }

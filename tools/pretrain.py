@@ -47,6 +47,7 @@ from plumbing import (
     sources,
     tsv,
 )
+from plumbing.console import quoted
 from plumbing.progress import clock
 
 HELD_OUT = 50       # one text of so many is not trained on
@@ -249,7 +250,7 @@ def fit(training, session, plan, *, lr, warmup):
 
     session: a loop.Loop; plan: see make_plan(); lr, warmup: of the schedule.
     """
-    flat, total, skipped_in_a_row = training.flat, sum(map(len, plan)), 0
+    flat, total = training.flat, sum(map(len, plan))
     regions = multitask.regions(flat)
     for _, steps in session.parts(plan):
         for step, kind in steps:
@@ -262,12 +263,11 @@ def fit(training, session, plan, *, lr, warmup):
                                       scale=training.scale.value)
             if treated is not None:
                 training.optimizer.step()
-            skipped_in_a_row = skipped_in_a_row + 1 if treated is None else 0
             session.log_step({"step": step + 1, "lr": rate, **losses,
                               **training.scale.log(), **multitask.describe(treated)})
             training.scale.update(skipped=treated is None)
             if treated is None:
-                loop.check_divergence(flat.theta, skipped_in_a_row, step, losses)
+                loop.check_divergence(flat.theta, session.skipped, step, losses)
         with session.interruptible():
             held_out = training.held_out_losses()
         session.log({"step": session.step, **{f"held_out_{name}": value
@@ -394,7 +394,7 @@ def pretrain(args, source):
             run.replace_folder("model", functools.partial(training.save, half=args.half))
     except loop.Interrupted:
         print(f"stopped after update {session.step} of {args.max_steps}; to continue: "
-              f"python tools/pretrain.py --resume {run.path}")
+              f"python tools/pretrain.py --resume {quoted(run.path)}")
         return 128 + session.stop.asked
     except loop.Diverged as error:
         print(f"pretrain.py: {error}; the log is in {run.path}", file=sys.stderr)
@@ -413,18 +413,20 @@ def parser():
     p.add_argument("--weights", metavar="DIR|NAME", help="continue from this BERT")
     p.add_argument("--vocab", metavar="FILE", help="from scratch: the vocabulary")
     p.add_argument("--layers", type=flags.number(int, 1, 128), default=3,
-                   help="from scratch (ours)")
+                   help="from scratch (ours: 3)")
     p.add_argument("--hidden", type=flags.number(int, 1, 16384), default=128,
-                   help="from scratch (ours)")
+                   help="from scratch (ours: 128)")
     p.add_argument("--heads", type=flags.number(int, 1, 128), default=4,
-                   help="from scratch (ours)")
+                   help="from scratch (ours: 4)")
     p.add_argument("--max-length", type=flags.number(int, 5, 16384), default=64,
-                   help="from scratch (ours)")
+                   help="from scratch (ours: 64)")
     p.add_argument("--max-steps", type=flags.number(int, 1, 10 ** 6), default=10000,
-                   help="updates (ours)")
-    p.add_argument("--batch-size", type=whole, default=64, help="(ours)")
-    p.add_argument("--lr", type=amount, default=1e-3, help="(ours; further: try 5e-5)")
-    p.add_argument("--warmup", type=share, default=0.05, help="share of the updates (ours)")
+                   help="updates (ours: 10000)")
+    p.add_argument("--batch-size", type=whole, default=64, help="texts (ours: 64)")
+    p.add_argument("--lr", type=amount, default=1e-3,
+                   help="(ours: 1e-3; further: try 5e-5)")
+    p.add_argument("--warmup", type=share, default=0.05,
+                   help="share of the updates (ours: 0.05)")
     p.add_argument("--weight-decay", type=amount, default=0.01, help="(BERT: 0.01)")
     p.add_argument("--next-sentence", action="store_true", help="also learn whether two "
                    "texts belong together (BERT)")
@@ -440,7 +442,7 @@ def parser():
     p.add_argument("--out", metavar="DIR", help="new folder for this run")
     p.add_argument("--resume", metavar="RUN", help="continue the run in this folder")
     p.add_argument("--checkpoint-every", type=whole, default=1000, metavar="N",
-                   help="updates between checkpoints (ours)")
+                   help="updates between checkpoints (ours: 1000)")
     return p
 
 

@@ -314,7 +314,7 @@ def main(argv=None):
     parser = command.Parser(__doc__)
     parser.add_argument("--kills", type=flags.number(int, 1), default=100,
                         help="in all sets of flags together (100)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
     parser.add_argument("words", nargs="*", metavar="WORD")
     args = parser.parse_args(argv)
     rng, sets = random.Random(args.seed), sets_of_flags()
