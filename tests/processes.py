@@ -5,7 +5,6 @@ that torchrun would give them. It is a process of its own, since a process that 
 backward pass cannot fork others that make one.
 """
 
-import atexit
 import contextlib
 import functools
 import json
@@ -97,11 +96,10 @@ def interrupted(world, *more, step=3, steps=6):
 
 @functools.cache
 def server():
-    child = subprocess.Popen([sys.executable, "-c", "from tests import processes; "
-                              "processes.serve()"], stdin=subprocess.PIPE,
-                             stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    atexit.register(child.terminate)
-    return child
+    # It ends when its input does: with this process, or when nobody holds it any more.
+    return subprocess.Popen([sys.executable, "-c", "from tests import processes; "
+                             "processes.serve()"], stdin=subprocess.PIPE,
+                            stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
 
 def serve():
