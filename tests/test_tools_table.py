@@ -270,24 +270,30 @@ def test_tools_table__recorded_numbers_fill_their_place_in_a_page():
     assert results.recorded(folder)["table2-tiny"] in text
 
 
-def test_tools_table__several_runs_at_a_time_give_the_same_and_end_together():
+def two_runs():
+    """[table.Run] of two updates each, in folders that are not there yet."""
     for option in ("rr", "pcgrad"):     # what is open in an assignment shows up here first
         assert_equal(run_train("--option", option, steps=1)[0], 0)
-    runs = [table.Run(results.ROWS[row], seed, [
+    return [table.Run(results.ROWS[row], seed, [
         "--option", option, "--data", tiny_world()[0], "--weights", tiny_world()[1],
         "--batch-size", "4", "--max-steps", "2", "--epochs", "1"], os.path.join(
             tempfile.mkdtemp(), "run"), [], 2)
         for row, option, seed in ((10, "rr", 0), (5, "pcgrad", 0))]
-    output = io.StringIO()
+
+
+def test_tools_table__several_runs_at_a_time_are_all_finished():
+    runs, output = two_runs(), io.StringIO()
     with contextlib.redirect_stdout(output):
         assert_equal(table.perform_all(runs, jobs=2), 0)
     assert all(one.finished() for one in runs)
     assert_equal(sorted(re.findall(r"^run (\d) is finished: sst \d", output.getvalue(),
                                    re.MULTILINE)), ["1", "2"])
     assert "epoch 1" not in output.getvalue(), "only what fails is shown in full"
-    # A run that fails is shown, and no other is begun after it.
-    broken = [dataclasses.replace(runs[0], folder=os.path.join(tempfile.mkdtemp(), "x"),
-                                  flags=[*runs[0].flags, "--lr", "-1"])] * 3
+
+
+def test_tools_table__a_run_that_fails_is_shown_and_no_other_is_begun():
+    one = two_runs()[0]
+    broken = [dataclasses.replace(one, flags=[*one.flags, "--lr", "-1"])] * 3
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         assert_equal(table.perform_all(broken, jobs=2), 2)
