@@ -68,18 +68,18 @@ def check_functions(task):
                        ("divergence", lambda: task.divergence(logits, logits + 1))):
         if getattr(task, name) is None and name == "divergence":
             continue                # without --smart nothing calls it
+        given = "predictions [2]" if name == "metric" else f"logits {list(shape)}"
         try:
             got = call()
         except NotImplementedError:
             raise
         except Exception as error:
-            wrong(task, f"a {name} that takes logits {list(shape)} and labels "
-                        f"{task.lowest:g} to {task.highest:g}; it raises "
-                        f"{type(error).__name__}: {error}")
+            wrong(task, f"a {name} that takes {given} and labels {task.lowest:g} to "
+                        f"{task.highest:g}; it raises {type(error).__name__}: {error}")
         size = [2] if name == "predict" else []
         if list(np.shape(got)) != size or got is None:
-            wrong(task, f"a {name} that returns {size or 'a number'} for logits "
-                        f"{list(shape)}, got {list(np.shape(got)) or got}")
+            wrong(task, f"a {name} that returns {size or 'a number'} for {given}, got "
+                        f"{list(np.shape(got)) or got}")
         found[name] = torch.as_tensor(got)
     if task.whole_labels and (found["predict"] % 1).any():
         wrong(task, f"whole predictions, as whole_labels says; predict gives "

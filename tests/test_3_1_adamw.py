@@ -91,10 +91,12 @@ def test_3_1_AdamW__eps_is_added_to_root_v():
 
 
 def test_3_1_AdamW__zero_gradient_decays_and_none_does_not():
+    coupled = [1.0]
+    for _ in range(3):          # the decay as a gradient, .1 θ
+        coupled = [1.0, *one_weight([.1 * theta for theta in coupled], lr=.1)]
     assert_close(one_weight([0.0] * 3, lr=.1, weight_decay=.1), [.99, .9801, .970299],
                  1e-12, mistakes={
-        "the decay was added to the gradient (L2 instead of decoupled)":
-            one_weight([.1, .0899697, .0799695], lr=.1),
+        "the decay was added to the gradient (L2 instead of decoupled)": coupled[1:],
         "there is no weight decay": [1] * 3})
     assert_close(one_weight([None] * 3, lr=.1, weight_decay=.1), [1, 1, 1], 0,
                  "a parameter without gradient must be left alone")

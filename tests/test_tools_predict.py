@@ -31,8 +31,8 @@ def test_tools_predict__answers_are_those_of_the_runs_predictions():
         status, output, errors = run_tool(predict, best, "--task", name, "--file",
                                           os.path.join(folder, "x.txt"))
         assert status == 0, errors
-        want = results.read_predictions(os.path.join(analyzed(), "predictions",
-                                                  f"{name}-dev-output.csv"))
+        want = results.read_predictions(os.path.join(
+            analyzed(), "predictions", f"{name}-dev-output.csv"))
         lines = [line.split("\t") for line in output.splitlines()]
         assert_close([float(line[1]) for line in lines], [want[i] for i in texts.ids], 6e-4)
         assert [tuple(line[-columns:]) for line in lines] == texts.tokens

@@ -162,8 +162,8 @@ def test_tools_table__3_scores_the_test_predictions_by_the_labels_given():
     with open(os.path.join(runs, "t.json")) as file:
         found = json.load(file)
     folder = next(name for name in os.listdir(runs) if name.startswith("pcgrad"))
-    predicted = results.read_predictions(os.path.join(runs, folder, "predictions",
-                                                   "sst-test-output.csv"))
+    predicted = results.read_predictions(os.path.join(
+        runs, folder, "predictions", "sst-test-output.csv"))
     assert_close(found["rows"][0]["seeds"]["0"]["sst"],
                  np.mean([predicted[f"st{i:023x}"] == i % 2 for i in range(6)]), 1e-5)
 
@@ -319,6 +319,25 @@ def test_tools_table__a_question_compares_seed_by_seed():
     assert "| neither | .500 (sd .100) | .500 (sd .100) | 3 |" in questions.markdown(
         "smart", found)
     assert_equal(results.difference([.02, .021, .022]), "**+.021 ± .002**")
+
+
+def test_tools_table__what_a_change_of_rows_does_is_the_one_minus_the_other():
+    names = {row.name for row in results.ROWS}
+    for change, *rows in results.CHANGES:
+        assert set(rows) < names, f"{change}: a row that is not there"
+    def row(name, *scores):
+        return results.RowResult(name, [], {str(seed): {"sst": score, "overall": score,
+                                                        "minutes": 1.0}
+                                            for seed, score in enumerate(scores)})
+    found = results.Result(2, "d", "w", [], [
+        row("RR (ours)", .1, .2, .3, .9), row("RR + CON (ours)", .11, .22, .33),
+        row("Gradient Surgery + RR", .4, .5)], {})
+    lines = results.changes(found, ["sst", "overall"])
+    assert_equal(lines[0], "| change | SST | overall | seeds |")
+    # .01, .02, .03: 4.303 · .01 / √3 = .0248; surgery has too few seeds
+    assert_equal(lines[2:4], ["| CON | +.020 ± .025 | +.020 ± .025 | 3 |", ""])
+    found.rows.pop(0)
+    assert_equal(results.changes(found, ["sst", "overall"]), [])
 
 
 def test_tools_table__every_row_of_a_question_has_its_flags():

@@ -5,9 +5,12 @@ MUTANTS = {
         ("tools.table", "sum(minutes[seed])", "minutes[seed][-1]",
          "minutes of the last run alone", "minutes are those of all runs"),
         ("tools.table.perform_all", "if one is None or failed or stop.asked:",
-         "if one is None or stop.asked:", "goes on after a failure", "end together"),
+         "if one is None or stop.asked:", "goes on after a failure", "no other is begun"),
         ("tools.table.check_inputs", 'if "--weights" in own:', "if False:",
          "one set of weights for all rows", "weights of its own"),
+        ("tools.results.changes", "seeds[one][seed][column] - seeds[other][seed][column]",
+         "seeds[other][seed][column] - seeds[one][seed][column]", "gains as losses",
+         "the one minus the other"),
         ("tools.results.difference", " / n ** .5", "", "spread in place of the interval",
          "seed by seed")],
     "tools_predict": [

@@ -3,6 +3,7 @@
     Row, ROWS           the rows of Tables 2 and 3, with the report's numbers
     read_predictions()  a prediction file of a run
     Result, markdown()  what results/*.json holds, as a table
+    CHANGES, changes()  what one change of the flags does to the scores, seed by seed
     render()            the tables into README.md and docs/, between <!-- table: NAME -->
                         and <!-- end of table -->; sample/expected.json
 D11, D12: misprints in the report's tables; they are shown as printed, and marked.

@@ -30,6 +30,8 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
+
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import data
@@ -265,7 +267,8 @@ def test_score(path, task, labels):
         raise ValueError(f"{path} and test-labels.csv must name the same examples of "
                          f"{task.name}; {len(set(predicted) ^ set(labels))} ids are in one "
                          f"of them only; give the labels of the same data")
-    return declared.score(task, [predicted[i] for i in labels], list(labels.values()))
+    return declared.score(task, np.array([predicted[i] for i in labels]),
+                          np.array(list(labels.values())))
 
 
 def read_result(one):
