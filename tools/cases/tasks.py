@@ -78,7 +78,9 @@ def pcgrad__two_tasks(r):
 
 
 def pcgrad__several_tasks_in_the_orders_given(r):
-    return [multitask.pcgrad(*problem(r, K, 3)) for K in (3, 4, 5) for _ in range(10)]
+    out = [multitask.pcgrad(*problem(r, K, 3)) for K in (3, 4, 5) for _ in range(10)]
+    gram, orders = problem(r, 3, 3)
+    return out, multitask.pcgrad(gram * 1e-24, orders), gram, orders
 
 
 def pcgrad__zero_gradients_change_nothing(r):
