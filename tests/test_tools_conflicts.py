@@ -58,8 +58,10 @@ def test_tools_conflicts__noise_alone_has_no_cosine():
                                      nothing.items()}, 0, 1), (None, None))
     cells = [conflicts.expected_cell({"expected": [mean, width], "side": side})
              for mean, width, side in ((None, None, 0), (None, None, -1), (-.1234, .05, -1),
-                                       (.04, 10.25, 0))]
-    assert_equal(cells, ["noise", "**below 0**", "**-.123 ± .050**", "+.040 ± 10.250"])
+                                       (.04, .25, 0), (.04, 10.25, 0), (.8, 1.2, 1),
+                                       (.2, .3, 1))]
+    assert_equal(cells, ["noise", "**below 0**", "**-.123 ± .050**", "+.040 ± .250",
+                         "noise", "**above 0**", "**above 0**"])
 
 
 def test_tools_conflicts__means_of_4_and_16_batches_are_those_of_the_batches():

@@ -164,8 +164,16 @@ def test_tools_table__3_scores_the_test_predictions_by_the_labels_given():
     folder = next(name for name in os.listdir(runs) if name.startswith("pcgrad"))
     predicted = results.read_predictions(os.path.join(
         runs, folder, "predictions", "sst-test-output.csv"))
-    assert_close(found["rows"][0]["seeds"]["0"]["sst"],
-                 np.mean([predicted[f"st{i:023x}"] == i % 2 for i in range(6)]), 1e-5)
+    want = np.mean([predicted[f"st{i:023x}"] == i % 2 for i in range(6)])
+    assert_close(found["rows"][0]["seeds"]["0"]["sst"], want, 1e-5)
+    # The same run as a question's row.
+    with unittest.mock.patch.dict(questions.QUESTIONS, {
+            "epochs": questions.Question("?", {"ours": "--option pcgrad"})}):
+        flags = ("--question", "epochs", "--table", 3, *flags[4:])
+        output, started = run_table(*flags, "--test-labels", labelled)
+    assert not started and "Scores on test" in output, output
+    assert f"| ours | {want:.3f} |".replace("| 0.", "| .") in output, output
+    assert "question-epochs-test-" in output, output
 
 
 def test_tools_table__minutes_are_those_of_all_runs_of_a_seed():
@@ -353,9 +361,9 @@ def test_tools_table__every_row_of_a_question_has_its_flags():
 def test_tools_table__runs_of_one_task_each_are_a_row_of_a_question():
     alone = tuple(f"--option rr --tasks {name}" for name in heads.REPORT)
     asked = questions.Question("?", {"ours": "--option rr", "alone": alone})
-    with unittest.mock.patch.dict(questions.QUESTIONS, {"hlh": asked}):
+    with unittest.mock.patch.dict(questions.QUESTIONS, {"epochs": asked}):
         folder = tempfile.mkdtemp()
-        output, started = run_table("--question", "hlh", "--max-steps", 1, "--seeds", 1,
+        output, started = run_table("--question", "epochs", "--max-steps", 1, "--seeds", 1,
                                     "--runs", folder)
     assert_equal(len(started), 4)
     row, = [line for line in output.splitlines() if line.startswith("| alone | ")]
@@ -377,8 +385,8 @@ def test_tools_table__a_row_may_have_weights_of_its_own():
     small_bert(seed=1, vocab_size=len(WORDS)).save_pretrained(other)
     asked = questions.Question("?", {"ours": "--option rr --con",
                                      "other": f"--option rr --con --weights {other}"})
-    with unittest.mock.patch.dict(questions.QUESTIONS, {"hlh": asked}):
-        flags = ("--question", "hlh", "--max-steps", 1, "--seeds", 1, "--runs",
+    with unittest.mock.patch.dict(questions.QUESTIONS, {"epochs": asked}):
+        flags = ("--question", "epochs", "--max-steps", 1, "--seeds", 1, "--runs",
                  tempfile.mkdtemp())
         output, started = run_table(*flags)
         assert_equal(len(started), 2)
@@ -386,6 +394,6 @@ def test_tools_table__a_row_may_have_weights_of_its_own():
         assert "--weights other" in output[output.index("**?**"):]
         again, started = run_table(*flags)
         assert not started, "finished runs are kept"
-        for wrong in (("--rows", 2), ("--epochs", 2), ("--table", 3)):
+        for wrong in (("--rows", 2), ("--epochs", 2), ("--table", 1)):
             output, started = run_table(*flags, *wrong, status=2)
             assert not started and "contradict" in output, wrong

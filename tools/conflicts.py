@@ -180,9 +180,12 @@ def cell(mean, width, bold):
 
 
 def expected_cell(said):
-    """The same for an expected cosine, or in words where there is no estimate."""
+    """The same for an expected cosine; in words where its size is not known.
+
+    Such an interval holds every cosine, or 0 although the sign is sure.
+    """
     mean, width = said["expected"]
-    if mean is None:
+    if mean is None or width >= 1 or said["side"] and abs(mean) < width:
         return {-1: "**below 0**", 0: "noise", 1: "**above 0**"}[said["side"]]
     return cell(mean, width, said["side"])
 

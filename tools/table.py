@@ -3,7 +3,8 @@
     python tools/table.py --table 1         the configurations, from train.py
     python tools/table.py --table 2 [--seeds 3] [--rows 2,4-6] [-- FLAGS]
     python tools/table.py --table 3         on test sets that have labels
-    python tools/table.py --question smart  one question in place of a table
+    python tools/table.py --question smart  one question in place of a table; on test sets
+                                            with --table 3
     python tools/table.py --render          write the pages' tables again
 
 A row is one `python train.py …` for each seed, or three where the report has a model for
@@ -407,10 +408,10 @@ def main(argv=None):
             results.record()
             return 0
         for flag, is_given in (("--rows", args.rows), ("--epochs", args.epochs),
-                               (f"--table {args.table}", args.table != 2)):
+                               ("--table 1", args.table == 1)):
             if args.question and is_given:
                 raise ValueError(f"{flag} and --question contradict each other: a question "
-                                 f"has rows and epochs of its own, and scores on dev")
+                                 f"has rows and epochs of its own")
         if args.table == 1:
             print(results.table_1())
             return 0
@@ -438,7 +439,8 @@ def main(argv=None):
         # A trial must not take the place of the real table.
         trial = [f"{runs[0].max_steps}-steps"] if runs[0].max_steps else []
         name = args.name or "-".join([
-            f"question-{args.question}" if args.question else f"table{args.table}",
+            f"question-{args.question}" + "-test" * (args.table == 3) if args.question
+            else f"table{args.table}",
             os.path.basename(data_folder),
             weights_name.strip(os.sep).replace(os.sep, "-"),
             *trial])
