@@ -14,7 +14,7 @@ import dataclasses
 import heads
 from tools import results
 
-RANDOM = "runs/random"      # docs/what-helped.md says how it is made
+RANDOM = "runs/untrained"       # docs/what-helped.md says how it is made
 
 
 @dataclasses.dataclass(frozen=True)
