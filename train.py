@@ -89,7 +89,7 @@ TABLE_1 = [
         accumulate=2, lr=3e-5, para_first=5),
 ]
 # For the sample's small BERT, whatever the flags, so that rows differ in one thing. The
-# best of learning rates 5e-4 to 3e-3 and 6 or 8 epochs, with rr --con.
+# best on dev of learning rates 5e-4 to 3e-3 and 6 or 8 epochs, with rr --con.
 SAMPLE_ROW = Row("the sample", epochs=8, lr=2e-3, warmup=0.1, pool="mean")
 # Flags under a name, for --recipe. "plain" is the best of a table in docs/recipe.md, which
 # has one seed a row, with MiniLM.

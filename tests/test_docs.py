@@ -2,7 +2,6 @@
 
 import glob
 import importlib
-import json
 import os
 import re
 
@@ -11,6 +10,8 @@ import numpy as np
 import test_all
 import train
 from plumbing import sources
+from tests.checks import assert_equal
+from tools import results
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -91,23 +92,23 @@ def test_docs__the_readmes_map_names_functions_that_exist():
 
 
 def test_docs__the_readmes_results_are_those_of_the_results_folder():
-    rows = {}
-    for weights in ("sample", "runs-random-model"):
-        path = os.path.join(ROOT, "results", f"table2-sample-{weights}.json")
-        with open(path, encoding="utf-8") as file:
-            for row in json.load(file)["rows"]:
-                rows[row["commands"][0]] = list(row["seeds"].values())
+    table = results.Result.read(os.path.join(
+        ROOT, "results", "question-methods-sample-sample.json"))
+    rows = {row.commands[0].removeprefix("python train.py "): row.seeds
+            for row in table.rows}
     lines = re.findall(r"^\| `(--option [^`]+)` \|[^|]+\|(.+)\|$", read("README.md"),
                        re.MULTILINE)
-    assert len(lines) == 8
-
-    def short(value):
-        return f"{value:.3f}".removeprefix("0")
+    assert_equal([flags for flags, _ in lines], list(rows))
+    base = rows[lines[0][0]]
     for flags, cells in lines:
-        seeds = rows[f"python train.py {flags}"]
-        expected = [short(np.mean([seed[name] for seed in seeds]))
-                    for name in ("sst", "para", "sts", "overall")]
-        expected[-1] += f" ± {short(np.std([s['overall'] for s in seeds], ddof=1))}"
+        expected = []
+        for name in ("sst", "para", "sts", "overall"):
+            if rows[flags] is base:
+                mean = np.mean([seed[name] for seed in base.values()])
+                expected.append(f"{mean:.3f}".removeprefix("0"))
+            else:
+                expected.append(results.difference([
+                    found[name] - base[seed][name] for seed, found in rows[flags].items()]))
         assert [cell.strip() for cell in cells.split("|")] == expected, flags
 
 
