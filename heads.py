@@ -5,18 +5,17 @@
     3.1    MultitaskBert: the shared encoder with a linear head for each task
     3.4    pairs encoded together (CON) or apart
     3.6    hidden layers in the heads (HLH)
+    ours   CosineHead: a cosine in the heads of pairs encoded apart
     4.2    accuracy(), pearson(), overall_score(), evaluate(), outputs()
 
 Symbols: B examples in a batch, R rows of T tokens that they take (R = 2B for pairs encoded
 apart), H features of the encoder, C outputs of a task, N examples in a file.
 
-D1: Section 3.1 gives STS "5 classes" with "cross entropy" and calls SST "a regression" with
-"mean-squared-error". SST has five classes and is scored by accuracy; STS is a graded float,
-69% of the labels not whole, scored by correlation. The two losses were swapped. Here SST
-has cross-entropy on 5 logits and STS squared error on one. tasks(sst_loss="mse",
-sts_loss="ce") is the printed version; its STS has 6 classes, since labels go from 0 to 5.
-D9: 3.6 gives the pair heads two hidden layers, 4.4 speaks of one. We follow 3.6, which also
-gives their sizes.
+D1: Section 3.1 swaps the losses of SST, which has five classes, and STS, a graded score
+whose labels are mostly not whole. Here SST has cross-entropy on 5 logits and STS squared
+error on one. tasks(sst_loss="mse", sts_loss="ce") is the printed version; its STS has 6
+classes, 0 to 5.
+D9: 3.6 gives the pair heads two hidden layers with sizes, which we follow; 4.4 says one.
 """
 
 import contextlib
@@ -210,6 +209,26 @@ class Head(nn.Module):
         return logits.squeeze(-1) if last.out_features == 1 else logits
 
 
+class CosineHead(Head):
+    """A head that can compare the two vectors of a pair.   [ours: --cosine]
+
+        ŷ = Linear(Dropout([u; v])) + s (cos(u, v) - m)      [u; v] [B, 2H] -> ŷ [B]
+
+    As the cosine goes from 0 to 1, the last term goes from the lowest label to the highest,
+    or, of yes or no, from a logit of -5 to 5. Why: a linear head adds what it finds in u
+    to what it finds in v, so it cannot tell whether they are alike.
+    """
+
+    def __init__(self, sizes, dropout, task):
+        super().__init__(sizes, dropout)
+        low, high = (-5, 5) if task.kind == "binary" else (task.lowest, task.highest)
+        self.scale, self.middle = high - low, -low / (high - low)
+
+    def forward(self, uv):
+        c = F.cosine_similarity(*uv.float().chunk(2, -1))                       # [B]
+        return super().forward(uv) + self.scale * (c - self.middle)
+
+
 class MultitaskBert(nn.Module):
     """One encoder and a head for each task.   [report 3.1]
 
@@ -219,28 +238,19 @@ class MultitaskBert(nn.Module):
 
     con: encode a pair as one sequence [3.4]; hlh: hidden layers in the heads [3.6]; pool:
     "cls", BERT's pooler output, or "mean", the mean of the last hidden states over real
-    tokens; sst_loss, sts_loss as for tasks(). Raises ValueError for another pool, and for
-    con with an encoder that knows one segment only. max_length: a longer row of tokens is
-    cut, [CLS] and [SEP] counted; by default what the encoder has positions for.
+    tokens; sst_loss, sts_loss as for tasks(). max_length: a longer row of tokens is cut,
+    [CLS] and [SEP] counted; by default what the encoder has positions for. cosine: pairs
+    are encoded apart, and their heads (of one output) are CosineHeads. Raises ValueError
+    for another pool, con with an encoder of one segment, and con with cosine.
     Every task has its head from the start, trained or not, so that a single-task model can
     be evaluated on all three, as in the report's Table 2.
     """
 
     def __init__(self, encoder, con=False, hlh=False, pool="cls", sst_loss="ce",
                  sts_loss="mse", tokenizer=None, names=None, trained=None,
-                 max_length=None):
+                 max_length=None, cosine=False):
         super().__init__()
-        if pool not in ("cls", "mean"):
-            raise ValueError(f"pool must be 'cls' or 'mean', got {pool!r}")
-        if con and encoder.config.type_vocab_size < 2:
-            raise ValueError("needed weights with two segments (type_vocab_size 2) to "
-                             "encode a pair as one sequence, got 1; train without --con")
-        positions = encoder.config.max_position_embeddings
-        if max_length is None:
-            max_length = positions
-        elif type(max_length) is not int or not 5 <= max_length <= positions:
-            raise ValueError(f"max_length (--max-length) must be from 5 to {positions}, "
-                             f"the positions of these weights; got {max_length!r}")
+        max_length = declared.checked_length(encoder.config, con, cosine, pool, max_length)
         self.max_length = max_length
         self.bert, self.con, self.pool, self.tokenizer = encoder, con, pool, tokenizer
         self.tasks = {task.name: task for task in declared.valid(tasks(sst_loss, sts_loss))
@@ -248,13 +258,15 @@ class MultitaskBert(nn.Module):
         self.trained = [name for name in self.tasks if trained is None or name in trained]
         self.settings = {"con": con, "hlh": hlh, "pool": pool, "sst_loss": sst_loss,
                          "sts_loss": sts_loss, "trained": self.trained,
-                         "max_length": max_length}
+                         "max_length": max_length, "cosine": cosine}
         H, config = encoder.config.hidden_size, encoder.config
         self.heads = nn.ModuleDict()
         for task in self.tasks.values():
             width = 2 * H if task.pair and not con else H
             sizes = [width, *(task.hidden_sizes(H) if hlh else []), task.num_outputs]
-            self.heads[task.name] = Head(sizes, config.hidden_dropout_prob)
+            more = (task,) if cosine and task.pair and task.num_outputs == 1 else ()
+            self.heads[task.name] = (CosineHead if more else Head)(
+                sizes, config.hidden_dropout_prob, *more)
 
     def embed(self, batch):
         """data.Batch -> x [R, T, H], what SMART perturbs; R is B, or 2B for pairs apart."""
@@ -442,8 +454,7 @@ def outputs(model, task, dataset, tokenizer, **where):
 
 
 def evaluate(model, task, dataset, tokenizer, **where):
-    """A whole set's predictions [N], and their score: the metric, or None without labels.
-    """
+    """A whole set's predictions [N], and their score, or None without labels."""
     predictions, _ = outputs(model, task, dataset, tokenizer, **where)
     if dataset.labels is None:
         return predictions, None

@@ -217,7 +217,7 @@ def prepare(args, device, autocast) -> Training:
     tokenizer = data.WordPiece(args.weights, encoder.config.vocab_size)
     model = heads.MultitaskBert(encoder, args.con, args.hlh, args.pool, args.sst_loss,
                                 args.sts_loss, tokenizer, trained=args.tasks,
-                                max_length=args.max_length)
+                                max_length=args.max_length, cosine=args.cosine)
     used = {name: task for name, task in model.tasks.items()
             if name in args.tasks or name in heads.REPORT}
     sets, missing = data.load_sets(args.data, used, args.tasks, model.tokenizer)

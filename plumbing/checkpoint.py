@@ -360,8 +360,9 @@ def head_settings(folder) -> dict:
     known = {"con": (False, True), "hlh": (False, True), "pool": ("cls", "mean"),
              "sst_loss": ("ce", "mse"), "sts_loss": ("ce", "mse")}
     if not isinstance(settings, dict) or (
-            set(settings) - {"trained", "max_length"} != set(known)
+            set(settings) - {"trained", "max_length", "cosine"} != set(known)
             or any(settings[name] not in values for name, values in known.items())
+            or settings.get("cosine", False) not in (False, True)
             or not isinstance(settings.get("trained", []), list)):
         raise ValueError(f"{path}: multitask must have one of these values for each: "
                          f"{known}, and trained, a list; got {str(settings)[:200]}")

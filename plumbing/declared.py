@@ -32,6 +32,28 @@ def valid(tasks) -> tuple:
     return tasks
 
 
+def checked_length(config, con, cosine, pool, max_length):
+    """Settings of a heads.MultitaskBert.   -> max_length, by default all of the positions
+
+    Raises ValueError if one is wrong, or they do not fit the bert.BertConfig.
+    """
+    if pool not in ("cls", "mean"):
+        raise ValueError(f"pool must be 'cls' or 'mean', got {pool!r}")
+    if con and cosine:
+        raise ValueError("con and cosine contradict each other: the cosine is that of two "
+                         "sentences encoded apart; set one of them to False")
+    if con and config.type_vocab_size < 2:
+        raise ValueError("needed weights with two segments (type_vocab_size 2) to encode a "
+                         "pair as one sequence, got 1; train without --con")
+    positions = config.max_position_embeddings
+    if max_length is None:
+        return positions
+    if type(max_length) is not int or not 5 <= max_length <= positions:
+        raise ValueError(f"max_length (--max-length) must be from 5 to {positions}, the "
+                         f"positions of these weights; got {max_length!r}")
+    return max_length
+
+
 def wrong(task, needed):
     raise ValueError(f"heads.tasks(), task {task.name!r}: needed {needed}")
 

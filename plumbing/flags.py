@@ -177,6 +177,9 @@ def parser(tasks, options, default=None, table=(), sample=None, recipes=()):
                    help="encode a pair together, report 3.4 (off)")
     g.add_argument("--hlh", action="store_true",
                    help="hidden layers in the heads, report 3.6 (off)")
+    g.add_argument("--cosine", action="store_true",
+                   help="the cosine of a pair's two vectors in its head; without --con "
+                   "(off; ours)")
     g.add_argument("--tasks", type=task_list(tasks), default=",".join(tasks),
                    metavar="NAME,…", help=f"train only some ({','.join(tasks)})")
     g.add_argument("--task-weights", type=task_weights, metavar="NAME=W,…",
@@ -286,6 +289,8 @@ def check(parser, args, source):
              "one task has nothing to conflict with; use --option rr"),
             (treated and args.freeze, "--freeze", f"--option {option}",
              "what is treated would be frozen; use --option rr"),
+            (args.cosine and args.con, "--cosine", "--con",
+             "there is no cosine where a pair is encoded as one sequence"),
             (args.align and args.align not in args.tasks, f"--align {args.align}",
              f"--tasks {tasks}", "align to a set that is trained on"),
             (args.align and option == "seq", f"--align {args.align}", "--option seq",

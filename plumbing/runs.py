@@ -171,7 +171,7 @@ def cut_texts(training) -> list:
 def methods(args) -> list:
     """["gvac", "smart", "con"]: what a run is called by."""
     return [plugins.short(args.option),
-            *(name for name in ("smart", "con", "hlh") if getattr(args, name))]
+            *(name for name in ("smart", "con", "cosine", "hlh") if getattr(args, name))]
 
 
 def is_finished(path) -> bool:

@@ -165,16 +165,43 @@ def test_3_1_MultitaskBert__mean_pooling_ignores_padding():
         heads.MultitaskBert(small_bert(), pool="max")
 
 
+def test_3_1_MultitaskBert__a_cosine_head_compares_the_vectors_of_a_pair():
+    model = heads.MultitaskBert(small_bert(), cosine=True, pool="mean", sts_loss="mse")
+    plain = heads.MultitaskBert(small_bert(), pool="mean")
+    plain.load_state_dict(model.state_dict())
+    same, turned = torch.tensor([[3.0, 4, 3, 4]]), torch.tensor([[3.0, 4, -4, 3]])
+    for name, scale, middle in (("para", 10, .5), ("sts", 5, 0)):
+        head = heads.CosineHead([4, 1], 0.5, model.tasks[name]).eval()
+        for uv, c in ((same, 1), (turned, 0), (same * torch.tensor([1, 1, -1, -1]), -1)):
+            assert_close(head(uv) - heads.Head.forward(head, uv), [scale * (c - middle)],
+                         1e-5, f"cosine {c}, {name}")
+        _, batch = tiny_batch(False)
+        u, v = ((model.bert(batch.input_ids[rows], batch.attention_mask[rows])
+                 ["last_hidden_state"] * batch.attention_mask[rows, :, None]).sum(1)
+                for rows in (slice(4), slice(4, 8)))
+        want = scale * (torch.cosine_similarity(u, v) - middle)
+        task = model.tasks[name]
+        assert_close(model.eval()(task, batch) - plain.eval()(task, batch), want, 1e-4)
+    task = heads.tasks(sts_loss="ce")[2]
+    model = heads.MultitaskBert(small_bert(), cosine=True, sts_loss="ce")
+    assert type(model.heads["sts"]) is heads.Head, "a cosine has no place among six classes"
+    assert type(model.heads["sst"]) is heads.Head, "one sentence has no cosine"
+    with assert_raises("con and cosine contradict"):
+        heads.MultitaskBert(small_bert(), con=True, cosine=True)
+
+
 def test_3_1_MultitaskBert__logits_are_float32_under_autocast():
     # If they were bfloat16 numbers, a further rounding would change nothing.
-    model = heads.MultitaskBert(small_bert(), con=True, hlh=True).eval()
-    for task in model.tasks.values():
-        with torch.autocast("cpu", torch.bfloat16):
-            got = model(task, tiny_batch(True, task.pair)[1])
-        assert got.dtype == torch.float32, (
-            f"got {got.dtype} logits; the head computes in float32 also under autocast")
-        assert (got != got.bfloat16()).any(), (
-            "the logits were rounded to bfloat16 and back: turn autocast off in the head")
+    for con, more in ((True, {"hlh": True}), (False, {"cosine": True})):
+        model = heads.MultitaskBert(small_bert(), con=con, **more).eval()
+        for task in model.tasks.values():
+            with torch.autocast("cpu", torch.bfloat16):
+                got = model(task, tiny_batch(con, task.pair)[1])
+            assert got.dtype == torch.float32, (
+                f"got {got.dtype} logits; the head computes in float32 also under autocast")
+            assert (got != got.bfloat16()).any(), (
+                "the logits were rounded to bfloat16 and back: turn autocast off in the "
+                "head")
 
 
 def test_3_1_MultitaskBert__saved_and_loaded_is_the_same():

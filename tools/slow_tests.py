@@ -41,7 +41,7 @@ ALL = "--smart --accumulate 2 --para-first 1"
 RUNS = {
     "seq plain": "--option seq", "rr plain": "--option rr",
     "pcgrad plain": "--option pcgrad", "seq all": f"--option seq {ALL}",
-    "rr all": f"--option rr {ALL} --task-weights sst=2",
+    "rr all": f"--option rr {ALL} --task-weights sst=2 --cosine",
     "pcgrad all": "--option pcgrad --smart --accumulate 2 --log-layers --hlh "
                   "--tasks sst,sts",
     "gvac all": f"--option gvac {ALL} --con --hlh --log-layers --vaccine-beta .1 "
