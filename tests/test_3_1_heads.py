@@ -175,6 +175,8 @@ def test_3_1_MultitaskBert__a_cosine_head_compares_the_vectors_of_a_pair():
         for uv, c in ((same, 1), (turned, 0), (same * torch.tensor([1, 1, -1, -1]), -1)):
             assert_close(head(uv) - heads.Head.forward(head, uv), [scale * (c - middle)],
                          1e-5, f"cosine {c}, {name}")
+        half = torch.randn(8, 4).bfloat16()
+        assert_close(head(half), head(half.float()), 1e-5, "a cosine in bfloat16")
         _, batch = tiny_batch(False)
         u, v = ((model.bert(batch.input_ids[rows], batch.attention_mask[rows])
                  ["last_hidden_state"] * batch.attention_mask[rows, :, None]).sum(1)
