@@ -45,11 +45,13 @@ QUESTIONS = {
         "one model a task, as many updates": tuple(
             f"{flags} --max-steps 744" for flags in ALONE),
         "one model a task, 8 epochs of its own": ALONE}),
-    "con": Question("Does encoding pairs together help, and does pre-training matter?", {
-        "round robin with CON": BASE,
-        "without CON": "--option rr",
-        "random weights": f"{BASE} --weights {RANDOM}",
-        "random weights, without CON": f"--option rr --weights {RANDOM}"}),
+    "con": Question("What does it take to compare two sentences?", {
+        "together (CON)": BASE,
+        "apart, the report's head": "--option rr",
+        "apart, a cosine in the head": "--option rr --cosine",
+        "untrained weights, together": f"{BASE} --weights {RANDOM}",
+        "untrained weights, apart": f"--option rr --weights {RANDOM}",
+        "untrained weights, apart, a cosine": f"--option rr --cosine --weights {RANDOM}"}),
     "order": Question("Round robin, or one task after the other?", {
         "round robin: 2,232 batches, 744 updates": BASE,
         "sequential: 2,372 batches, an update for each": "--option seq --con --epochs 4",
