@@ -121,6 +121,7 @@ def test_4_3_parse__values_out_of_range_and_contradictions_are_refused():
             (["--smart", "--smart-weight", "0", "--smart-eps", "1"], ["--smart-eps"]),
             (["--vaccine-beta", "1"], ["--option gvac"]),
             (["--freeze", "--option", "gvac"], ["--freeze", "--option gvac"]),
+            (["--con", "--cosine"], ["--cosine", "--con", "as one sequence"]),
             (["--task-weights", "sst=1,sst=2"], ["--task-weights", "weights for 'sst'"]),
             (["--max-length", "4"], ["--max-length", "'4'"]),
             (["--eval-every", "9", "--max-steps", "9"], ["--eval-every 9", "--max-steps"])):

@@ -80,6 +80,7 @@ ROWS = [
           (f"--option torchjd:{method} --con",))
       for method in ("UPGrad", "MGDA", "CAGrad,c=0.5", "AlignedMTL", "IMTLG",
                      "FairGrad,alpha=1")),
+    Row("RR + cosine (ours)", ("--option rr --cosine",)),
 ]
 
 
@@ -95,6 +96,7 @@ CHANGES = [
     ("CON", PLAIN, "RR (ours)"),
     ("CON, with surgery", f"{SURGERY} + CON (ours)", SURGERY),
     ("CON, with the vaccine", f"{VACCINE} + CON (ours)", VACCINE),
+    ("apart, a cosine in the head, for CON", "RR + cosine (ours)", PLAIN),
     ("one task after the other", "Sequential + CON (ours)", PLAIN),
     ("one task after the other, without CON", "Sequential Multitask learning", "RR (ours)"),
     ("surgery", f"{SURGERY} + CON (ours)", PLAIN),
