@@ -224,6 +224,15 @@ def test_3_1_MultitaskBert__saved_and_loaded_is_the_same():
                 json.dump(settings, file)
             with assert_raises(config, "from 5 to 40", str(wrong)):
                 heads.MultitaskBert.from_pretrained(folder)
+        for cosine, kind in ((True, heads.CosineHead), (False, heads.Head)):
+            heads.MultitaskBert(small_bert(), cosine=cosine).save_pretrained(folder)
+            assert type(heads.MultitaskBert.from_pretrained(folder).heads["sts"]) is kind
+        with open(config, encoding="utf-8") as file:
+            settings = json.load(file)
+        del settings["multitask"]["cosine"]     # as in a folder from before there was one
+        with open(config, "w", encoding="utf-8") as file:
+            json.dump(settings, file)
+        heads.MultitaskBert.from_pretrained(folder)
         small_bert().save_pretrained(folder)
         with assert_raises("without heads"):
             heads.MultitaskBert.from_pretrained(folder)

@@ -367,6 +367,8 @@ MUTANTS = {
          "cosine of yes or no like a label's", "cosine"),
         ("heads.CosineHead.__init__", "-low / (high - low)", "0", "no middle", "cosine"),
         ("heads.CosineHead.forward", "uv.float()", "uv", "cosine in bfloat16", "cosine"),
+        ("heads.MultitaskBert.__init__", '"cosine": cosine}', '"cosine": False}',
+         "best/ without the cosine", "saved and loaded"),
         ("heads.MultitaskBert.__init__", "and task.num_outputs == 1", "",
          "a cosine added to each class", "cosine"),
         ("heads.MultitaskBert.__init__", "width = 2 * H if task.pair and not con else H",
