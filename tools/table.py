@@ -3,8 +3,8 @@
     python tools/table.py --table 1         the configurations, from train.py
     python tools/table.py --table 2 [--seeds 3] [--rows 2,4-6] [-- FLAGS]
     python tools/table.py --table 3         on test sets that have labels
-    python tools/table.py --question smart  one question in place of a table; on test sets
-                                            with --table 3
+    python tools/table.py --question smart  one question in place of a table
+                                            (with --table 3: on test sets)
     python tools/table.py --render          write the pages' tables again
 
 A row is one `python train.py …` for each seed, or three where the report has a model for
