@@ -70,17 +70,6 @@ class Task:
             return "graded"
         return "binary" if self.highest - self.lowest == 1 else "classes"
 
-    @property
-    def heading(self) -> str:
-        """"SST", "Para", "STS"."""
-        return self.name.upper() if len(self.name) < 4 else self.name.capitalize()
-
-    @property
-    def title(self) -> str:
-        """For a column of scores: "SST acc.", "STS corr."."""
-        name = getattr(self.metric, "__name__", "score")
-        return f"{self.heading} {dict(accuracy='acc.', pearson='corr.').get(name, name)}"
-
     def hidden_sizes(self, H: int) -> list:
         """Widths of the head's hidden layers.   [report 3.6]"""
         return [H, H // 4] if self.pair else [H]
@@ -250,23 +239,25 @@ class MultitaskBert(nn.Module):
                  sts_loss="mse", tokenizer=None, names=None, trained=None,
                  max_length=None, cosine=False):
         super().__init__()
-        max_length = declared.checked_length(encoder.config, con, cosine, pool, max_length)
-        self.max_length = max_length
+        declared.check_settings(encoder.config, con, cosine, pool, max_length)
+        self.max_length = max_length or encoder.config.max_position_embeddings
         self.bert, self.con, self.pool, self.tokenizer = encoder, con, pool, tokenizer
         self.tasks = {task.name: task for task in declared.valid(tasks(sst_loss, sts_loss))
                       if names is None or task.name in names}
         self.trained = [name for name in self.tasks if trained is None or name in trained]
         self.settings = {"con": con, "hlh": hlh, "pool": pool, "sst_loss": sst_loss,
                          "sts_loss": sts_loss, "trained": self.trained,
-                         "max_length": max_length, "cosine": cosine}
+                         "max_length": self.max_length, "cosine": cosine}
         H, config = encoder.config.hidden_size, encoder.config
         self.heads = nn.ModuleDict()
         for task in self.tasks.values():
             width = 2 * H if task.pair and not con else H
             sizes = [width, *(task.hidden_sizes(H) if hlh else []), task.num_outputs]
-            more = (task,) if cosine and task.pair and task.num_outputs == 1 else ()
-            self.heads[task.name] = (CosineHead if more else Head)(
-                sizes, config.hidden_dropout_prob, *more)
+            if cosine and task.pair and task.num_outputs == 1:
+                head = CosineHead(sizes, config.hidden_dropout_prob, task)
+            else:
+                head = Head(sizes, config.hidden_dropout_prob)
+            self.heads[task.name] = head
 
     def embed(self, batch):
         """data.Batch -> x [R, T, H], what SMART perturbs; R is B, or 2B for pairs apart."""

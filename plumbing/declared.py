@@ -1,4 +1,4 @@
-"""Do the tasks that heads.tasks() returns make sense, each by itself and together?"""
+"""Do the tasks that heads.tasks() returns make sense, and what are they called on pages?"""
 
 import functools
 import itertools
@@ -32,10 +32,21 @@ def valid(tasks) -> tuple:
     return tasks
 
 
-def checked_length(config, con, cosine, pool, max_length):
-    """Settings of a heads.MultitaskBert.   -> max_length, by default all of the positions
+def heading(task) -> str:
+    """What pages call it: "SST", "Para", "STS"."""
+    return task.name.upper() if len(task.name) < 4 else task.name.capitalize()
 
-    Raises ValueError if one is wrong, or they do not fit the bert.BertConfig.
+
+def title(task) -> str:
+    """Of a column of its scores: "SST acc.", "STS corr."."""
+    name = getattr(task.metric, "__name__", "score")
+    return f"{heading(task)} {dict(accuracy='acc.', pearson='corr.').get(name, name)}"
+
+
+def check_settings(config, con, cosine, pool, max_length):
+    """Those of a heads.MultitaskBert, whose encoder has this bert.BertConfig.
+
+    Raises ValueError if one is wrong, or they do not fit together.
     """
     if pool not in ("cls", "mean"):
         raise ValueError(f"pool must be 'cls' or 'mean', got {pool!r}")
@@ -46,12 +57,10 @@ def checked_length(config, con, cosine, pool, max_length):
         raise ValueError("needed weights with two segments (type_vocab_size 2) to encode a "
                          "pair as one sequence, got 1; train without --con")
     positions = config.max_position_embeddings
-    if max_length is None:
-        return positions
-    if type(max_length) is not int or not 5 <= max_length <= positions:
+    if max_length is not None and (type(max_length) is not int
+                                   or not 5 <= max_length <= positions):
         raise ValueError(f"max_length (--max-length) must be from 5 to {positions}, the "
                          f"positions of these weights; got {max_length!r}")
-    return max_length
 
 
 def wrong(task, needed):

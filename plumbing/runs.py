@@ -8,7 +8,17 @@ import functools
 import json
 import os
 
-from plumbing import board, folder, loop, machine, plugins, ranks, reading, sources
+from plumbing import (
+    board,
+    declared,
+    folder,
+    loop,
+    machine,
+    plugins,
+    ranks,
+    reading,
+    sources,
+)
 from plumbing.files import write_json
 from plumbing.progress import clock
 
@@ -199,7 +209,7 @@ def finish(args, session, training):
         "checkpoint_seconds": round(session.folder.saving, 1), "skipped": training.skipped,
         "args": vars(args)})
     tasks = training.model.tasks
-    columns = {tasks[name].title if name in tasks else "Overall": score
+    columns = {declared.title(tasks[name]) if name in tasks else "Overall": score
                for name, score in best["dev"].items()}
     update = f"update {best['step']}, in " if args.eval_every else ""
     print(f"\nbest on dev, after {update}epoch {best['epoch']}:\n" + "  ".join(columns))

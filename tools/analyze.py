@@ -151,7 +151,8 @@ def remark(dev):
 
 def figure(dev, panels, legend=()):
     """The task's figure, under its number in the report where it has one."""
-    number, caption = FIGURES.get(dev.task.name), f"rrors on {dev.task.heading}, dev"
+    number = FIGURES.get(dev.task.name)
+    caption = f"rrors on {declared.heading(dev.task)}, dev"
     if number:
         return Figure(f"figure{number}", f"Figure {number}: e{caption}", panels, legend)
     return Figure(f"errors_{dev.task.name}", f"E{caption}", panels, legend)
@@ -226,7 +227,7 @@ def classes(dev):
                     for k, name in enumerate(names)]
         words += f"; by class: {', '.join(by_class)}."
     return [
-        Heading(task.heading), Paragraph(words + remark(dev)),
+        Heading(declared.heading(task)), Paragraph(words + remark(dev)),
         Table(["true class", *(f"predicted {label}" for label in labels)],
               [[name, *map(str, row)] for name, row in zip(names, counts)],
               [[0, *row] for row in counts / np.maximum(1, number)[:, None]]),
@@ -288,7 +289,7 @@ def binary(dev):
         words += (f" Mean probability of {yes}: {p[~true].mean():.3f} where it is {no}, "
                   f"{p[true].mean():.3f} where it is {yes}.")
     shown = np.zeros(len(true)) if p is None else p
-    return [Heading(dev.task.heading), Paragraph(words + remark(dev)),
+    return [Heading(declared.heading(dev.task)), Paragraph(words + remark(dev)),
             figure(dev, panels, legend),
             *worst_and_best(dev, np.abs(shown - .5), "p", None if p is None else shown)]
 
@@ -333,7 +334,7 @@ def graded(dev):
 
     lean = "under" if mean > 0 else "over"
     return [
-        Heading(dev.task.heading),
+        Heading(declared.heading(dev.task)),
         Paragraph(
             f"Errors of {counted(N, 'example')} (truth minus prediction): mean "
             f"{mean:+.3f}, sd {sd:.3f}, skew {skew:+.3f}; "

@@ -18,7 +18,7 @@ import numpy as np
 
 import heads
 import multitask
-from plumbing import flags, folder, reading, sources
+from plumbing import declared, flags, folder, reading, sources
 from plumbing.console import printable, quoted
 from plumbing.progress import clock
 from tools import chart
@@ -404,10 +404,10 @@ def training(runs):
         faint = ("; faint: single steps" if single_steps(runs, edges) else
                  "; faint: the range of these steps")
     add("loss", f"Loss by task on training batches, without SMART's terms: {window}{faint}",
-        [curve(runs, f"loss_{task.name}", f"loss, {task.heading}", edges, raw=True)
-         for task in tasks])
+        [curve(runs, f"loss_{task.name}", f"loss, {declared.heading(task)}", edges,
+               raw=True) for task in tasks])
     add("dev", f"Scores on dev by {dev_unit(runs)}{at_best}",
-        [dev_curve(runs, task.name, f"dev, {task.title}") for task in tasks]
+        [dev_curve(runs, task.name, f"dev, {declared.title(task)}") for task in tasks]
         + [dev_curve(runs, "overall", "dev, overall")])
     add("rate", f"Learning rate, and norm of the update's gradient before clipping "
         f"({window}); the dashed line, if it is in sight, is --clip",
@@ -419,8 +419,9 @@ def training(runs):
             ("smooth_grad_ratio", "gradient ratio", "Size of the smoothness term's "
              "gradient beside that of the loss, at every 50th step; near 0 the term does "
              "nothing")):
-        add(name, caption, [curve(runs, f"{name}_{task.name}", f"{words}, {task.heading}",
-                                  edges) for task in tasks])
+        add(name, caption, [
+            curve(runs, f"{name}_{task.name}", f"{words}, {declared.heading(task)}", edges)
+            for task in tasks])
     skipped = [f"{letter(k)} " * (len(runs) > 1) + str(sum("skipped" in line for _, line in
                                                            run.lines))
                for k, run in enumerate(runs)]

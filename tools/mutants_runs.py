@@ -140,8 +140,9 @@ MUTANTS = {
          "--max-length not for training", "longest row in training"),
         ("heads.all_logits", "model.max_length", "40", "--max-length not for evaluation",
          "longest row in training"),
-        ("heads.MultitaskBert.__init__", '"max_length": max_length', '"max_length": None',
-         "best/ without --max-length", "cuts in training evaluation and prediction")],
+        ("heads.MultitaskBert.__init__", '"max_length": self.max_length',
+         '"max_length": None', "best/ without --max-length",
+         "cuts in training evaluation and prediction")],
     "4.4 predictions": [
         ("train.predict",
          "heads.MultitaskBert.from_pretrained(best).to(training.flat.theta.device)",

@@ -12,6 +12,7 @@ the examples. What the seed itself does to both then cancels in their difference
 import dataclasses
 
 import heads
+from plumbing import declared
 from tools import results
 
 RANDOM = "runs/untrained"       # docs/what-helped.md says how it is made
@@ -106,10 +107,10 @@ def markdown(name, result):
     """The table of a question from its Result, which may lack other rows, and seeds."""
     names = results.columns_of(result)
     columns, tasks = [*names, "overall"], results.known_tasks()
+    headings = [declared.heading(tasks[name]) for name in names]
     base, = [row for row in result.rows if row.row == baseline_of(name)]
     lines = [f"**{QUESTIONS[name].title}**", "",
-             f"| `{base.commands[0]}` | "
-             f"{' | '.join(tasks[task].heading for task in names)} | overall | seeds |",
+             f"| `{base.commands[0]}` | {' | '.join(headings)} | overall | seeds |",
              "|---" * (len(columns) + 2) + "|"]
 
     def line(row, seeds, cells):

@@ -20,7 +20,7 @@ import numpy as np
 
 import heads
 import train
-from plumbing import folder, reading, sources, tsv
+from plumbing import declared, folder, reading, sources, tsv
 
 
 def known_tasks():
@@ -228,8 +228,8 @@ def markdown(result):
     columns = [*names, "overall"]
     split = "dev" if result.table == 2 else "test"
     printed = {row.name: row.table_2 if split == "dev" else row.table_3 for row in ROWS}
-    header = ["row", *(known_tasks()[name].title for name in names), "overall", "seeds",
-              "minutes a seed", "the report: SST, para, STS, overall"]
+    header = ["row", *(declared.title(known_tasks()[name]) for name in names), "overall",
+              "seeds", "minutes a seed", "the report: SST, para, STS, overall"]
 
     def cells(scores):
         """[{column: score}, …], of the seeds -> a cell for each column"""
@@ -267,7 +267,7 @@ def changes(result, columns):
             cells = [difference([seeds[one][seed][column] - seeds[other][seed][column]
                                  for seed in both]) for column in columns]
             lines.append(f"| {change} | {' | '.join(cells)} | {len(both)} |")
-    headings = [tasks[name].heading for name in columns if name in tasks]
+    headings = [declared.heading(tasks[name]) for name in columns if name in tasks]
     return lines and [
         f"| change | {' | '.join(headings)} | overall | seeds |",
         "|---" * (len(columns) + 2) + "|", *lines, "",

@@ -29,6 +29,7 @@ import torch
 
 import bert
 import data
+from plumbing import declared
 
 LONGEST = 2000          # characters of a text
 BODY = 1 << 16          # bytes of a question: more than two such texts can take in JSON
@@ -100,9 +101,9 @@ def described(model, tasks, title):
             "layers": model.bert.config.num_hidden_layers,
             "heads": model.bert.config.num_attention_heads,
             "untrained": [name for name in model.tasks if name not in model.trained],
-            "tasks": [{"name": task.name, "heading": task.heading, "pair": task.pair,
-                       "label": task.label, "lowest": task.lowest, "highest": task.highest,
-                       "names": names(task)} for task in tasks]}
+            "tasks": [{"name": task.name, "heading": declared.heading(task),
+                       "pair": task.pair, "label": task.label, "lowest": task.lowest,
+                       "highest": task.highest, "names": names(task)} for task in tasks]}
 
 
 def checked(model, question):
