@@ -408,7 +408,7 @@ def page_of(paths, data_folder=None):
     else:
         run, = runs
         weights = printable(curves.place_of(run.values["weights"]))
-        more = "" if run.result else " Errors on dev are shown when it is finished."
+        more = "" if run.result else " Errors on dev are shown for finished runs only."
         parts.append(Paragraph(f"{curves.state(run)} From the weights of {weights}.{more}"
                                f"{curves.left_out(runs)}{curves.advice(run)}"))
     parts += curves.training(runs)
