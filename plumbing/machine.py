@@ -62,7 +62,7 @@ def advice(error, batch_size, accumulate):
         return error
     half = f"--batch-size {batch_size // 2} --accumulate {2 * accumulate}"
     return ValueError(f"out of memory, {asked} were asked for; " + (
-        f"{half} makes the same updates with less" if batch_size % 2 == 0 else
+        f"{half} takes as many examples an update with less" if batch_size % 2 == 0 else
         "use a smaller --batch-size"))
 
 
