@@ -293,10 +293,11 @@ class BertModel(nn.Module):
     def from_pretrained(cls, folder, dropout: float | None = None, pooler=True):
         """Read config.json and the weights beside it (plumbing/checkpoint.py).
 
-        Returns a BertModel in float32; dropout replaces config.json's probabilities. Heads
-        that are not ours (masked-LM, …) are ignored. Weights without a pooler get a random
-        one and a warning, or none if pooler is False. Raises FileNotFoundError, or
-        ValueError naming what is not a BERT, or the missing or misshapen tensor.
+        Returns a BertModel in float32 and in eval mode (.train() turns dropout on); dropout
+        replaces config.json's probabilities. Heads that are not ours (masked-LM, …) are
+        ignored. Weights without a pooler get a random one and a warning, or none if pooler
+        is False. Raises FileNotFoundError, or ValueError naming what is not a BERT, or the
+        missing or misshapen tensor.
         """
         config_path = os.path.join(folder, "config.json")
         if not os.path.exists(config_path):
@@ -323,7 +324,7 @@ class BertModel(nn.Module):
                 model.pooler = None
         model.load_state_dict({name: tensors[key] for name, key in names.items()
                                if key in tensors}, strict=False, assign=True)
-        return model
+        return model.eval()
 
     def save_pretrained(self, folder, tensors=None, half=False, **entries):
         """Write config.json and model.safetensors, which any BERT library can load.

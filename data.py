@@ -390,9 +390,13 @@ def in_order_of_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]
 def write_predictions(path, task, ids, predictions):
     """Write what the course's grader reads: "id , value" lines under a header.
 
-    The odd spaces are part of the format. predictions [N], in the order of ids.
+    The odd spaces are part of the format. predictions [N], in the order of ids. Raises
+    ValueError if there are more or fewer of them.
     """
+    if len(ids) != len(predictions):
+        raise ValueError(f"needed a prediction for each of {len(ids)} ids, got "
+                         f"{len(predictions)}")
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         file.write(f"id \t {task.prediction_column} \n")
-        for example, value in zip(ids, predictions.tolist()):
+        for example, value in zip(ids, np.asarray(predictions).tolist()):
             file.write(f"{example} , {value} \n")

@@ -51,11 +51,11 @@ class Task:
     whole_labels: bool          # only whole numbers?
     prediction_column: str      # title in a prediction file
     num_outputs: int            # C
-    loss: Callable              # (logits, labels [B]) -> scalar
-    predict: Callable           # logits -> [B]
+    loss: Callable              # tensors (logits, labels [B]) -> scalar tensor
+    predict: Callable           # logits -> tensor [B]
     probabilities: Callable | None      # logits -> [B, C], or [B] where C = 1
     metric: Callable            # (predictions [N], labels [N]) -> float
-    divergence: Callable        # (logits, logits) -> scalar: SMART's ℓ_s
+    divergence: Callable | None         # (logits, logits) -> scalar: SMART's ℓ_s
     classes: tuple = ()         # what the labels 0, 1, … mean, if they are classes
     ordered: bool = False       # are the classes steps of a scale?
 
@@ -79,7 +79,8 @@ def cross_entropy(logits, labels):
     """The SST loss: -log softmax(logits)[label], mean over the batch.   [report 3.1, D1]
 
     logits [B, C]; labels [B], floats as they come from the file -> scalar. Five equal
-    logits cost ln 5 = 1.609. A label that is not whole counts as the nearest class.
+    logits cost ln 5 = 1.609. A label that is not whole counts as the nearest class, a half
+    as the even one.
     """
     return F.cross_entropy(logits, labels.round().long())
 
@@ -230,7 +231,7 @@ class MultitaskBert(nn.Module):
     tokens; sst_loss, sts_loss as for tasks(). max_length: a longer row of tokens is cut,
     [CLS] and [SEP] counted; by default what the encoder has positions for. cosine: pairs
     are encoded apart, and their heads (of one output) are CosineHeads. Raises ValueError
-    for another pool, con with an encoder of one segment, and con with cosine.
+    for what does not fit together (declared.check_settings), and an unknown name.
     Every task has its head from the start, trained or not, so that a single-task model can
     be evaluated on all three, as in the report's Table 2.
     """
@@ -239,12 +240,13 @@ class MultitaskBert(nn.Module):
                  sts_loss="mse", tokenizer=None, names=None, trained=None,
                  max_length=None, cosine=False):
         super().__init__()
-        declared.check_settings(encoder.config, con, cosine, pool, max_length)
+        declared.check_settings(encoder, con, cosine, pool, max_length)
         self.max_length = max_length or encoder.config.max_position_embeddings
         self.bert, self.con, self.pool, self.tokenizer = encoder, con, pool, tokenizer
-        self.tasks = {task.name: task for task in declared.valid(tasks(sst_loss, sts_loss))
-                      if names is None or task.name in names}
-        self.trained = [name for name in self.tasks if trained is None or name in trained]
+        known = {task.name: task for task in declared.valid(tasks(sst_loss, sts_loss))}
+        self.tasks = {name: known[name] for name in declared.chosen(known, names)}
+        self.trained = [name for name in declared.chosen(known, trained)
+                        if name in self.tasks]
         self.settings = {"con": con, "hlh": hlh, "pool": pool, "sst_loss": sst_loss,
                          "sts_loss": sts_loss, "trained": self.trained,
                          "max_length": self.max_length, "cosine": cosine}
@@ -298,6 +300,9 @@ class MultitaskBert(nn.Module):
         if name not in self.trained:
             warnings.warn(f"{name} was not trained: its head is random, and so are its "
                           f"answers")
+        if self.tokenizer is None:
+            raise ValueError("needed a tokenizer to read texts, as in "
+                             "MultitaskBert(…, tokenizer=data.WordPiece(folder))")
         task = self.tasks[name]
         examples = [tuple(map(self.tokenizer, reading.texts_of(
             example, len(task.texts), f"texts[{number}]: {name}")))
@@ -406,27 +411,35 @@ def overall_score(scores: dict) -> float:
                for task, score in scores.items()) / len(scores)
 
 
+@contextlib.contextmanager
+def evaluating(model):
+    """All modules in eval mode; after it, or an error, each as it was."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def all_logits(model, task, dataset, tokenizer, device="cpu",
                autocast=contextlib.nullcontext, batch_size=64) -> torch.Tensor:
     """Logits of a whole set, [N, C] or [N], in the file's order.
 
-    autocast() is a context for the passes. Leaves the model's training mode as it was, and
+    autocast() is a context for the passes. Leaves each module in the mode it was in, and
     shows how far it is if it takes long.
     """
-    was_training = model.training
-    if was_training:        # going through all modules takes a seventh of one text's time
-        model.eval()
     order = data.in_order_of_length(data.lengths(dataset, model.con), batch_size)
     logits, label = [], os.path.basename(dataset.path) or task.name
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for indices in progress.track(ranks.share(order), label, "batches",
                                       -(-len(order) // ranks.here.world)):
             batch = data.collate(dataset, indices, tokenizer, model.con,
                                  model.max_length).to(device)
             with autocast():
                 logits.append(model(task, batch).cpu())
-    if was_training:
-        model.train()
     # Undo the sorting: np.concatenate(order)[i] is the example whose logits are in row i.
     return torch.cat(ranks.gather(logits))[np.argsort(np.concatenate(order))]
 
@@ -446,7 +459,7 @@ def outputs(model, task, dataset, tokenizer, **where):
 
 def evaluate(model, task, dataset, tokenizer, **where):
     """A whole set's predictions [N], and their score, or None without labels."""
-    predictions, _ = outputs(model, task, dataset, tokenizer, **where)
+    predictions = task.predict(all_logits(model, task, dataset, tokenizer, **where)).numpy()
     if dataset.labels is None:
         return predictions, None
     return predictions, declared.score(task, predictions, dataset.labels)

@@ -83,7 +83,7 @@ def plan(batches: dict, in_sequence: bool, epochs: int, accumulate=1, aligned=No
 
     planned, left = [], max_steps
     for epoch in all_epochs():
-        planned.append(epoch if left is None else epoch[:left])
+        planned.append(epoch[:left])
         if left is not None:
             left -= len(planned[-1])
             if left == 0:
@@ -94,10 +94,12 @@ def plan(batches: dict, in_sequence: bool, epochs: int, accumulate=1, aligned=No
 # --- 3.3.1 Gradient surgery ---
 
 def check_gram(gram) -> np.ndarray:
-    """gram as a float64 array.   Raises ValueError unless it is [..., K, K]"""
+    """gram as a float64 array.   Raises ValueError unless it is [..., K, K] and finite"""
     gram = np.asarray(gram, np.float64)
     if gram.ndim < 2 or gram.shape[-1] != gram.shape[-2]:
         raise ValueError(f"gram must be [..., K, K], got {list(gram.shape)}")
+    if not np.isfinite(gram).all():     # it would spoil GradVac's targets for good
+        raise ValueError("gram must be finite: skip a step whose gradients are not")
     return gram
 
 
@@ -267,7 +269,11 @@ def regions(flat, granularity="model") -> list[Region]:
     "model" treats all shared parameters as one vector, as the report does; "layer" each
     block, "matrix" each tensor by itself [Wang et al. 2020, sec. 3.2]. Tensors of fewer
     than 64 numbers join their block's largest: the cosine of two numbers is always 1 or -1.
+    Raises ValueError for another granularity.
     """
+    if granularity not in ("model", "layer", "matrix"):
+        raise ValueError(f"granularity must be 'model', 'layer' or 'matrix', got "
+                         f"{granularity!r}")
     cut, count = [], itertools.count()
     for name, block in flat.blocks.items():
         trained = any(p.requires_grad for p in block.parameters.values())
@@ -308,14 +314,15 @@ def treat(flat, regions: list, rows: dict, treatment, clip=0.0, rng=None, losses
 
     regions: see regions(). rows: {task: row of G} for the tasks of this step. treatment:
     see TREATMENTS, such as pcgrad. clip: the largest norm of the update, or 0. losses: each
-    task's own [k], for a treatment that asks for them. scale: G holds so many times the
-    gradients (optim.LossScale). A step has one task, or all. Returns Treated, or None if
-    some gradient is not finite (then no state was touched), or the treatment's result is
-    not. Raises ValueError if that has a wrong shape.
+    task's own [k], in the order of the rows, for a treatment that asks for them. scale: G
+    holds so many times the gradients (optim.LossScale). A step has one task, or all.
+    Returns Treated, or None if some gradient is not finite (then no state was touched), or
+    the treatment's result is not. Raises ValueError if that has a wrong shape.
     Trap: heads stay out. With them inside the vectors, ‖g_j‖² counts numbers that g_i
     doesn't have, so the projection falls short, and adding g_j to g_i moves task j's head.
     """
     # Rows of tasks that take no part in this step hold an old step's numbers.
+    rows = dict(sorted(rows.items(), key=lambda item: item[1]))     # as the rows of gram
     present = sorted(set(rows.values()))
     spans, k = [region.span for region in regions], len(present)
     grams = flat.gram(spans, present) / scale ** 2                              # [R, k, k]

@@ -101,7 +101,8 @@ class FusedAdamW(AdamW):
     One pass over θ, g, m and v instead of six: a quarter of the time and no temporary
     copies. torch's kernel divides by √v / √(1 - β₂ᵗ) + eps. If it gets eps / √(1 - β₂ᵗ)
     instead of eps, that equals AdamW's equation up to rounding. On a device for which torch
-    has no such kernel, it is AdamW itself.
+    has no such kernel, it is AdamW itself. Parameters must be contiguous, as θ is: the
+    kernel does not look at strides.
     """
 
     def update(self, p, g, m, v, t, group):
@@ -151,7 +152,7 @@ class FlatParameters:
     blocks: a list of Block, in the order of θ; rows: how many gradients G holds, K, or 1
     where only their sum is needed. Within a block, matrices come
     first, then biases and gains, so that the part without weight decay is a slice too.
-    Raises ValueError if parameters differ in dtype or device.
+    Raises ValueError if parameters differ in dtype or device, or two have the same name.
     Trap: make it after model.to(device). A later move would silently break the views, and
     every update would go to a θ that no layer reads. check_views() notices that.
     """
@@ -163,6 +164,11 @@ class FlatParameters:
         kinds = {(p.dtype, p.device) for _, p in named}
         if len(kinds) != 1:
             raise ValueError(f"parameters must share one dtype and device, got {kinds}")
+        for names in ([name for name, _ in named], [block.name for block in blocks]):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"needed a name of its own for each block and parameter, "
+                                 f"got {twice[0]!r} twice")
         P = sum(p.numel() for _, p in named)
         self.theta = torch.empty(P, dtype=named[0][1].dtype, device=named[0][1].device)
         self.G = torch.zeros(rows, P, dtype=self.theta.dtype, device=self.theta.device)

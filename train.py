@@ -88,8 +88,8 @@ TABLE_1 = [
     Row("SMART + GVAC + RR + CON + HLH", "gvac", smart=True, con=True, hlh=True,
         accumulate=2, lr=3e-5, para_first=5),
 ]
-# For the sample's small BERT, whatever the flags, so that rows differ in one thing. The
-# best on dev of learning rates 5e-4 to 3e-3 and 6 or 8 epochs, with rr --con.
+# For the sample and a BERT as wide as its own, whatever the flags, so that rows differ in
+# one thing. The best on dev of learning rates 5e-4 to 3e-3 and 6 or 8 epochs, rr --con.
 SAMPLE_ROW = Row("the sample", epochs=8, lr=2e-3, warmup=0.1, pool="mean")
 # Flags under a name, for --recipe. "plain" is the best of a table in docs/recipe.md, which
 # has one seed a row, with MiniLM.
@@ -105,12 +105,17 @@ def parser():
                         Row("default"), TABLE_1, SAMPLE_ROW, RECIPES)
 
 
+def width(weights):
+    """H, of the BERT in a folder"""
+    return bert.BertConfig.from_json(os.path.join(weights, "config.json")).hidden_size
+
+
 def parse(argv=None):
     """argv -> (args, {name: "given" | "recipe …" | "Table 1, …" | "the sample's" | …}).
 
     A value that is not given comes from the recipe, if there is one; else from SAMPLE_ROW
-    on the sample; else from the row of Table 1 with the same flags; else from a Row's
-    defaults. A run prints and records which.
+    on the sample with a BERT as wide as its own; else from the row of Table 1 with the same
+    flags; else from a Row's defaults. A run prints and records which.
     A bad flag ends the program with status 2; raises ValueError if no data or weights are
     found.
     """
@@ -124,7 +129,7 @@ def parse(argv=None):
             row, origin = candidate, f"Table 1, {candidate.name}"
     if not args.resume and not args.download:
         args.data, args.weights = sources.find(args.data, args.weights)
-        if args.data == sources.SAMPLE:
+        if args.data == sources.SAMPLE and width(args.weights) == width(sources.SAMPLE):
             row, origin = SAMPLE_ROW, "the sample's"
     for name in VALUES:
         # Trap: 0 may be given. What was not given is None until here, never tested by `or`.
@@ -133,7 +138,8 @@ def parse(argv=None):
             in_table = row is SAMPLE_ROW or name not in ("warmup", "pool")
             source[name] = origin if in_table else "default"
     if not args.resume:         # the flags of a run to be resumed are compared with its own
-        flags.check(p, args, source)
+        tasks = heads.tasks(args.sst_loss, args.sts_loss)
+        flags.check(p, args, source, [task for task in tasks if task.name in args.tasks])
     return args, source
 
 
@@ -371,7 +377,8 @@ def keep_best(training, session, epoch):
 def predict(path, training, best):
     """Prediction files for dev and test.   [report 4.2, 4.4]   best: the folder best/
 
-    Read back from the disk, so that the files are what anyone gets who loads best/.
+    Read back from the disk, so that the files are what anyone gets who loads best/, up to
+    the rounding of the run's autocast.
     """
     model = heads.MultitaskBert.from_pretrained(best).to(training.flat.theta.device)
     os.makedirs(path, exist_ok=True)

@@ -1,5 +1,6 @@
 """Do the tasks that heads.tasks() returns make sense, and what are they called on pages?"""
 
+import dataclasses
 import functools
 import itertools
 import re
@@ -43,13 +44,25 @@ def title(task) -> str:
     return f"{heading(task)} {dict(accuracy='acc.', pearson='corr.').get(name, name)}"
 
 
-def check_settings(config, con, cosine, pool, max_length):
-    """Those of a heads.MultitaskBert, whose encoder has this bert.BertConfig.
+def chosen(known, names) -> list:
+    """Those of the known names that are asked for, None for all.   Raises ValueError"""
+    names = list(known if names is None else names)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"needed some of the tasks {', '.join(known)}, got {name!r}")
+    return [name for name in known if name in names]
+
+
+def check_settings(encoder, con, cosine, pool, max_length):
+    """Those of a heads.MultitaskBert with this bert.BertModel.
 
     Raises ValueError if one is wrong, or they do not fit together.
     """
     if pool not in ("cls", "mean"):
         raise ValueError(f"pool must be 'cls' or 'mean', got {pool!r}")
+    config = encoder.config
+    if pool == "cls" and encoder.pooler is None:
+        raise ValueError("pool='cls' needs an encoder with a pooler; use pool='mean'")
     if con and cosine:
         raise ValueError("con and cosine contradict each other: the cosine is that of two "
                          "sentences encoded apart; set one of them to False")
@@ -70,10 +83,17 @@ def wrong(task, needed):
 @functools.cache
 def check(task):
     """By its fields, and if it is not the report's by its functions."""
-    taken = {"overall", *dir(torch.nn.ModuleDict())}
+    for field in dataclasses.fields(task):
+        value, kind = getattr(task, field.name), field.type
+        if not isinstance(value, int | float if kind is float else kind):
+            wrong(task, f"{getattr(kind, '__name__', kind)} as {field.name}, got {value!r}")
+    if task.num_outputs < 1:
+        wrong(task, f"1 output or more in num_outputs, got {task.num_outputs}")
+    # "scale" because the log has a loss_scale of its own, with float16
+    taken = {"overall", "scale", *dir(torch.nn.ModuleDict())}
     if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", task.name) or task.name in taken:
         wrong(task, "a name that begins with a letter, goes on with letters, digits and "
-                    "underscores, and is not 'overall' or an attribute of "
+                    "underscores, and is not 'overall', 'scale' or an attribute of "
                     "torch.nn.ModuleDict")
     if len(task.texts) not in (1, 2):
         wrong(task, f"one or two columns in texts, got {task.texts!r}")
@@ -91,14 +111,17 @@ def check_functions(task):
     """Call its functions on made-up logits."""
     shape = (2, task.num_outputs) if task.num_outputs > 1 else (2,)
     logits = torch.linspace(-1.3, 1.7, 2 * task.num_outputs).reshape(shape)
+    learned = logits.clone().requires_grad_()
     labels = torch.tensor([task.lowest, task.highest], dtype=torch.float32)
     right, found = labels.numpy(), {}
+    sizes = {"predict": [2], "probabilities": list(shape)}
     for name, call in (("predict", lambda: task.predict(logits)),
-                       ("loss", lambda: task.loss(logits, labels)),
+                       ("probabilities", lambda: task.probabilities(logits)),
+                       ("loss", lambda: task.loss(learned, labels)),
                        ("metric", lambda: task.metric(right, right)),
-                       ("divergence", lambda: task.divergence(logits, logits + 1))):
-        if getattr(task, name) is None and name == "divergence":
-            continue                # without --smart nothing calls it
+                       ("divergence", lambda: task.divergence(learned, logits + 1))):
+        if getattr(task, name) is None:
+            continue                # a number has no probabilities; ℓ_s is --smart's alone
         given = "predictions [2]" if name == "metric" else f"logits {list(shape)}"
         try:
             got = call()
@@ -107,10 +130,15 @@ def check_functions(task):
         except Exception as error:
             wrong(task, f"a {name} that takes {given} and labels {task.lowest:g} to "
                         f"{task.highest:g}; it raises {type(error).__name__}: {error}")
-        size = [2] if name == "predict" else []
-        if list(np.shape(got)) != size or got is None:
+        size = sizes.get(name, [])
+        if got is None or list(np.shape(got)) != size:
             wrong(task, f"a {name} that returns {size or 'a number'} for {given}, got "
                         f"{list(np.shape(got)) or got}")
+        if name != "metric" and not torch.is_tensor(got):
+            wrong(task, f"a {name} that returns a tensor, got {type(got).__name__}")
+        if name in ("loss", "divergence") and not got.requires_grad:
+            wrong(task, f"a {name} that can be differentiated by its logits: with torch's "
+                        f"functions, without detach() or argmax()")
         found[name] = torch.as_tensor(got)
     if task.whole_labels and (found["predict"] % 1).any():
         wrong(task, f"whole predictions, as whole_labels says; predict gives "

@@ -272,10 +272,10 @@ def parser(tasks, options, default=None, table=(), sample=None, recipes=()):
     return p
 
 
-def check(parser, args, source):
+def check(parser, args, source, trained):
     """End with one line if two flags contradict each other, or one would change nothing.
 
-    source: {name: "given" or another word}.
+    source: {name: "given" or another word}; trained: the heads.Task of each of --tasks.
     """
     tasks, option = ",".join(args.tasks), args.option
     treated = option not in ("seq", "rr")
@@ -291,6 +291,16 @@ def check(parser, args, source):
              "what is treated would be frozen; use --option rr"),
             (args.cosine and args.con, "--cosine", "--con",
              "there is no cosine where a pair is encoded as one sequence"),
+            (args.cosine and not any(t.pair and t.num_outputs == 1 for t in trained),
+             "--cosine", f"--tasks {tasks}" + " --sts-loss ce" * (args.sts_loss == "ce"),
+             "it needs a task of pairs with one output"),
+            (args.smart and args.smart_weight == args.bregman_weight == 0,
+             "--smart", "--smart-weight 0 --bregman-weight 0", "nothing is left of it"),
+            (args.smart and args.smart_weight and not args.smart_eps, "--smart",
+             "--smart-eps 0", "nothing is perturbed; --smart-weight 0 leaves R_s out"),
+            *((args.smart and task.divergence is None, "--smart", f"--tasks {tasks}",
+               f"{task.name} has no divergence; give it one in heads.tasks()")
+              for task in trained),
             (args.align and args.align not in args.tasks, f"--align {args.align}",
              f"--tasks {tasks}", "align to a set that is trained on"),
             (args.align and option == "seq", f"--align {args.align}", "--option seq",
@@ -307,9 +317,10 @@ def check(parser, args, source):
              "the run would end first")):
         if wrong:
             parser.error(f"{one} and {other} contradict each other: {why}")
-    if min(args.epochs, args.max_steps or args.epochs) > 10 ** 5:
-        parser.error(f"--epochs {args.epochs} is more than a run can take; needed at most "
-                     f"100000, or so many --max-steps")
+    for name, epochs in (("epochs", args.epochs), ("para-first", args.para_first)):
+        if min(epochs, args.max_steps or epochs) > 10 ** 5:
+            parser.error(f"--{name} {epochs} is more than a run can take; needed at most "
+                         f"100000, or so many --max-steps")
     for name, needs, present in (
             ("smart_weight", "--smart", args.smart),
             ("bregman_weight", "--smart", args.smart),

@@ -192,6 +192,22 @@ def test_3_1_MultitaskBert__a_cosine_head_compares_the_vectors_of_a_pair():
         heads.MultitaskBert(small_bert(), con=True, cosine=True)
 
 
+def test_3_1_MultitaskBert__what_does_not_fit_is_one_line():
+    for name in ("names", "trained"):
+        with assert_raises("some of the tasks sst, para, sts", "'snt'"):
+            heads.MultitaskBert(small_bert(), **{name: ["sst", "snt"]})
+    model = heads.MultitaskBert(small_bert(), names=iter(["sts", "sst"]),
+                                trained=iter(["sts"]))
+    assert_equal((list(model.tasks), model.trained), (["sst", "sts"], ["sts"]))
+    with assert_raises("needed a tokenizer"):
+        model.predict("sst", ["a cat"])
+    encoder = small_bert()
+    encoder.pooler = None
+    with assert_raises("needs an encoder with a pooler"):
+        heads.MultitaskBert(encoder)
+    heads.MultitaskBert(encoder, pool="mean")
+
+
 def test_3_1_MultitaskBert__logits_are_float32_under_autocast():
     # If they were bfloat16 numbers, a further rounding would change nothing.
     for con, more in ((True, {"hlh": True}), (False, {"cosine": True})):

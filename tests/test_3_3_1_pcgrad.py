@@ -139,3 +139,5 @@ def test_3_3_1_pcgrad__order_is_drawn_from_rng():
                      "orders are drawn once, and are the same in every block")
     with assert_raises("[..., K, K]"):
         multitask.pcgrad(np.zeros((2, 3)))
+    with assert_raises("gram must be finite"):
+        multitask.check_gram([[np.inf, np.nan], [np.nan, 1]])

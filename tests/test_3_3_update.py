@@ -63,6 +63,17 @@ def test_3_3_FlatParameters__one_dtype_and_one_device():
                 "x": other, "y": torch.nn.Parameter(torch.zeros(2))})], 1)
 
 
+def test_3_3_FlatParameters__every_name_is_there_once():
+    one, two = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    for names, word in ((("a", "b"), "'bias' twice"), (("a", "a"), "'bias' twice")):
+        with assert_raises("a name of its own", word):
+            optim.FlatParameters([optim.Block(name, dict(layer.named_parameters()))
+                                  for name, layer in zip(names, (one, two))], 2)
+    with assert_raises("a name of its own", "'a' twice"):
+        optim.FlatParameters([optim.Block("a", {str(i): p}) for i, p
+                              in enumerate(one.parameters())], 2)
+
+
 def test_3_3_FlatParameters__weight_decay_is_for_matrices_alone():
     # A zero gradient moves nothing but by decay: 1 - .1 · .5 = .95.
     table, bias = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))
@@ -287,6 +298,8 @@ def test_3_3_update__a_tensor_of_64_numbers_has_a_unit_of_its_own():
         "exactly 64": torch.nn.Parameter(torch.zeros(8, 8)),
         "only 63": torch.nn.Parameter(torch.zeros(63))})], 2)
     assert_equal([region.unit for region in multitask.regions(flat, "matrix")], [0, 1, 0])
+    with assert_raises("'model', 'layer' or 'matrix'", "'tensor'"):
+        multitask.regions(flat, "tensor")
 
 
 def test_3_3_update__accumulating_two_batches_of_4_is_one_of_8():
@@ -331,6 +344,17 @@ def test_3_3_describe__surgery_by_hand():
 
 def treated_as(names, gram, C, target=None):
     return multitask.Treated(list(names), gram, gram, C, C.sum(-2), target, 1.0)
+
+
+def test_3_3_describe__names_follow_the_rows_whatever_the_order_of_rows():
+    flat, loss_fn = toy()
+    rows, seen = {"b": 1, "a": 0}, []
+    multitask.backward(flat, [{"a": 1.0, "b": 1.0}], loss_fn, rows)
+    treated = multitask.treat(flat, multitask.regions(flat), rows,
+                              lambda gram: seen.append(gram) or np.eye(2)[None])
+    log = multitask.describe(treated)
+    assert_close([log["norm_a"], log["norm_b"]], [1, 2 ** .5], 1e-6)
+    assert_close(seen[0][0, 0, 0], 1, 1e-6, "‖g_a‖² comes first in gram")
 
 
 def test_3_3_describe__which_pairs_acted_and_the_vaccines_targets():

@@ -452,11 +452,9 @@ def test_3_5_momentum_beta__rises_after_a_tenth():
 def test_3_5_terms__D6_are_part_of_each_tasks_own_gradient():
     # Were they added after the treatment, each task's row of G would not contain them.
     rows = []
-    for weight in ("0", "5"):
-        training, _ = training_of(
-            "--option", "pcgrad", "--con", "--smart", "--smart-weight", weight,
-            "--bregman-weight", "0", "--dropout", "0",
-            *(["--smart-eps", "0.5"] if weight == "5" else []))
+    for more in ("", "--smart --smart-weight 5 --smart-eps .5 --bregman-weight 0"):
+        training, _ = training_of("--option", "pcgrad", "--con", "--dropout", "0",
+                                  *more.split())
         batches = {name: training.next_batch(name) for name in training.rows}
         multitask.backward(training.flat, [batches], training.loss, training.rows)
         rows.append(training.flat.G.clone())

@@ -68,6 +68,7 @@ def test_4_1_from_pretrained__saved_and_loaded_is_the_same():
         model.save_pretrained(folder)
         copy = bert.BertModel.from_pretrained(folder)
     assert copy.config == model.config
+    assert not any(part.training for part in copy.modules()), "it is not in eval mode"
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, copy.state_dict()[name]), name
 

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import tempfile
+import unittest.mock
 import warnings
 
 import numpy as np
@@ -147,6 +148,20 @@ def test_4_2_evaluate__leaves_the_models_mode_as_it_was():
         assert_equal(model.training, training, "is the model in training mode afterwards?")
 
 
+def test_4_2_evaluate__leaves_a_part_in_another_mode_as_it_was_also_after_an_error():
+    model = heads.MultitaskBert(small_bert(), con=True)
+    task, (dataset, _) = model.tasks["sts"], tiny_batch(True)
+    for whole, encoder in ((True, False), (False, True)):       # frozen; dropout wanted
+        model.train(whole).bert.train(encoder)
+        one, two = (heads.evaluate(model, task, dataset, FakeTokenizer)[0] for _ in "ab")
+        assert np.array_equal(one, two), "the evaluation runs under dropout"
+        with (unittest.mock.patch("data.collate", side_effect=ValueError("no batch")),
+              assert_raises("no batch")):
+            heads.evaluate(model, task, dataset, FakeTokenizer)
+        assert_equal((model.training, model.bert.training, model.bert.layers[0].training),
+                     (whole, encoder, encoder), "which are in training mode afterwards?")
+
+
 def test_4_2_evaluate__runs_without_dropout_under_autocast_and_without_gradients():
     model, seen = heads.MultitaskBert(small_bert(), con=True).train(), []
     task, (dataset, _) = model.tasks["sts"], tiny_batch(True)
@@ -178,6 +193,16 @@ def test_4_2_evaluate__classes_are_written_as_whole_numbers():
                 value = line.split(",")[1].strip()
                 assert re.fullmatch(form, value), (
                     f"a prediction of {name} is written as {value!r}, expected {form}")
+
+
+def test_4_2_write_predictions__needs_one_for_each_id():
+    path = os.path.join(tempfile.mkdtemp(), "x.csv")
+    for values in ([1.5], [1.5, 2.5, 3.5]):
+        with assert_raises("a prediction for each of 2 ids", f"got {len(values)}"):
+            data.write_predictions(path, heads.tasks()[2], ["a", "b"], values)
+    assert not os.path.exists(path), "nothing is written then"
+    data.write_predictions(path, heads.tasks()[2], ["a", "b"], [1.5, 2])     # also a list
+    assert results.read_predictions(path) == {"a": 1.5, "b": 2}
 
 
 def test_4_2_read_predictions__gives_back_what_was_written():

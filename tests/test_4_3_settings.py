@@ -8,9 +8,9 @@ import unittest.mock
 
 import optim
 import train
-from plumbing import runs
+from plumbing import runs, sources
 from tests.checks import assert_close, assert_equal, assert_raises
-from tests.world import settings_of
+from tests.world import settings_of, tiny_world
 
 
 def test_4_3_learning_rate__rises_and_falls():
@@ -58,6 +58,13 @@ def test_4_3_parse__single_flags_win_over_a_recipe():
     assert_equal((source["lr"], source["option"], source["epochs"]),
                  ("given", "given", "recipe plain"))
     assert_equal(settings_of()[1]["lr"], "default")
+
+
+def test_4_3_parse__the_samples_values_are_for_a_bert_as_wide_as_its_own():
+    args, source = train.parse(["--data", sources.SAMPLE, "--weights", sources.SAMPLE])
+    assert_equal((args.lr, args.epochs, source["lr"]), (2e-3, 8, "the sample's"))
+    args, source = train.parse(["--data", sources.SAMPLE, "--weights", tiny_world()[1]])
+    assert_equal((args.lr, args.epochs, source["lr"]), (1e-5, 15, "default"))
 
 
 def test_4_3_parse__help_says_each_default_in_80_columns():
@@ -121,6 +128,12 @@ def test_4_3_parse__values_out_of_range_and_contradictions_are_refused():
             (["--smart", "--smart-weight", "0", "--smart-eps", "1"], ["--smart-eps"]),
             (["--vaccine-beta", "1"], ["--option gvac"]),
             (["--freeze", "--option", "gvac"], ["--freeze", "--option gvac"]),
+            (["--cosine", "--tasks", "sst"], ["--cosine", "--tasks sst", "of pairs"]),
+            (["--cosine", "--tasks", "sts", "--sts-loss", "ce"], ["ce contradict", "one"]),
+            (["--smart", "--smart-weight", "0", "--bregman-weight", "0"], ["nothing"]),
+            (["--smart", "--smart-eps", "0"], ["--smart-eps 0", "nothing is perturbed"]),
+            (["--epochs", "100001"], ["--epochs 100001", "at most 100000"]),
+            (["--para-first", "100001"], ["--para-first 100001", "at most 100000"]),
             (["--con", "--cosine"], ["--cosine", "--con", "as one sequence"]),
             (["--task-weights", "sst=1,sst=2"], ["--task-weights", "weights for 'sst'"]),
             (["--max-length", "4"], ["--max-length", "'4'"]),

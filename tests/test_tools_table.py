@@ -214,7 +214,8 @@ def test_tools_table__damaged_test_labels_are_named_by_line():
 
 def test_tools_table__a_trial_has_its_own_name_and_says_once_that_it_is_the_sample():
     runs, world = tempfile.mkdtemp(), os.path.abspath(tiny_world()[0])
-    with unittest.mock.patch.object(sources, "SAMPLE", world):
+    with (unittest.mock.patch.object(sources, "SAMPLE", world),
+          unittest.mock.patch.object(train, "width", lambda weights: 8)):
         output, _ = run_table("--rows", "2,6", "--seeds", 1, "--max-steps", 2, "--runs",
                               runs)
     assert_equal(output.count(sources.SAMPLE_NOTE.splitlines()[0]), 1)
