@@ -171,7 +171,10 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
 
 
 def fused_attention(query, key, value, attention_mask=None, dropout=0.0):
-    """attention() as one kernel, which never writes the T × T scores to memory."""
+    """attention() as one kernel, which never writes the T × T scores to memory.
+
+    Each row needs a token that can be seen: [CLS] always can. Else it gives 0.
+    """
     visible = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
     return F.scaled_dot_product_attention(query, key, value, visible, dropout)
 

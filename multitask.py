@@ -119,7 +119,7 @@ def pcgrad(gram, orders=None, rng=None) -> np.ndarray:
     gram [..., K, K] -> C, float64, the same shape: g_i' = Σ_k C_ik g_k. The update is
     Σ_i g_i' = Σ_k (Σ_i C_ik) g_k, so the coefficient of g_k is the sum of column k:
     C.sum(-2). orders[i] lists the tasks that i visits; without it they are drawn from rng,
-    a numpy Generator. Raises ValueError if gram is not square.
+    a numpy Generator. Raises ValueError without both, or if gram is not square or finite.
     By hand: g1 = (1, 0), g2 = (-1, 1), g1 · g2 = -1, so g1' = g1 + g2/2 = (½, ½),
     g2' = g2 + g1 = (0, 1), and their sum is (½, 1½).
     """

@@ -150,8 +150,9 @@ class FlatParameters:
     """θ [P], of which every parameter becomes a view, and G [K, P].   [report 3.3.1, 3.3.2]
 
     blocks: a list of Block, in the order of θ; rows: how many gradients G holds, K, or 1
-    where only their sum is needed. Within a block, matrices come
-    first, then biases and gains, so that the part without weight decay is a slice too.
+    where only their sum is needed. Within a block, matrices come first, then biases and
+    gains, so that the part without weight decay is a slice too. Freeze whole blocks: weight
+    decay reaches all matrices of one that learns.
     Raises ValueError if parameters differ in dtype or device, or two have the same name.
     Trap: make it after model.to(device). A later move would silently break the views, and
     every update would go to a θ that no layer reads. check_views() notices that.
