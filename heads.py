@@ -33,7 +33,7 @@ import bert
 import data
 import optim
 import smart
-from plumbing import checkpoint, declared, progress, ranks, reading
+from plumbing import checkpoint, declared, loop, progress, ranks, reading
 
 # --- 3.1 A task is a value ---
 
@@ -245,8 +245,7 @@ class MultitaskBert(nn.Module):
         self.bert, self.con, self.pool, self.tokenizer = encoder, con, pool, tokenizer
         known = {task.name: task for task in declared.valid(tasks(sst_loss, sts_loss))}
         self.tasks = {name: known[name] for name in declared.chosen(known, names)}
-        self.trained = [name for name in declared.chosen(known, trained)
-                        if name in self.tasks]
+        self.trained = declared.chosen(self.tasks, trained)
         self.settings = {"con": con, "hlh": hlh, "pool": pool, "sst_loss": sst_loss,
                          "sts_loss": sts_loss, "trained": self.trained,
                          "max_length": self.max_length, "cosine": cosine}
@@ -256,10 +255,9 @@ class MultitaskBert(nn.Module):
             width = 2 * H if task.pair and not con else H
             sizes = [width, *(task.hidden_sizes(H) if hlh else []), task.num_outputs]
             if cosine and task.pair and task.num_outputs == 1:
-                head = CosineHead(sizes, config.hidden_dropout_prob, task)
+                self.heads[task.name] = CosineHead(sizes, config.hidden_dropout_prob, task)
             else:
-                head = Head(sizes, config.hidden_dropout_prob)
-            self.heads[task.name] = head
+                self.heads[task.name] = Head(sizes, config.hidden_dropout_prob)
 
     def embed(self, batch):
         """data.Batch -> x [R, T, H], what SMART perturbs; R is B, or 2B for pairs apart."""
@@ -411,19 +409,6 @@ def overall_score(scores: dict) -> float:
                for task, score in scores.items()) / len(scores)
 
 
-@contextlib.contextmanager
-def evaluating(model):
-    """All modules in eval mode; after it, or an error, each as it was."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def all_logits(model, task, dataset, tokenizer, device="cpu",
                autocast=contextlib.nullcontext, batch_size=64) -> torch.Tensor:
     """Logits of a whole set, [N, C] or [N], in the file's order.
@@ -433,7 +418,7 @@ def all_logits(model, task, dataset, tokenizer, device="cpu",
     """
     order = data.in_order_of_length(data.lengths(dataset, model.con), batch_size)
     logits, label = [], os.path.basename(dataset.path) or task.name
-    with evaluating(model), torch.no_grad():
+    with loop.evaluating(model), torch.no_grad():
         for indices in progress.track(ranks.share(order), label, "batches",
                                       -(-len(order) // ranks.here.world)):
             batch = data.collate(dataset, indices, tokenizer, model.con,
@@ -459,7 +444,7 @@ def outputs(model, task, dataset, tokenizer, **where):
 
 def evaluate(model, task, dataset, tokenizer, **where):
     """A whole set's predictions [N], and their score, or None without labels."""
-    predictions = task.predict(all_logits(model, task, dataset, tokenizer, **where)).numpy()
+    predictions, _ = outputs(model, task, dataset, tokenizer, **where)
     if dataset.labels is None:
         return predictions, None
     return predictions, declared.score(task, predictions, dataset.labels)

@@ -46,6 +46,19 @@ def check_divergence(theta, skipped_in_a_row, step, losses):
                        f"{step + 1} ({cause}); {advice}")
 
 
+@contextlib.contextmanager
+def evaluating(model):
+    """All modules in eval mode; after it, or an error, each as it was."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 class Stop:
     """Turns a first Ctrl-C or SIGTERM into a request; a second Ctrl-C kills the process.
 

@@ -110,7 +110,7 @@ MUTANTS = {
     "tools_pretrain": [
         ("tools.pretrain.split_texts", "for i in order[held_out:]:", "for i in order:",
          "held-out texts trained on", "never trained on"),
-        ("tools.pretrain.Pretraining.held_out_losses", "self.model.eval()", "pass",
+        ("tools.pretrain.Pretraining.held_out_losses", "loop.evaluating(self.model), ", "",
          "held-out loss under dropout", "without dropout"),
         ("tools.pretrain.Pretraining.held_out_losses",
          "machine.set_random_states(states, device)", "pass",

@@ -224,20 +224,18 @@ class Pretraining:
         """Mean losses on held-out texts, always with the same masks.   -> {name: nats}"""
         device = self.flat.theta.device
         states, losses = machine.random_states(device), {}
-        self.model.eval()
         try:
             torch.manual_seed(0)
             for number in (1, 2):
                 texts = [text for text in self.held_out if len(text) == number]
                 starts = range(0, len(texts), 64)
                 for start in progress.track(starts, "held out", "batches"):
-                    with self.autocast():
+                    with loop.evaluating(self.model), self.autocast():
                         found = self.model(*self.batch_of(texts[start:start + 64]))
                     for name, value in found.items():
                         losses.setdefault(name, []).append(value.item())
         finally:        # training must not notice, also if it is stopped here
             machine.set_random_states(states, device)
-            self.model.train()
         return {name: float(np.mean(values)) for name, values in losses.items()}
 
     def save(self, path, half):
