@@ -54,7 +54,7 @@ MUTANTS = {
         ("train.prepare", "trained=args.tasks,", "", "best/ does not say what trained",
          "not trained"),
         ("plumbing.checkpoint.head_names", 'settings.get("trained", [])', "[]",
-         "a trained task without a head", "got no error"),
+         "a trained task without a head", "expected 'trained'"),
         ("tools.predict.predict", "if not tasks:", "if False:", "nobody is asked",
          "expected 'trained'")],
     "tools_conflicts": [
