@@ -260,7 +260,7 @@ class Batch:
     labels: torch.Tensor | None             # [B] float32; None: a test set
 
     def to(self, device):
-        # Only there: elsewhere the host's memory may be gone before the copy is made.
+        # Only with CUDA: elsewhere the host's tensor may be freed before it is copied.
         on_gpu = torch.device(device).type == "cuda"
 
         def moved(tensor):

@@ -119,7 +119,7 @@ def above_zero(logits):
 
 
 def nearest_sst_class(logits):
-    """Of a predicted number; 0 if it is NaN, which no integer can be."""
+    """Of predicted numbers; 0 for NaN, which has no integer."""
     return logits.nan_to_num().round().clamp(0, 4).long()
 
 
@@ -172,7 +172,11 @@ def tasks(sst_loss="ce", sts_loss="mse") -> tuple:
 class Head(nn.Module):
     """Dropout and a linear layer, after hidden layers if there are any.   [report 3.1, 3.6]
 
+        h ← ReLU(Linear(Dropout(h)))     for each hidden layer                  [3.6: HLH]
         ŷ = Linear(Dropout(h))           h [B, in] -> logits [B, C], or [B] where C = 1
+
+    h is BERT's output, or [u; v], those of a pair that is encoded apart. sizes: [in, those
+    of the hidden layers, C]; dropout: a probability.
     """
 
     def __init__(self, sizes, dropout):
@@ -204,9 +208,9 @@ class CosineHead(Head):
 
         ŷ = Linear(Dropout([u; v])) + s (cos(u, v) - m)      [u; v] [B, 2H] -> ŷ [B]
 
-    As the cosine goes from 0 to 1, the last term goes from the lowest label to the highest,
-    or, of yes or no, from a logit of -5 to 5. Why: a linear head adds what it finds in u
-    to what it finds in v, so it cannot tell whether they are alike.
+    s, m: as the cosine goes from 0 to 1, the last term goes from the lowest label to the
+    highest, or, of yes or no, from a logit of -5 to 5. Why: a linear head adds what it
+    finds in u to what it finds in v, so it cannot tell whether they are alike.
     """
 
     def __init__(self, sizes, dropout, task):
@@ -433,7 +437,7 @@ def outputs(model, task, dataset, tokenizer, **where):
     """A whole set's predictions [N], and probabilities [N, C], or [N] where C = 1.
 
     numpy, in the file's order; probabilities are None for a task without classes. where:
-    all_logits()'s device (the model's own), autocast and batch_size.
+    device, on which the model is, autocast and batch_size, as in all_logits().
     """
     logits = all_logits(model, task, dataset, tokenizer, **where)
     predictions = task.predict(logits).numpy()

@@ -6,14 +6,14 @@
     3.3.2   GradVac: gradient vaccine;  backward(): accumulation to a virtual batch
     3.3     treat(): from task gradients to one update;  describe(): what it did
 
-Symbols: K tasks, k of them in this step, g_k the gradient of task k's loss; R regions that
-θ is cut into, L units that are treated (see Region); φ_ij = cos(g_i', g_j), φᵀ_ij the
-target of φ_ij (T for target, not a transpose), β how fast the target follows.
+Symbols: K tasks; g_k the gradient of task k's loss (in shapes, k is how many tasks a step
+has); R regions that θ is cut into, L units that are treated (see Region); φ_ij = cos(g_i',
+g_j), φᵀ_ij the target of φ_ij (T for target, not a transpose), β how fast it follows.
 
 A treatment (surgery or vaccine) only ever adds multiples of task gradients to each other.
 So a treated gradient is g_i' = Σ_k C_ik g_k, and all it takes to find C is the Gram matrix,
 gram_ij = g_i · g_j. A treatment is therefore a function from one K × K matrix to another,
-exact in float64 for any number of parameters, and all that is logged follows from the two.
+in float64 for any number of parameters, and all that is logged follows from the two.
 
 D2: Algorithm 2 adds losses before backward(). Both treatments need each task's gradient.
 D3: 3.3.1 projects on "the normal plane of the gradient vector sum". The equation and its
@@ -21,7 +21,7 @@ source project on the other task's gradient, and only if the two conflict, g_i �
 D4: The vaccine's equation is garbled in 3.3.2; see GradVac.
 D5: 3.3.2 accumulates by "summing the batches' gradients". For 16 × 2 to equal 32 it must be
 their mean.
-Leaves out: treatments that need more than the Gram matrix.
+Leaves out: treatments that need more than the Gram matrix and the losses.
 """
 
 import dataclasses
@@ -160,8 +160,9 @@ class GradVac:
     By hand: g_i = (3, 4), g_j = (-2, 0), φᵀ = ½. φ = -.6, and w = 2.6547 gives
     g_i' = (-2.309, 4), whose cosine with g_j is ½.
 
-    D4: The report prints w = ‖g_i‖/‖g_j‖ (φᵀ - φ² - φ √(1 - φᵀ²)): a root is missing over
-    the second term, and the denominator √(1 - φᵀ²). With it the example's cosine is .074.
+    D4: The report prints w = ‖g_i‖/‖g_j‖ (φᵀ - φ² - φ √(1 - φᵀ²)): the product φᵀ √(1 - φ²)
+    became φᵀ - φ², and the denominator √(1 - φᵀ²) is missing. As printed, the example's
+    cosine is .074.
     """
 
     CLAMP = 0.999       # |φᵀ| where it is used: at 1 the tilt would be infinitely long
@@ -193,7 +194,7 @@ class GradVac:
                 # and a NaN in the target never leaves it.
                 phi = np.clip(along / norm_i, -1, 1)
                 target = np.clip(self.target[..., i, j], -self.CLAMP, self.CLAMP)
-                # exact also where φ is near -1, unlike √(1 - φ²)
+                # floored at 0: rounding can leave a little less
                 r = np.sqrt(np.maximum(0, squared_norm - along * along))
                 w = (target / np.sqrt(1 - target ** 2) * r - along) / norm_j
                 w = np.where(alive & (phi < target), w, 0)
@@ -209,7 +210,10 @@ class GradVac:
 
 
 def plain_sum(gram, orders=None, rng=None) -> np.ndarray:
-    """No treatment, g_i' = g_i: the update is the sum of task gradients.   [Algorithm 2]"""
+    """No treatment, g_i' = g_i: the update is ∇(𝓛_SST + 𝓛_Para + 𝓛_STS).   [Algorithm 2]
+
+    gram [..., K, K] -> C, the identity, of the same shape.
+    """
     gram = check_gram(gram)
     return np.broadcast_to(np.eye(gram.shape[-1]), gram.shape).copy()
 
@@ -268,7 +272,7 @@ def regions(flat, granularity="model") -> list[Region]:
 
     "model" treats all shared parameters as one vector, as the report does; "layer" each
     block, "matrix" each tensor by itself [Wang et al. 2020, sec. 3.2]. Tensors of fewer
-    than 64 numbers join their block's largest: the cosine of two numbers is always 1 or -1.
+    than 64 numbers join their block's largest: the cosine of two single numbers is 1 or -1.
     Raises ValueError for another granularity.
     """
     if granularity not in ("model", "layer", "matrix"):
@@ -314,8 +318,8 @@ def treat(flat, regions: list, rows: dict, treatment, clip=0.0, rng=None, losses
 
     regions: see regions(). rows: {task: row of G} for the tasks of this step. treatment:
     see TREATMENTS, such as pcgrad. clip: the largest norm of the update, or 0. losses: each
-    task's own [k], in the order of the rows, for a treatment that asks for them. scale: G
-    holds so many times the gradients (optim.LossScale). A step has one task, or all.
+    task's own [k], in the order of the rows, for a treatment that asks for them. scale: the
+    factor of all gradients in G (optim.LossScale). A step has one task, or all.
     Returns Treated, or None if some gradient is not finite (then no state was touched), or
     the treatment's result is not. Raises ValueError if that has a wrong shape.
     Trap: heads stay out. With them inside the vectors, ‖g_j‖² counts numbers that g_i
@@ -335,13 +339,13 @@ def treat(flat, regions: list, rows: dict, treatment, clip=0.0, rng=None, losses
         if region.unit is not None:
             gram[region.unit] += one
     # One task alone has nothing to be treated against; its pairs keep their state.
-    # It gets a copy: what it changes in place must not get into the log.
+    # The treatment gets a copy: what it changes in place must not reach the log.
     result = np.asarray(call_treatment(treatment if k > 1 else plain_sum, gram.copy(),
                                        rng=rng, losses=losses), np.float64)
     if result.shape not in (gram.shape, gram.shape[:-1]):
         raise ValueError(f"a treatment must return C {list(gram.shape)}, or weights "
                          f"{list(gram.shape[:-1])}; got {list(result.shape)}")
-    # Trap: not `> max`, which a NaN is not either.
+    # Trap: not (result > max).any(), which is False for NaN.
     if not (abs(result) < np.finfo(np.float32).max).all():
         return None
     C = result if result.shape == gram.shape else None

@@ -4,7 +4,8 @@
     3.3    Block, FlatParameters: θ, the task gradients G, their inner products
     4.3    learning_rate_factor(): linear warm-up and decay;  LossScale: for float16
 
-Symbols: P parameters in all, K task gradients held side by side.
+Symbols: P parameters in all, K task gradients held side by side; gram() and combine() take
+R slices of θ, and k of the rows.
     θ   theta [P]     all parameters of the model
     G   G [K, P]      row k is the gradient of task k's loss
 
@@ -26,14 +27,16 @@ from torch.optim.adamw import adamw
 # --- 3.1 AdamW ---
 
 class AdamW(torch.optim.Optimizer):
-    """Adam with decoupled weight decay.   [report 3.1; Loshchilov & Hutter 2019, Alg. 2]
+    """Adam with decoupled weight decay.   [report 3.1; Loshchilov & Hutter 2019; the order
+    and the place of eps as in the course's handout]
 
         m = β₁ m + (1 - β₁) g          v = β₂ v + (1 - β₂) g²
         θ ← θ - lr · √(1 - β₂ᵗ) / (1 - β₁ᵗ) · m / (√v + eps)
         θ ← θ - lr · weight_decay · θ
 
-    A torch.optim.Optimizer for any parameters; lr in units of θ per step. Raises ValueError
-    for settings out of range. By hand: θ = 1, g = 1, lr = weight_decay = 0.1. The first
+    A torch.optim.Optimizer for any parameters; lr in units of θ per step. Without
+    correct_bias there is no √(1 - β₂ᵗ) / (1 - β₁ᵗ). Raises ValueError for settings out of
+    range. By hand: θ = 1, g = 1, lr = weight_decay = 0.1. The first
     step is lr · sign(g), to 0.9; the decay takes 1% of that, to 0.891.
 
     torch.optim.AdamW decays before the step (0.89) and divides by √v / √(1 - β₂ᵗ) + eps, so
@@ -98,11 +101,11 @@ class AdamW(torch.optim.Optimizer):
 class FusedAdamW(AdamW):
     """AdamW with torch's fused kernel: the same function and the same state, faster.
 
-    One pass over θ, g, m and v instead of six: a quarter of the time and no temporary
-    copies. torch's kernel divides by √v / √(1 - β₂ᵗ) + eps. If it gets eps / √(1 - β₂ᵗ)
-    instead of eps, that equals AdamW's equation up to rounding. On a device for which torch
-    has no such kernel, it is AdamW itself. Parameters must be contiguous, as θ is: the
-    kernel does not look at strides.
+    One kernel instead of seven: a quarter of the time and no temporary copies. torch's
+    divides by √v / √(1 - β₂ᵗ) + eps. If it gets eps / √(1 - β₂ᵗ) instead of eps, that
+    equals AdamW's equation up to rounding. On a device for which torch has no such kernel,
+    it is AdamW itself. Parameters must be contiguous, as θ is: the kernel does not look at
+    strides.
     """
 
     def update(self, p, g, m, v, t, group):
@@ -151,8 +154,8 @@ class FlatParameters:
 
     blocks: a list of Block, in the order of θ; rows: how many gradients G holds, K, or 1
     where only their sum is needed. Within a block, matrices come first, then biases and
-    gains, so that the part without weight decay is a slice too. Freeze whole blocks: weight
-    decay reaches all matrices of one that learns.
+    gains, so that the part without weight decay is a slice too. Freeze whole blocks only:
+    in one that learns, weight decay would reach a frozen matrix too.
     Raises ValueError if parameters differ in dtype or device, or two have the same name.
     Trap: make it after model.to(device). A later move would silently break the views, and
     every update would go to a θ that no layer reads. check_views() notices that.
@@ -291,7 +294,7 @@ class LossScale:
         s ← s / 2    after a step whose gradient was not finite, which is skipped
         s ← 2 s      after PATIENCE finite steps in a row
 
-    float16 turns gradients below 6e-8 into 0. value is s, always a power of 2, so that
+    float16 turns gradients below 3e-8 into 0. value is s, always a power of 2, so that
     scaling rounds nothing; without float16 it is 1, and stays.
     Why not torch's GradScaler: it reads and writes all gradients once more, and only looks
     at what the optimizer gets, when the vaccine's targets have already moved. The Gram
@@ -328,7 +331,6 @@ class LossScale:
         """What state() returned; a run that goes on in another precision starts anew."""
         if self.float16 and state is not None:
             self.value, self.finite_steps = state["value"], state["finite_steps"]
-
 
 
 def learning_rate_factor(step: int, total: int, warmup: float) -> float:

@@ -100,9 +100,10 @@ def smoothness(f, x, divergence, eps, steps=1, attention_mask=None, noise=None):
         δ ~ N(0, ε²);   steps times:  g = ∂ℓ_s/∂δ,  δ ← clamp(δ + η g / ‖g‖_∞, -ε, ε)
 
     x [R, T, H] with its graph; f: x -> logits, drawing dropout as it likes; attention_mask
-    [R, T] or None; noise replaces the random start. Returns (f(x), R_s), so that the clean
-    pass is not paid for twice. η is 100 ε, the ratio of the paper's 1e-3 to its ε = 1e-5:
-    after one step nearly every coordinate of δ is clamped to ±ε.
+    [R, T] or None; noise [R, T, H]: δ's start, already times ε, if not a random one.
+    Returns (f(x), R_s), so that the clean pass is not paid for twice. η is 100 ε, the ratio
+    of the paper's 1e-3 to its ε = 1e-5: after one step nearly every coordinate of δ is
+    clamped to ±ε.
     """
     # Why noise: ℓ_s is smallest, 0, at δ = 0, so its gradient there is exactly 0. It is
     # drawn before the state is saved, or every pass would reuse its numbers for dropout.
@@ -128,7 +129,8 @@ def smoothness(f, x, divergence, eps, steps=1, attention_mask=None, noise=None):
         largest = g.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(g.dtype).tiny)
         delta = (delta.detach() + 100 * eps * g / largest).clamp(-eps, eps) * real
     set_random_state(state, x.device)
-    # Not detached on either side: with a constant target the gradient is half as large.
+    # Not detached on either side, since θ moves both. For f(x) = θ x, R_s = (θ δ)² has the
+    # gradient 2 θ δ²; with f(x) held constant it would be 2 θ δ (x + δ), of the order of δ.
     return clean, divergence(f(x + delta), clean)
 
 
@@ -172,12 +174,14 @@ def bregman(logits, teacher_logits, divergence):
 
 def objective(model, task, batch, settings, teacher=None, scale=1.0,
               randn_like=torch.randn_like):
-    """𝓕(θ) = 𝓛(θ) + λ_s R_s(θ) + μ D_Breg(θ, θ̃).   [report 3.5]
+    """𝓕(θ) + μ D_Breg(θ, θ̃), with 𝓕 = 𝓛 + λ_s R_s.   [report 3.5]
 
-    model: embed(batch) -> x, and logits(task, x, batch); task: loss and divergence;
-    settings: a Settings; scale: see below; randn_like draws the noise. A term whose weight
-    is 0, or that has no teacher, costs nothing.
-    Returns (𝓕, the terms without their weights: {"loss", "smooth", "bregman"}).
+    The report's θ_{t+1} is where this sum is smallest; here each update is one step of
+    AdamW towards it. model: embed(batch) -> x, and logits(task, x, batch); task: loss and
+    divergence; settings: a Settings; scale: of optim.LossScale, by which only ∂ℓ_s/∂δ is
+    multiplied; randn_like draws the noise. A term whose weight is 0, or that has no
+    teacher, costs nothing.
+    Returns (the sum, the terms without their weights: {"loss", "smooth", "bregman"}).
     """
     use_teacher = teacher is not None and settings.bregman_weight > 0
     device, parts = batch.input_ids.device, {}

@@ -8,8 +8,8 @@
 
     python train.py --option gvac --smart --con --hlh
 
-Symbols: a step is one update of θ; micro-batches are what is accumulated to one step; an
-epoch is as many steps as the aligned set fills.
+Symbols: a step is one update of θ; micro-batches are accumulated into one step; an epoch is
+as many steps as the aligned set fills, or in Algorithm 1 all batches of all sets.
 The flags are defined in plumbing/flags.py; python train.py --help explains each.
 D11: Table 1 trains the sequential model for 10 epochs, Table 2 shows its scores after 5.
 The scores are what one compares with, so it is 5 here.
@@ -288,7 +288,7 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
 
     One update, with the tasks k that the plan has for it:
 
-        G_k ← ∇𝓕_k(θ) for every k       mean over the accumulated batches     [3.3.2, 3.5]
+        G_k ← ∇(𝓕_k + μ D_Breg)(θ)      mean over the accumulated batches     [3.3.2, 3.5]
         C   ← treatment(G Gᵀ)           for a plain sum the identity        [3.3.1, 3.3.2]
         g   ← Σ_i Σ_k C_ik G_k          clipped to the largest norm                  [3.3]
         θ   ← AdamW(θ, g)               at this step's learning rate                 [3.1]
@@ -296,6 +296,8 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
 
     Algorithm 1 is the special case of one k in each update: there C is 1.
 
+    lr: the peak, θ per step; warmup: a share of all updates; clip: the update's largest
+    norm, 0 for any; accumulate: micro-batches per step; the other flags as in --help.
     session: a loop.Loop, which continues where an earlier process stopped, and cuts epochs
     into parts where dev is evaluated more often; plan: see multitask.plan(). Leaves the
     best model in best/. Raises loop.Interrupted after a signal, loop.Diverged if training
@@ -350,7 +352,7 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
 def keep_best(training, session, epoch):
     """Evaluate on dev; if no earlier model was as good, save this one.   [report 4.4]
 
-    Otherwise it is one more evaluation that --patience has waited through.
+    Otherwise count one more evaluation without improvement, for --patience.
     """
     model = training.model
     with session.interruptible():

@@ -52,6 +52,7 @@ class Folder:
     def __init__(self, path, settings):
         self.path, self.state, self.settings_digest = path, None, settings.get("digest")
         self.created = False    # by this process?
+        self.was_there = True   # the folder itself, before it was created
         self.saving = 0.0       # seconds spent on checkpoints
         self.board = None       # a board.Board that gets each line of the log too
         self.metrics = open(self / "metrics.jsonl", "ab")
@@ -74,10 +75,11 @@ class Folder:
     def create(cls, path, settings):
         """A new folder with args.json.   Raises ValueError if there is something in it."""
         check_free(path)
+        was_there = os.path.isdir(path)
         os.makedirs(path, exist_ok=True)
         settings = {**settings, "digest": content_digest(settings)}
         folder = cls(path, settings)
-        folder.created = True
+        folder.created, folder.was_there = True, was_there
         write_json(folder / "args.json", settings)
         return folder
 
@@ -149,6 +151,13 @@ class Folder:
             restore(self.state)
             found = state()
             saved = {name: self.state[name] for name in found}
+            # A machine with other devices has other generators, and another loss scale.
+            for one, other in ((found, saved), (saved, found)):
+                one["random"] = {device: one["random"][device]
+                                 for device in one["random"].keys() & other["random"].keys()
+                                 } if "random" in one else None
+            if None in (found.get("scale"), saved.get("scale")):
+                found["scale"] = saved["scale"] = None
             wrong = "" if content_digest(found) == content_digest(saved) else "other shapes"
         except (KeyError, IndexError, TypeError, AttributeError, RuntimeError,
                 ValueError) as error:
@@ -241,7 +250,7 @@ class Folder:
             for name in ("args.json", "metrics.jsonl"):
                 if os.path.exists(self / name):
                     os.remove(self / name)
-            if not os.listdir(self.path):
+            if not self.was_there and not os.listdir(self.path):
                 os.rmdir(self.path)
 
 

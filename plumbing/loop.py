@@ -149,7 +149,7 @@ class Loop:
         self.start = time.monotonic() - saved.get("seconds", 0.0)
         self.stop, self.progress = Stop(), progress.Progress(total, done=self.step)
         self.losses, self.dev = progress.Means(), None      # only to be shown
-        self.skipped = 0                    # updates in a row, up to now
+        self.skipped = saved.get("skipped_in_a_row", 0)
 
     def __enter__(self):
         self.stop.__enter__()
@@ -235,7 +235,8 @@ class Loop:
         self.progress.clear()
         self.folder.checkpoint(ranks.with_generators({
             **self.state(), "step": self.step, "best": self.best, "waited": self.waited,
-            "parts": self.finished_parts, "seconds": self.seconds}))
+            "parts": self.finished_parts, "seconds": self.seconds,
+            "skipped_in_a_row": self.skipped}))
 
     @contextlib.contextmanager
     def interruptible(self):

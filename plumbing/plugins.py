@@ -6,8 +6,10 @@
 """
 
 import collections
+import contextlib
 import copy
 import enum
+import functools
 import importlib.util
 import inspect
 import math
@@ -60,6 +62,8 @@ def from_file(path, name):
     if not os.path.isfile(path):
         raise ValueError(f"--option {path}:{name}: there is no file {path}; needed a "
                          f"Python file and the name of a function in it, gram -> C")
+    if not path.endswith(".py"):
+        raise ValueError(f"--option {path}:{name}: needed a Python file, FILE.py:FUNCTION")
     stem = os.path.splitext(os.path.basename(path))[0]
     spec = importlib.util.spec_from_file_location(f"option_{stem}", path)
     module = importlib.util.module_from_spec(spec)
@@ -235,9 +239,25 @@ def attributes(value) -> dict:
             if name not in getattr(type(value), "NOT_SAVED", ())}
 
 
+def held(value) -> list:
+    """What a method, a partial or a closure holds.   -> [(name, value, setter or None)]"""
+    if inspect.ismethod(value):
+        return [(".__self__", value.__self__, None)]
+    if isinstance(value, functools.partial):
+        parts = value.func, *value.args, *value.keywords.values()
+        return [(f"'s part {i}", part, None) for i, part in enumerate(parts)]
+    found = []
+    if inspect.isfunction(value):
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or ()):
+            with contextlib.suppress(ValueError):       # a cell that is still empty
+                found.append((f"'s {name}", cell.cell_contents,
+                              functools.partial(setattr, cell, "cell_contents")))
+    return found
+
+
 def state_of(value, where="treatment", above=()):
     """A treatment's own attributes, as tensors and plain values; None for what is made
-    again, not saved: functions, classes and modules.
+    again, not saved: functions that hold nothing, classes and modules.
 
     Raises ValueError naming the attribute that cannot be saved.
     """
@@ -272,9 +292,13 @@ def state_of(value, where="treatment", above=()):
         if isinstance(value, plain):
             raise ValueError(f"{where} is a {kind.__name__}, which a checkpoint cannot "
                              f"hold; use a plain {plain.__name__}")
-    if inspect.isclass(value) or inspect.ismodule(value) or inspect.ismethod(value) or (
-            callable(value) and not attributes(value)):
+    if inspect.isclass(value) or inspect.ismodule(value):
         return None
+    if callable(value) and (held(value) or not attributes(value)):
+        own = {name: inner(entry, f".{name}") for name, entry in attributes(value).items()}
+        parts = [None if id(part) in (*above, id(value)) else inner(part, name)
+                 for name, part, _ in held(value)]
+        return {"callable": [own, parts]} if own or any(parts) else None
     if not hasattr(value, "__dict__") and not attributes(value):
         raise ValueError(f"{where} is a {kind.__name__}, which a checkpoint cannot hold")
     return {"attributes": {name: inner(entry, f".{name}")
@@ -310,6 +334,15 @@ def restored(value, state):
         return FORMS[kind][2](restored(None, saved))
     if kind == "enum" and isinstance(value, enum.Enum):
         return type(value)[saved]
+    if kind == "callable":
+        own, parts = saved
+        for key, entry in own.items():
+            setattr(value, key, restored(getattr(value, key, None), entry))
+        for (_, part, put), entry in zip(held(value), parts):
+            new = restored(part, entry)
+            if put:
+                put(new)
+        return value
     if kind in ("enum", "attributes"):
         if kind == "enum" or value is None or type(value) in (bool, int, float, str, list,
                                                               tuple, dict):

@@ -220,7 +220,7 @@ def finish(args, session, training):
         print(f"{training.skipped} updates were skipped: their gradient was not finite")
     print(f"{clock(session.seconds)} in all; predictions in "
           f"{session.folder / 'predictions'}")
-    if args.weights == sources.SAMPLE:
+    if args.data == args.weights == sources.SAMPLE:
         print(sources.expected(vars(args)), end="")
     print(note(args), end="")
 

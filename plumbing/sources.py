@@ -13,7 +13,7 @@ import shutil
 import urllib.request
 
 from plumbing import progress, reading
-from plumbing.folder import file_digest
+from plumbing.folder import file_digest, unused
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -81,6 +81,10 @@ def download(root=ROOT, data_url=DATA_URL, weights_url=WEIGHTS_URL, data=None,
                                      f"or digest ({os.path.getsize(partial)} bytes came); "
                                      f"try again, or get it elsewhere and put it at "
                                      f"{path}")
+                if os.path.exists(path):        # it may be the user's own
+                    kept = unused(path + ".old")
+                    os.replace(path, kept)
+                    print(f"the {name} that was there is {kept} now")
                 os.replace(partial, path)
             except (OSError, http.client.HTTPException) as error:
                 raise ValueError(f"cannot download {url}{name} ({error}); without a "

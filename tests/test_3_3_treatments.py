@@ -2,6 +2,7 @@
 
 import collections
 import enum
+import functools
 import itertools
 import os
 import random
@@ -138,6 +139,7 @@ def test_3_3_treatment__what_cannot_be_loaded_is_refused_by_name():
             ("nowhere.py:f", ["nowhere.py", "no file"]),
             (user_file("def f(gram: 1\n") + ":f", ["mine.py", "SyntaxError"]),
             (user_file("f = 3\n") + ":f", ["no function f"]),
+            (f"{write_file('{}', 'mine.ipynb')}/mine.ipynb:f", ["a Python file", "ipynb"]),
             ("best", ["seq, rr, pcgrad, gvac"]), (":f", ["--option"])):
         status, _, errors = run_train("--option", option)
         assert_one_line(status, errors, *words)
@@ -146,6 +148,10 @@ def test_3_3_treatment__what_cannot_be_loaded_is_refused_by_name():
 class Thing:
     def __init__(self, **values):
         vars(self).update(values)
+
+    def count(self):
+        self.n += 1
+        return self.n
 
 
 class Slots:
@@ -188,6 +194,34 @@ def test_3_3_treatment__any_state_of_plain_values_is_restored():
     old.count, new.count = 5, 0
     assert_equal(through_a_checkpoint(new, old).count, 5)
     assert_equal(through_a_checkpoint(Thing(f=print), Thing(f=print)).f, print)
+
+
+def counting():
+    n = 0
+
+    def step(gram):
+        nonlocal n
+        n += 1
+        return n
+    return step
+
+
+def test_3_3_treatment__what_a_method_or_a_closure_holds_is_restored():
+    for make, count in (
+            (lambda: Thing(n=0).count, lambda f: f()),
+            (lambda: functools.partial(Thing.count, Thing(n=0)), lambda f: f()),
+            (counting, lambda f: f(None))):
+        old, new = make(), make()
+        count(old), count(old)
+        assert_equal(count(through_a_checkpoint(new, old)), 3)
+    wrapped = functools.wraps(counting())(lambda gram: wrapped.calls)
+    wrapped.calls = 4
+    state = plugins.state_of(wrapped)
+    wrapped.calls = 0
+    assert_equal(plugins.restored(wrapped, state).calls, 4)
+    steps = itertools.count()
+    with assert_raises("treatment.f's steps is a count"):
+        plugins.state_of(Thing(f=lambda gram: next(steps)))
 
 
 def test_3_3_treatment__what_cannot_be_saved_is_refused_by_its_name():

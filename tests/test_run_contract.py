@@ -106,6 +106,32 @@ def test_run_checkpoint__a_replaced_one_is_found_by_what_it_says_of_its_log():
 
 # --- Folders that are replaced, and their remains ---
 
+def test_run_checkpoint__it_may_come_from_a_machine_with_other_devices():
+    cpu, gpu = torch.ones(2), torch.zeros(3)
+    here = {"random": {"cpu": cpu}, "scale": None, "x": 1}
+    for saved in ({"random": {"cpu": cpu, "cuda": gpu}, "scale": {"value": 2.0}, "x": 1},
+                  {**here, "random": {"cpu": cpu}}):
+        for now, then in ((here, saved), (saved, here)):
+            run = new_folder()
+            run.state = dict(then)
+            run.restore(lambda _: None, lambda now=now: dict(now))
+            run.close()
+    for wrong in ({"x": 2}, {"random": {"cpu": gpu}}, {"random": 5}):
+        run = new_folder()
+        run.state = {**here, **wrong}
+        with assert_raises("does not fit this run"):    # closes it
+            run.restore(lambda _: None, lambda: dict(here))
+
+
+def test_run_start__a_failed_one_leaves_the_users_own_folder():
+    own = tempfile.mkdtemp()
+    folders.Folder.create(own, {"args": {}}).close()
+    assert_equal(os.listdir(own), [], "what it made itself is removed")
+    run = new_folder()
+    run.close()
+    assert not os.path.exists(run.path)
+
+
 def test_run_best__written_synced_then_renamed():
     run, events = new_folder(), []
     replace, fsync = os.replace, os.fsync
@@ -353,6 +379,15 @@ def test_run_loop__the_best_model_is_remembered_through_a_resume():
     assert_equal(session.best, best, "which model is the best is lost on a resume")
     session.checkpoint()
     assert_equal(session.folder.written[0]["best"], best, "a checkpoint lacks `best`")
+
+
+def test_run_loop__updates_skipped_in_a_row_are_counted_through_a_resume():
+    session = loop.Loop(FakeFolder({"skipped_in_a_row": 12}), dict, 5, 100)
+    with contextlib.redirect_stderr(io.StringIO()):
+        session.log_step({"skipped": 1})
+    assert_equal(session.skipped, 13, "a diverged run would end well after a resume")
+    session.checkpoint()
+    assert_equal(session.folder.written[-1]["skipped_in_a_row"], 13)
 
 
 def test_run_loop__divergence_is_told_apart_from_one_bad_step():

@@ -116,11 +116,14 @@ def test_run_download__files_are_checked_and_kept():
         assert [pathlib.Path(place).read_bytes() for place in places] == [a, b]
         download(url)
         assert asked == ["model.safetensors"]
-    with open(places[0], "ab") as file:         # damaged on the disk: fetched again
-        file.write(b"x")
-    with serving(served) as (url, asked):
-        download(url)
-        assert asked == ["a.csv"]
+    for number, own in enumerate((b"damaged", b"the user's"), 1):
+        pathlib.Path(places[0]).write_bytes(own)
+        with serving(served) as (url, asked):
+            download(url)
+            assert asked == ["a.csv"], "what is damaged on the disk is fetched again"
+        kept = f"{places[0]}.old{'-2' * (number == 2)}"
+        assert_equal([pathlib.Path(path).read_bytes() for path in (places[0], kept)],
+                     [a, own], "what was there may be the user's own, and is kept")
 
 
 def test_run_download__one_of_several_processes_does_it():

@@ -1,7 +1,9 @@
 """tools/baseline.py."""
 
+import dataclasses
 import os
 import tempfile
+import warnings
 
 import numpy as np
 import torch
@@ -69,6 +71,16 @@ def test_tools_baseline__the_majority_class_is_that_of_train():
     truth = {"sst": [3, 3], "para": [1, 0], "sts": [1, 2]}
     scores = baseline.majority_scores(folder, (SST, PARA, STS), truth)
     assert_close([scores["sst"], scores["para"], scores["sts"]], [1, .5, 0])
+
+
+def test_tools_baseline__a_metric_that_is_not_a_number_counts_as_0():
+    labels = {"sst": [0, 4] * 5, "para": [0, 1] * 5, "sts": [0, 5] * 5}
+    undefined = dataclasses.replace(SST, metric=lambda predictions, labels: float("nan"))
+    folder = write_data({"train": labels, "dev": labels})
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        for scores in (baseline.majority_scores, baseline.ngram_scores):
+            assert_equal(scores(folder, (undefined,)), {"sst": 0.0, "overall": 0.0})
 
 
 def test_tools_baseline__prints_both_rows():

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import unittest.mock
+import warnings
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ import bert
 import data
 import optim
 from plumbing import safetensors
-from tests.checks import assert_close, assert_equal, assert_one_line
+from tests.checks import assert_close, assert_equal, assert_one_line, assert_raises
 from tests.world import (
     from_scratch,
     log_of,
@@ -121,14 +122,28 @@ def test_tools_pretrain__held_out_losses_are_without_dropout_and_disturb_nothing
     assert training.model.training, "training goes on with dropout"
     torch.manual_seed(8)
     assert_equal(training.held_out_losses(), losses, "the same masks each time")
-    model, expected = training.model.eval(), {"loss": [], "next": []}
+    model, sums = training.model.eval(), {"loss": np.zeros(2), "next": np.zeros(2)}
     torch.manual_seed(0)
     for number in (1, 2):
         texts = [text for text in training.held_out if len(text) == number]
-        for name, value in model(*training.batch_of(texts)).items():
-            expected[name].append(value.item())
-    assert_close([losses[name] for name in expected],
-                 [np.mean(values) for values in expected.values()], 1e-6)
+        batch, labels = training.batch_of(texts)
+        for name, value in model(batch, labels).items():
+            n = len(texts) if name == "next" else (labels != -100).sum().item()
+            sums[name] += n * value.item(), n
+    assert_close([losses[name] for name in sums],
+                 [total / n for total, n in sums.values()], 1e-6,
+                 "the mean over all masked tokens, not over batches")
+
+
+def test_tools_pretrain__texts_that_fill_no_batch_are_said():
+    few = some_texts(200)[:40] + some_texts(400)[::2]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        training_of(few, batch_size=30)
+    assert "pair texts are left out" in str(caught[0].message), caught
+    with assert_raises("--next-sentence", "30 pairs"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        training_of(few, batch_size=30, next_sentence=True)
 
 
 def test_tools_pretrain__the_optimizer_takes_the_rate_that_is_logged():

@@ -16,7 +16,7 @@ import heads
 import train
 from plumbing import sources
 from tests import ROOT
-from tests.checks import assert_close, assert_equal, assert_raises
+from tests.checks import assert_close, assert_equal, assert_one_line, assert_raises
 from tests.world import WORDS, run_train, signalled_at, small_bert, tiny_world, write_file
 from tools import questions, results, table
 
@@ -83,6 +83,8 @@ def test_tools_table__mean_and_spread_by_hand():
     # .2, .4, .6: mean .4, sd √((.04 + 0 + .04) / 2) = .2
     assert results.spread([.2, .4, .6]) == ".400 ± .200"
     assert results.spread([-.0625]) == "-.062" and results.spread([1.0]) == "1.000"
+    assert results.spread([80.5, 0.25]) == "40.375 ± 56.745", "a task with another metric"
+    assert results.difference([10.2, 10.3]) == "+10.250"
 
 
 def test_tools_table__after_an_interruption_it_continues_and_keeps_finished_runs():
@@ -328,6 +330,9 @@ def test_tools_table__a_question_compares_seed_by_seed():
     assert "| neither | .500 (sd .100) | .500 (sd .100) | 3 |" in questions.markdown(
         "smart", found)
     assert_equal(results.difference([.02, .021, .022]), "**+.021 ± .002**")
+    for seed in found.rows[-1].seeds.values():      # the baseline has a task of one's own
+        seed["para"] = .7
+    assert "| both | +.020 ± .025 |  |  | 3 |" in questions.markdown("smart", found)
 
 
 def test_tools_table__what_a_change_of_rows_does_is_the_one_minus_the_other():
@@ -378,6 +383,26 @@ def test_tools_table__runs_of_one_task_each_are_a_row_of_a_question():
     # STS from the run on STS alone, minus STS of all three at once
     want = found[("sts",)]["sts"] - found[heads.REPORT]["sts"]
     assert_close(float(row.split(" | ")[3]), want, 6e-4)
+
+
+def test_tools_table__flags_of_its_own_may_not_follow_the_dashes():
+    for flag in ("--data", "--weights", "--seed", "--out", "--epochs=3"):
+        with contextlib.redirect_stderr(io.StringIO()) as errors:
+            status = table.main(["--rows", "12", "--max-steps", "1", "--", flag, "x"])
+        assert_one_line(status, errors.getvalue(), flag, "before the --")
+
+
+def test_tools_table__finished_runs_of_a_treatment_of_ones_own_are_kept():
+    path = os.path.join(write_file("def same(gram): return gram * 0 + 1\n", "mine.py"),
+                        "mine.py")
+    own = questions.Question("?", {"ours": f"--option {path}:same --con"})
+    flags = ("--question", "epochs", "--max-steps", 1, "--seeds", 1, "--runs",
+             tempfile.mkdtemp())
+    with unittest.mock.patch.dict(questions.QUESTIONS, {"epochs": own}):
+        assert_equal([len(run_table(*flags)[1]) for _ in range(2)], [1, 0])
+        with open(path, "a") as file:
+            file.write("# edited\n")
+        assert "mine.py" in run_table(*flags, status=2)[0]
 
 
 def test_tools_table__a_row_may_have_weights_of_its_own():

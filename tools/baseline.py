@@ -24,7 +24,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import data
 import heads
-from plumbing import command, sources
+from plumbing import command, declared, sources
 
 PENALTIES = 3e-4, 1e-3, 3e-3, 1e-2, 3e-2
 BIAS = "bias"       # a feature that every example has; the names of all others are tuples
@@ -102,7 +102,7 @@ def ngram_score(task, train, dev):
     X, X_dev = matrix(train, columns), matrix(dev, columns)
     y = torch.tensor(train.labels)
     logits = [(X_dev @ fit(task, X, y, penalty)).squeeze(-1) for penalty in PENALTIES]
-    return max(task.metric(task.predict(z).numpy(), dev.labels) for z in logits)
+    return max(declared.score(task, task.predict(z).numpy(), dev.labels) for z in logits)
 
 
 def with_overall(scores):
@@ -140,8 +140,8 @@ def majority_scores(folder, tasks, labels=None):
         predicted = majority.most_common(1)[0][0]
         truth = (data.load(folder, task, "dev", str).labels if labels is None
                  else labels[task.name])
-        scores[task] = 0.0 if task.metric is heads.pearson else task.metric(
-            np.full(len(truth), predicted), truth)
+        scores[task] = 0.0 if task.metric is heads.pearson else declared.score(
+            task, np.full(len(truth), predicted), truth)
     return with_overall(scores)
 
 

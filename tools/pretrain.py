@@ -22,6 +22,7 @@ import dataclasses
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -162,6 +163,10 @@ def split_texts(texts, seed, batch_size):
     if not sets:
         raise ValueError(f"--text: needed at least {batch_size} texts, got "
                          f"{len(texts) - held_out}; use a smaller --batch-size")
+    for kind, part in kinds.items():
+        if part and kind not in sets:
+            warnings.warn(f"--text: {len(part)} {kind} texts are left out, as they do not "
+                          f"fill a batch of {batch_size}; use a smaller --batch-size")
     return sets, [texts[i] for i in order[:held_out]]
 
 
@@ -221,9 +226,11 @@ class Pretraining:
 
     @torch.no_grad()
     def held_out_losses(self):
-        """Mean losses on held-out texts, always with the same masks.   -> {name: nats}"""
+        """Means over the masked tokens and pairs of held-out texts, always with the same
+        masks.   -> {name: nats}
+        """
         device = self.flat.theta.device
-        states, losses = machine.random_states(device), {}
+        states, means = machine.random_states(device), {}
         try:
             torch.manual_seed(0)
             for number in (1, 2):
@@ -231,12 +238,17 @@ class Pretraining:
                 starts = range(0, len(texts), 64)
                 for start in progress.track(starts, "held out", "batches"):
                     with loop.evaluating(self.model), self.autocast():
-                        found = self.model(*self.batch_of(texts[start:start + 64]))
+                        batch, labels = self.batch_of(texts[start:start + 64])
+                        found = self.model(batch, labels)
+                    counts = {"loss": (labels != -100).sum().item(), "next": len(labels)}
                     for name, value in found.items():
-                        losses.setdefault(name, []).append(value.item())
+                        values, weights = means.setdefault(name, ([], []))
+                        values.append(value.item())
+                        weights.append(counts[name])
         finally:        # training must not notice, also if it is stopped here
             machine.set_random_states(states, device)
-        return {name: float(np.mean(values)) for name, values in losses.items()}
+        return {name: float(np.average(values, weights=weights))
+                for name, (values, weights) in means.items()}
 
     def save(self, path, half):
         self.model.bert.save_pretrained(path, half=half)
@@ -332,6 +344,9 @@ def prepare(tokenizer, model, texts, *, seed, batch_size, next_sentence, lr, wei
             autocast):
     """-> Pretraining. model: on its device already."""
     sets, held_out = split_texts(texts, seed, batch_size)
+    if next_sentence and "pair" not in sets:
+        raise ValueError(f"--next-sentence: needed {batch_size} pairs or more to train on; "
+                         f"a pair is a line of a file with two columns of text")
     flat = optim.FlatParameters([optim.Block("model", dict(model.named_parameters()))], 1)
     pairs = NextSentence([text for text in texts if len(text) == 2])
     return Pretraining(

@@ -122,8 +122,11 @@ def markdown(name, result):
               base.seeds.keys()]
     for row in others:
         both = [seed for seed in row.seeds if seed in base.seeds]
+        # A task of one's own may be missing in a row; its mean is of other tasks, then.
+        same = row.seeds[both[0]].keys() == base.seeds[both[0]].keys()
         lines.append(line(row, both, [results.difference(
             [row.seeds[seed][column] - base.seeds[seed][column] for seed in both])
+            if column in row.seeds[both[0]] and (same or column != "overall") else ""
             for column in columns]))
     return "\n".join([
         *lines, "",

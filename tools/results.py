@@ -191,7 +191,7 @@ def check_scores(path, scores, *more):
 
 def short(value):
     """.503, as the report prints a score"""
-    return f"{value:.3f}".replace("0.", ".", 1)
+    return re.sub(r"\b0\.", ".", f"{value:.3f}")
 
 
 def spread(values):
@@ -207,7 +207,7 @@ def difference(values):
 
     Bold if 0 lies outside. Fewer than three get no interval: two say nothing of a spread.
     """
-    mean = f"{np.mean(values):+.3f}".replace("0.", ".")
+    mean = re.sub(r"\b0\.", ".", f"{np.mean(values):+.3f}")
     n = len(values)
     if n < 3:
         return mean

@@ -44,6 +44,7 @@ from plumbing import (
     folder,
     loop,
     machine,
+    plugins,
     progress,
     reading,
     sources,
@@ -134,7 +135,8 @@ def check_inputs(runs, data_folder, weights):
         digests = folder.read_settings(one.folder)["digests"] if one.finished() else {}
         for name, expected in digests.items():
             kind, file = os.path.split(name)
-            path = os.path.join(places[kind], file)
+            path = (os.path.join(places[kind], file) if kind in places else
+                    plugins.files_of(own["--option"])[name])
             if not os.path.exists(path) or digest(path) != expected:
                 raise ValueError(f"{one.folder} was made with another {path}; remove it, "
                                  f"or give another folder with --runs")
@@ -398,6 +400,13 @@ def write_table(result, question, name, runs_folder, recorded):
         results.record()
 
 
+# train.py's flags that may not follow --
+OWN_FLAGS = {flag: f"{flag} before the --" for flag in ("--data", "--weights", "--epochs",
+                                                        "--max-steps")}
+OWN_FLAGS |= {"--seed": "--seeds N before the --", "--out": "--runs DIR before the --",
+              "--resume": "the same command again"}
+
+
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     passed_on = argv.index("--") if "--" in argv else len(argv)
@@ -420,6 +429,10 @@ def main(argv=None):
         if args.table == 3:
             labels = read_test_labels(args.test_labels or data_folder)
         common = []
+        for word in argv[passed_on + 1:]:
+            if word.partition("=")[0] in OWN_FLAGS:
+                raise ValueError(f"{word} after -- reaches the runs, but not the table; "
+                                 f"needed: {OWN_FLAGS[word.partition('=')[0]]}")
         for name, value in (("--data", args.data), ("--weights", args.weights),
                             ("--epochs", args.epochs), ("--max-steps", args.max_steps)):
             common += [] if value is None else [name, str(value)]
