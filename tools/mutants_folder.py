@@ -2,6 +2,8 @@
 
 MUTANTS = {
     "run_download": [
+        ("plumbing.sources.download", "os.replace(path, kept)", "pass",
+         "a file of the user's own is replaced", "No such file"),
         ("plumbing.sources.is_right", "return size == expected[0] and",
          "return size == expected[0] or", "digests not compared", "should be"),
         ("plumbing.sources.is_right", 'b"blob %d\\0" % size', 'b""', "no git blob",
@@ -115,6 +117,9 @@ MUTANTS = {
          'state["finite_steps"]', 'self.value = state["value"]',
          "count of finite steps lost on a resume", "goes on bit for bit")],
     "run_checkpoint": [
+        ("plumbing.folder.Folder.restore",
+         'one["random"].keys() & other["random"].keys()', 'one["random"].keys()',
+         "a GPU's generator is missing on a CPU", "other devices"),
         ("plumbing.files.replace",
          ("    try:\n        with naming(temporary):",
           "    if keep:\n        keep()\n"),
@@ -184,6 +189,8 @@ MUTANTS = {
          '(".safetensors", ".index.json")', "pytorch_model.bin not digested",
          "gets no digest")],
     "run_loop": [
+        ("plumbing.loop.Loop.__init__", 'saved.get("skipped_in_a_row", 0)', "0",
+         "skipped updates are counted anew", "would end well after a resume"),
         ("plumbing.loop.Stop.abandon", "if self.asked and self.abandoning:", "if False:",
          "a request just before waits", "waits for the end of the evaluation"),
         ("plumbing.loop.Stop.hear", "if self.abandoning:", "if False:",
