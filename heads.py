@@ -37,8 +37,6 @@ from plumbing import checkpoint, declared, loop, progress, ranks, reading
 
 # --- 3.1 A task is a value ---
 
-REPORT = declared.REPORT                # the tasks of the report's tables
-
 @dataclasses.dataclass(frozen=True)
 class Task:
     """All that distinguishes one task. To add one, add it to tasks(), and its CSV files."""
@@ -296,9 +294,7 @@ class MultitaskBert(nn.Module):
         shows how far it is where that takes long. Raises ValueError for an unknown task,
         and for a pair where the task has one text or the reverse. Warns of a random head.
         """
-        if name not in list(self.tasks):        # a dict would ask a wrong type for its hash
-            raise ValueError(f"needed one of the tasks {', '.join(self.tasks)}, got "
-                             f"{name!r}")
+        declared.chosen(self.tasks, [name])
         if name not in self.trained:
             warnings.warn(f"{name} was not trained: its head is random, and so are its "
                           f"answers")
@@ -311,7 +307,7 @@ class MultitaskBert(nn.Module):
             for number, example in enumerate(reading.listed(texts))]
         if not examples:
             return (np.zeros(0), None) if with_probabilities else np.zeros(0)
-        dataset = data.Dataset("", [str(i) for i in range(len(examples))], examples, None)
+        dataset = data.Dataset("", [""] * len(examples), examples, None)
         predictions, probabilities = outputs(self, task, dataset, self.tokenizer,
                                              device=next(self.parameters()).device)
         return (predictions, probabilities) if with_probabilities else predictions

@@ -110,6 +110,15 @@ def draw_orders(K, rng):
     return [[j for j in rng.permutation(K).tolist() if j != i] for i in range(K)]
 
 
+def plain_sum(gram, orders=None, rng=None) -> np.ndarray:
+    """No treatment, g_i' = g_i: the update is ∇(𝓛_SST + 𝓛_Para + 𝓛_STS).   [Algorithm 2]
+
+    gram [..., K, K] -> C, the identity, of the same shape.
+    """
+    gram = check_gram(gram)
+    return np.broadcast_to(np.eye(gram.shape[-1]), gram.shape).copy()
+
+
 def pcgrad(gram, orders=None, rng=None) -> np.ndarray:
     """Remove from each gradient what points against another's.   [report 3.3.1; Yu et al.
     2020, Algorithm 1]
@@ -126,7 +135,7 @@ def pcgrad(gram, orders=None, rng=None) -> np.ndarray:
     gram = check_gram(gram)
     K = gram.shape[-1]
     orders = draw_orders(K, rng) if orders is None else orders
-    C = np.broadcast_to(np.eye(K), gram.shape).copy()
+    C = plain_sum(gram)
     for i in range(K):
         # Trap: not j = i. With three tasks or more, g_i' · g_i can turn negative on the
         # way, and the task would then be projected on itself.
@@ -176,12 +185,12 @@ class GradVac:
         gram = check_gram(gram)
         K = gram.shape[-1]
         orders = draw_orders(K, rng) if orders is None else orders
+        C = plain_sum(gram)
         if self.target is None:
             self.target = np.zeros(gram.shape)
         if self.target.shape != gram.shape:
             raise ValueError(f"targets are {list(self.target.shape)}, so gram must be, got "
                              f"{list(gram.shape)}; use another GradVac for other tasks")
-        C = np.broadcast_to(np.eye(K), gram.shape).copy()
         for i in range(K):
             dots = gram[..., i, :].copy()           # g_i' · g_k for all k        [..., K]
             squared_norm = gram[..., i, i].copy()   # ‖g_i'‖²                     [...]
@@ -207,15 +216,6 @@ class GradVac:
                 moved = (1 - self.beta) * self.target[..., i, j] + self.beta * phi
                 self.target[..., i, j] = np.where(alive, moved, self.target[..., i, j])
         return C
-
-
-def plain_sum(gram, orders=None, rng=None) -> np.ndarray:
-    """No treatment, g_i' = g_i: the update is ∇(𝓛_SST + 𝓛_Para + 𝓛_STS).   [Algorithm 2]
-
-    gram [..., K, K] -> C, the identity, of the same shape.
-    """
-    gram = check_gram(gram)
-    return np.broadcast_to(np.eye(gram.shape[-1]), gram.shape).copy()
 
 
 # --option -> what makes the treatment from the flags' values. To add one, add a line. A
@@ -428,11 +428,9 @@ def describe(treated, regions=None) -> dict:
 
     def by_pair(kind, matrix, pairs):
         return {f"{kind}_{names[i]}_{names[j]}": float(matrix[i, j]) for i, j in pairs}
-    norms = np.sqrt(np.diagonal(gram.sum(0)))
-    coefficients = treated.weights.mean(0)
-    log.update({f"norm_{name}": float(norms[i]) for i, name in enumerate(names)})
-    log.update({f"coefficient_{name}": float(coefficients[i])
-                for i, name in enumerate(names)})
+    for name, norm, coefficient in zip(names, np.sqrt(np.diagonal(gram.sum(0))),
+                                       treated.weights.mean(0)):
+        log |= {f"norm_{name}": float(norm), f"coefficient_{name}": float(coefficient)}
     log.update(by_pair("cos", cosines(gram), pairs))
     if C is not None:       # mere weights treat no gradient by itself
         log.update(by_pair("treated_cos", cosines(gram, C), pairs))

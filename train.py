@@ -124,7 +124,7 @@ def parse(argv=None):
     args.option = plugins.in_full(args.option)
     row, origin = Row("default"), "default"
     for candidate in TABLE_1:
-        if set(heads.REPORT) <= set(args.tasks) and all(
+        if set(declared.REPORT) <= set(args.tasks) and all(
                 getattr(candidate, flag) == getattr(args, flag) for flag in FLAGS):
             row, origin = candidate, f"Table 1, {candidate.name}"
     if not args.resume and not args.download:
@@ -212,8 +212,7 @@ class Training:
 def prepare(args, device, autocast) -> Training:
     """The model, its data and its optimizer, from the flags.   Raises ValueError, OSError
 
-    The order matters: the model is moved to its device, and then its parameters become
-    views of θ; nothing may move them any more.
+    The model is moved to its device before its parameters become views of θ.
     """
     # Trap: seed before the model is made, not only before training, or two runs with one
     # seed start from different heads.
@@ -225,7 +224,7 @@ def prepare(args, device, autocast) -> Training:
                                 args.sts_loss, tokenizer, trained=args.tasks,
                                 max_length=args.max_length, cosine=args.cosine)
     used = {name: task for name, task in model.tasks.items()
-            if name in args.tasks or name in heads.REPORT}
+            if name in args.tasks or name in declared.REPORT}
     sets, missing = data.load_sets(args.data, used, args.tasks, model.tokenizer)
     runs.check_sizes(args, sets["train"])
     model.to(device).train()
@@ -294,7 +293,7 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
         θ   ← AdamW(θ, g)               at this step's learning rate                 [3.1]
         θ̃   ← β θ̃ + (1 - β) θ           with SMART's Bregman term                    [3.5]
 
-    Algorithm 1 is the special case of one k in each update: there C is 1.
+    Algorithm 1 has one k in each update, and C is 1; nothing else differs.
 
     lr: the peak, θ per step; warmup: a share of all updates; clip: the update's largest
     norm, 0 for any; accumulate: micro-batches per step; the other flags as in --help.
@@ -311,7 +310,6 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
             if fresh_streams and stream.position[0] < epoch:
                 stream.restart()
 
-        # Algorithm 1's steps have one task, Algorithm 2's have all: nothing else differs.
         for step, names in steps:
             rate = lr * optim.learning_rate_factor(step, total, warmup)
             for group in training.optimizer.param_groups:

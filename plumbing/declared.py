@@ -48,7 +48,7 @@ def chosen(known, names) -> list:
     """Those of the known names that are asked for, None for all.   Raises ValueError"""
     names = list(known if names is None else names)
     for name in names:
-        if name not in known:
+        if name not in list(known):     # a dict would ask a wrong type for its hash
             raise ValueError(f"needed some of the tasks {', '.join(known)}, got {name!r}")
     return [name for name in known if name in names]
 

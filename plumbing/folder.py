@@ -151,11 +151,11 @@ class Folder:
             restore(self.state)
             found = state()
             saved = {name: self.state[name] for name in found}
-            # A machine with other devices has other generators, and another loss scale.
-            for one, other in ((found, saved), (saved, found)):
-                one["random"] = {device: one["random"][device]
-                                 for device in one["random"].keys() & other["random"].keys()
-                                 } if "random" in one else None
+            # A machine with other devices has other generators, and may need no loss scale.
+            if "random" in found:
+                both = found["random"].keys() & saved["random"].keys()
+                for one in (found, saved):
+                    one["random"] = {device: one["random"][device] for device in both}
             if None in (found.get("scale"), saved.get("scale")):
                 found["scale"] = saved["scale"] = None
             wrong = "" if content_digest(found) == content_digest(saved) else "other shapes"

@@ -294,15 +294,14 @@ def state_of(value, where="treatment", above=()):
                              f"hold; use a plain {plain.__name__}")
     if inspect.isclass(value) or inspect.ismodule(value):
         return None
-    if callable(value) and (held(value) or not attributes(value)):
-        own = {name: inner(entry, f".{name}") for name, entry in attributes(value).items()}
+    own = {name: inner(entry, f".{name}") for name, entry in attributes(value).items()}
+    if callable(value) and (held(value) or not own):
         parts = [None if id(part) in (*above, id(value)) else inner(part, name)
                  for name, part, _ in held(value)]
         return {"callable": [own, parts]} if own or any(parts) else None
-    if not hasattr(value, "__dict__") and not attributes(value):
+    if not hasattr(value, "__dict__") and not own:
         raise ValueError(f"{where} is a {kind.__name__}, which a checkpoint cannot hold")
-    return {"attributes": {name: inner(entry, f".{name}")
-                           for name, entry in attributes(value).items()}}
+    return {"attributes": own}
 
 
 def restored(value, state):
@@ -336,8 +335,7 @@ def restored(value, state):
         return type(value)[saved]
     if kind == "callable":
         own, parts = saved
-        for key, entry in own.items():
-            setattr(value, key, restored(getattr(value, key, None), entry))
+        restored(value, {"attributes": own})
         for (_, part, put), entry in zip(held(value), parts):
             new = restored(part, entry)
             if put:

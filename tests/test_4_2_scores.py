@@ -15,6 +15,7 @@ import torch
 import bert
 import data
 import heads
+from plumbing import declared
 from tests import oracles
 from tests.checks import assert_close, assert_equal, assert_raises, skip_in_a_copy
 from tests.world import FakeTokenizer, small_bert, tiny_batch, tiny_world
@@ -112,7 +113,7 @@ def test_4_2_outputs__probabilities_belong_to_the_predictions():
     tokenizer = data.WordPiece(os.path.join(weights, "vocab.txt"))
     for losses in ({}, {"sst_loss": "mse", "sts_loss": "ce"}):
         model = heads.MultitaskBert(encoder, con=True, **losses)
-        for name in heads.REPORT:
+        for name in declared.REPORT:
             task = model.tasks[name]
             dataset = data.load(folder, task, "dev", tokenizer)
             predicted, p = heads.outputs(model, task, dataset, tokenizer)

@@ -14,6 +14,7 @@ import numpy as np
 
 import data
 import heads
+from plumbing import declared
 from tests.checks import assert_close, assert_equal, assert_one_line, assert_raises
 from tests.world import (
     WORDS,
@@ -47,7 +48,7 @@ def six_tasks(sst_loss="ce", sts_loss="mse"):
 
 
 EXTRA = ["nli", "is_joke", "ease"]
-NAMES = [*heads.REPORT, *EXTRA]
+NAMES = [*declared.REPORT, *EXTRA]
 
 
 @contextlib.contextmanager

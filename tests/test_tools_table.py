@@ -14,7 +14,7 @@ import numpy as np
 
 import heads
 import train
-from plumbing import sources
+from plumbing import declared, sources
 from tests import ROOT
 from tests.checks import assert_close, assert_equal, assert_one_line, assert_raises
 from tests.world import WORDS, run_train, signalled_at, small_bert, tiny_world, write_file
@@ -365,7 +365,7 @@ def test_tools_table__every_row_of_a_question_has_its_flags():
 
 
 def test_tools_table__runs_of_one_task_each_are_a_row_of_a_question():
-    alone = tuple(f"--option rr --tasks {name}" for name in heads.REPORT)
+    alone = tuple(f"--option rr --tasks {name}" for name in declared.REPORT)
     asked = questions.Question("?", {"ours": "--option rr", "alone": alone})
     with unittest.mock.patch.dict(questions.QUESTIONS, {"epochs": asked}):
         folder = tempfile.mkdtemp()
@@ -381,7 +381,7 @@ def test_tools_table__runs_of_one_task_each_are_a_row_of_a_question():
                 result = json.load(file)
             found[tuple(result["args"]["tasks"])] = result["dev"]
     # STS from the run on STS alone, minus STS of all three at once
-    want = found[("sts",)]["sts"] - found[heads.REPORT]["sts"]
+    want = found[("sts",)]["sts"] - found[declared.REPORT]["sts"]
     assert_close(float(row.split(" | ")[3]), want, 6e-4)
 
 

@@ -118,7 +118,7 @@ MUTANTS = {
          "count of finite steps lost on a resume", "goes on bit for bit")],
     "run_checkpoint": [
         ("plumbing.folder.Folder.restore",
-         'one["random"].keys() & other["random"].keys()', 'one["random"].keys()',
+         'found["random"].keys() & saved["random"].keys()', 'found["random"].keys()',
          "a GPU's generator is missing on a CPU", "other devices"),
         ("plumbing.files.replace",
          ("    try:\n        with naming(temporary):",

@@ -11,7 +11,6 @@ the examples. What the seed itself does to both then cancels in their difference
 
 import dataclasses
 
-import heads
 from plumbing import declared
 from tools import results
 
@@ -29,7 +28,7 @@ class Question:
 
 
 BASE = "--option rr --con"
-ALONE = tuple(f"{BASE} --tasks {name}" for name in heads.REPORT)
+ALONE = tuple(f"{BASE} --tasks {name}" for name in declared.REPORT)
 SMOOTH = f"{BASE} --smart --bregman-weight 0"
 QUESTIONS = {
     "methods": Question("Which of the report's methods helps, one at a time?", {

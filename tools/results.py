@@ -189,9 +189,9 @@ def check_scores(path, scores, *more):
                                                      reading.NUMBER))
 
 
-def short(value):
-    """.503, as the report prints a score"""
-    return re.sub(r"\b0\.", ".", f"{value:.3f}")
+def short(value, sign=""):
+    """.503, as the report prints a score; with sign "+" a plus sign too"""
+    return re.sub(r"\b0\.", ".", f"{value:{sign}.3f}")
 
 
 def spread(values):
@@ -207,7 +207,7 @@ def difference(values):
 
     Bold if 0 lies outside. Fewer than three get no interval: two say nothing of a spread.
     """
-    mean = re.sub(r"\b0\.", ".", f"{np.mean(values):+.3f}")
+    mean = short(np.mean(values), "+")
     n = len(values)
     if n < 3:
         return mean

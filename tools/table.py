@@ -400,11 +400,9 @@ def write_table(result, question, name, runs_folder, recorded):
         results.record()
 
 
-# train.py's flags that may not follow --
-OWN_FLAGS = {flag: f"{flag} before the --" for flag in ("--data", "--weights", "--epochs",
-                                                        "--max-steps")}
-OWN_FLAGS |= {"--seed": "--seeds N before the --", "--out": "--runs DIR before the --",
-              "--resume": "the same command again"}
+# train.py's flags that may not follow --, and what takes their place
+OWN_FLAGS = {"--data": "--data", "--weights": "--weights", "--epochs": "--epochs",
+             "--max-steps": "--max-steps", "--seed": "--seeds", "--out": "--runs"}
 
 
 def main(argv=None):
@@ -430,9 +428,10 @@ def main(argv=None):
             labels = read_test_labels(args.test_labels or data_folder)
         common = []
         for word in argv[passed_on + 1:]:
-            if word.partition("=")[0] in OWN_FLAGS:
+            flag = word.partition("=")[0]
+            if flag in OWN_FLAGS:
                 raise ValueError(f"{word} after -- reaches the runs, but not the table; "
-                                 f"needed: {OWN_FLAGS[word.partition('=')[0]]}")
+                                 f"give {OWN_FLAGS[flag]} before the --")
         for name, value in (("--data", args.data), ("--weights", args.weights),
                             ("--epochs", args.epochs), ("--max-steps", args.max_steps)):
             common += [] if value is None else [name, str(value)]
