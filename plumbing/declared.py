@@ -49,7 +49,7 @@ def chosen(known, names) -> list:
     names = list(known if names is None else names)
     for name in names:
         if name not in list(known):     # a dict would ask a wrong type for its hash
-            raise ValueError(f"needed some of the tasks {', '.join(known)}, got {name!r}")
+            raise ValueError(f"needed one of the tasks {', '.join(known)}, got {name!r}")
     return [name for name in known if name in names]
 
 

@@ -194,7 +194,7 @@ def test_3_1_MultitaskBert__a_cosine_head_compares_the_vectors_of_a_pair():
 
 def test_3_1_MultitaskBert__what_does_not_fit_is_one_line():
     for name in ("names", "trained"):
-        with assert_raises("some of the tasks sst, para, sts", "'snt'"):
+        with assert_raises("one of the tasks sst, para, sts", "'snt'"):
             heads.MultitaskBert(small_bert(), **{name: ["sst", "snt"]})
     model = heads.MultitaskBert(small_bert(), names=iter(["sts", "sst"]),
                                 trained=iter(["sts"]))
