@@ -279,6 +279,47 @@ def test_tools_table__recorded_numbers_fill_their_place_in_a_page():
     assert text.startswith("a\n<") and "-->\nb\n" in text and "old" not in text
     assert "-->\nkept\n<!--" in text, "a place without a source stays as it is"
     assert results.recorded(folder)["table2-tiny"] in text
+    with unittest.mock.patch.object(sources, "ROOT", folder):
+        for row in (6, 11, 11):
+            run_table("--rows", row, "--seeds", 1, "--max-steps", 3, "--runs", runs,
+                      "--name", "table2-tiny", "--record")
+    with open(page) as file:
+        text = file.read()
+    assert_equal(re.findall(r"^- (.*):", text, re.MULTILINE),
+                 ["Gradient Surgery + RR", "RR (ours)"], "rows on the page")
+
+
+def test_tools_table__recording_more_rows_or_seeds_keeps_those_that_are_there():
+    def result(machine="cpu", data="sample", **rows):
+        return results.Result(2, data, "sample", [machine], [
+            results.RowResult(name, [f"python train.py --option {name}"],
+                              {seed: {"sst": float(score), "overall": float(score),
+                                      "minutes": 1.0} for seed, score in seeds.items()})
+            for name, seeds in rows.items()], {"majority": {"sst": .25, "overall": .25}})
+
+    def now(measured):
+        return results.joined(path, measured, ["seq", "rr", "pcgrad"])
+    first = result(rr={"0": .5, "10": .6}, seq={"0": .1})
+    folder = write_file(json.dumps(dataclasses.asdict(first)), "table2.json")
+    path = os.path.join(folder, "table2.json")
+    both = now(result(rr={"0": .7, "2": .8}, pcgrad={"0": .9}))
+    assert_equal([(row.row, {seed: scores["sst"] for seed, scores in row.seeds.items()})
+                  for row in both.rows],
+                 [("seq", {"0": .1}), ("rr", {"0": .7, "2": .8, "10": .6}),
+                  ("pcgrad", {"0": .9})])
+    changed = result(rr={"0": .7})
+    changed.rows[0].commands = ["python train.py --option rr --lr 1"]
+    for other, fragment in (
+            (changed, "its commands of rr ['python train.py --option rr'], now"),
+            (result("gpu", rr={"0": .7}), "its machines ['cpu'], now ['gpu']"),
+            (result(data="own", rr={"0": .7}), "its data sample, now own")):
+        with assert_raises(fragment):
+            now(other)
+    # All of it again, on another machine, takes its place.
+    again = result("gpu", rr={"0": .5, "10": .5}, seq={"0": .5}, pcgrad={"0": .5})
+    assert_equal(now(again), again)
+    os.remove(path)
+    assert_equal(now(first), first, "nothing is recorded yet")
 
 
 def two_runs():

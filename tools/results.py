@@ -156,6 +156,38 @@ class Result:
         return result
 
 
+def joined(path, new, order):
+    """What is recorded of a table, and what was measured now.   -> Result
+
+    path: of the recorded one, which need not exist; new: a Result; order: [row name].
+    What was measured again takes the place of what is there. Rows and seeds that are only
+    there stay. For that both must be of the same data, weights and machines, and a row of
+    both of the same commands; else raises ValueError.
+    """
+    if not os.path.exists(path):
+        return new
+    old, rows = Result.read(path), {row.row: row for row in new.rows}
+    if all(row.row in rows and row.seeds.keys() <= rows[row.row].seeds.keys()
+           for row in old.rows):
+        return new
+    pairs = [(name, getattr(old, name), getattr(new, name))
+             for name in ("table", "data", "weights", "machines")]
+    pairs += [(f"commands of {row.row}", row.commands, rows[row.row].commands)
+              for row in old.rows if row.row in rows]
+    for name, recorded, measured in pairs:
+        if recorded != measured:
+            raise ValueError(f"{path} has other rows or seeds, to which these cannot be "
+                             f"added: its {name} {recorded}, now {measured}; give another "
+                             f"--name")
+    for row in old.rows:
+        again = rows.setdefault(row.row, row)
+        again.seeds = dict(sorted({**row.seeds, **again.seeds}.items(),
+                                  key=lambda seed: int(seed[0])))
+    wider = max(old, new, key=lambda result: len(columns_of(result)))
+    return dataclasses.replace(new, baselines=wider.baselines, rows=sorted(
+        rows.values(), key=lambda row: (order + [row.row]).index(row.row)))
+
+
 def read_predictions(path: str) -> dict[str, float]:
     """What data.write_predictions() wrote.   -> {id: value}
 

@@ -12,8 +12,9 @@ each task. After an interruption, rerun the same command to continue: finished r
 kept, an unfinished one is resumed. What follows `--` is passed to every run.
 
 The table is written as Markdown, with a line that says where it comes from, to
-runs/tables/NAME.md, and its numbers to NAME.json. With --record NAME.json goes to results/,
-and the table into README.md or a page of docs/: see tools/results.py, tools/questions.py.
+runs/tables/NAME.md, and its numbers to NAME.json. With --record they go to results/, beside
+the rows and seeds of results/NAME.json that were not run now, and the table into README.md
+or a page of docs/: see tools/results.py, tools/questions.py.
 """
 
 import concurrent.futures
@@ -394,10 +395,14 @@ def write_table(result, question, name, runs_folder, recorded):
     if recorded:
         kept = os.path.join(sources.ROOT, "results")
         os.makedirs(kept, exist_ok=True)
-        folder.write_json(os.path.join(kept, f"{name}.json"), dataclasses.asdict(result))
+        place, rows = os.path.join(kept, f"{name}.json"), (
+            questions.rows_of(question) if question else ROWS)
+        result = results.joined(place, result, [row.name for row in rows])
+        folder.write_json(place, dataclasses.asdict(result))
         if question:
-            results.write_text(os.path.join(kept, f"{name}.md"), text + "\n")
-        results.record()
+            results.write_text(os.path.join(kept, f"{name}.md"),
+                               questions.markdown(question, result) + "\n")
+        results.record(sources.ROOT)
 
 
 # train.py's flags that may not follow --, and what takes their place
