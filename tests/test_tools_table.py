@@ -85,6 +85,15 @@ def test_tools_table__mean_and_spread_by_hand():
     assert results.spread([-.0625]) == "-.062" and results.spread([1.0]) == "1.000"
     assert results.spread([80.5, 0.25]) == "40.375 ± 56.745", "a task with another metric"
     assert results.difference([10.2, 10.3]) == "+10.250"
+    for row, seeds, mean, report in (("RR (ours)", 1, "one seed", False),
+                                     ("Gradient Surgery + RR", 2, "mean ± sd", True)):
+        text = results.markdown(results.Result(2, "d", "w", ["m"], [results.RowResult(
+            row, ["python train.py"], {str(seed): {"sst": .5, "overall": .5, "minutes": 1.}
+                                       for seed in range(seeds)})], {}))
+        assert mean in text.splitlines()[0], text
+        assert_equal("the report: SST" in text, report, "a column of its numbers")
+        assert_equal({line.count("|") for line in text.splitlines() if line[:1] == "|"},
+                     {7 if report else 6})
 
 
 def test_tools_table__after_an_interruption_it_continues_and_keeps_finished_runs():
@@ -361,11 +370,13 @@ def test_tools_table__a_question_compares_seed_by_seed():
     found = results.Result(2, "d", "w", ["m"], [
         row("neither", .4, .5, .6), row("both", .41, .52, .63), row("alone", .39)], {})
     lines = questions.markdown("smart", found).splitlines()
-    assert_equal(lines[0], f"**{questions.QUESTIONS['smart'].title}**")
+    assert_equal(lines[0], f"**{questions.QUESTIONS['smart'].title}** (dev)")
     assert "| neither | .500 (sd .100) | .500 (sd .100) | 3 |" in lines
     # .01, .02, .03: 4.303 · .01 / √3 = .0248
     assert "| both | +.020 ± .025 | +.020 ± .025 | 3 |" in lines
     assert "| alone | -.010 | -.010 | 1 |" in lines
+    assert any(" The first row with 1 seed: .400 .400. Scores on dev" in line
+               for line in lines), "what a row of fewer seeds is compared with"
     # Not the first row that there is, but the baseline.
     found.rows.reverse()
     assert "| neither | .500 (sd .100) | .500 (sd .100) | 3 |" in questions.markdown(

@@ -307,7 +307,8 @@ def main(argv=None):
         about = (f"A run with `{' '.join(runs.methods(own))}`; data "
                  f"`{curves.folder_name(own.data)}`, weights "
                  f"`{curves.folder_name(own.weights)}`, "
-                 f"{own.batch_size} examples a batch.")
+                 f"{own.batch_size} examples a batch. The run's machine: "
+                 f"{results.machine_of(args.run)}.")
         text = markdown(places, own.batch_size, args.groups, about)
         folder.write_json(out + ".json", {
             "about": about, "batch_size": own.batch_size, "groups": args.groups,

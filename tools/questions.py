@@ -11,6 +11,8 @@ the examples. What the seed itself does to both then cancels in their difference
 
 import dataclasses
 
+import numpy as np
+
 from plumbing import declared
 from tools import results
 
@@ -103,12 +105,17 @@ def baseline_of(name):
 
 
 def markdown(name, result):
-    """The table of a question from its Result, which may lack other rows, and seeds."""
+    """The table of a question from its Result, which may lack other rows, and seeds.
+
+    A row with fewer seeds than the first is compared with the first row's scores of these
+    seeds alone; a line below the table gives them.
+    """
     names = results.columns_of(result)
     columns, tasks = [*names, "overall"], results.known_tasks()
     headings = [declared.heading(tasks[name]) for name in names]
     base, = [row for row in result.rows if row.row == baseline_of(name)]
-    lines = [f"**{QUESTIONS[name].title}**", "",
+    split = "test" if result.table == 3 else "dev"
+    lines = [f"**{QUESTIONS[name].title}** ({split})", "",
              f"| `{base.commands[0]}` | {' | '.join(headings)} | overall | seeds |",
              "|---" * (len(columns) + 2) + "|"]
 
@@ -119,6 +126,7 @@ def markdown(name, result):
         + ")" * (len(base.seeds) > 1) for column in columns]))
     others = [row for row in result.rows if row is not base and row.seeds.keys() &
               base.seeds.keys()]
+    fewer = []                  # the first row's scores of fewer seeds, in words
     for row in others:
         both = [seed for seed in row.seeds if seed in base.seeds]
         # A task of one's own may be missing in a row; its mean is of other tasks, then.
@@ -127,11 +135,16 @@ def markdown(name, result):
             [row.seeds[seed][column] - base.seeds[seed][column] for seed in both])
             if column in row.seeds[both[0]] and (same or column != "overall") else ""
             for column in columns]))
+        if len(both) < len(base.seeds):
+            means = (results.short(np.mean([base.seeds[seed][column] for seed in both]))
+                     for column in columns)
+            fewer.append(f" The first row with {len(both)} "
+                         f"seed{'s' * (len(both) > 1)}: {' '.join(means)}.")
     return "\n".join([
         *lines, "",
         f"First row: mean (sd over seeds). Others: difference to it ± 95% interval, paired "
-        f"by seed; bold where 0 lies outside. Scores on "
-        f"{'test' if result.table == 3 else 'dev'}; data `{result.data}`, weights "
-        f"`{result.weights}`; {'; '.join(result.machines)}.", "",
+        f"by seed; bold where 0 lies outside.{''.join(dict.fromkeys(fewer))} Scores on "
+        f"{split}; data `{result.data}`, weights `{result.weights}`; "
+        f"{'; '.join(result.machines)}.", "",
         *(f"- {row.row}: {', '.join(f'`{words}`' for words in row.commands)}"
           for row in others)])

@@ -188,6 +188,15 @@ def joined(path, new, order):
         rows.values(), key=lambda row: (order + [row.row]).index(row.row)))
 
 
+def machine_of(run):
+    """What a run's args.json says of the machine, in words.   run: its folder"""
+    m = folder.read_settings(run)["machine"]
+    reading.check_fields(os.path.join(run, "args.json"), m, dict.fromkeys(
+        ("device", "cpu", "cores", "threads", "torch", "precision"), object))
+    return (f"{m['device']} ({m['cpu']}, {m['cores']} cores), threads: {m['threads']}, "
+            f"torch {m['torch']}, {m['precision']}")
+
+
 def read_predictions(path: str) -> dict[str, float]:
     """What data.write_predictions() wrote.   -> {id: value}
 
@@ -262,6 +271,8 @@ def markdown(result):
     printed = {row.name: row.table_2 if split == "dev" else row.table_3 for row in ROWS}
     header = ["row", *(declared.title(known_tasks()[name]) for name in names), "overall",
               "seeds", "minutes a seed", "the report: SST, para, STS, overall"]
+    if not any(printed.get(row.row) for row in result.rows):
+        header.pop()
 
     def cells(scores):
         """[{column: score}, …], of the seeds -> a cell for each column"""
@@ -279,11 +290,12 @@ def markdown(result):
                       f"{np.mean([seed['minutes'] for seed in seeds]):.1f}",
                       printed.get(row.row, "")])
     title = (f"Table {result.table}, scores on {split}; data `{result.data}`, weights "
-             f"`{result.weights}`; mean ± sd over the seeds 0, 1, …")
+             f"`{result.weights}`; " + ("mean ± sd over the seeds 0, 1, …" if any(
+                 len(row.seeds) > 1 for row in result.rows) else "one seed"))
     return "\n".join([
         title, *(f"Machine: {words}." for words in result.machines), "",
         f"| {' | '.join(header)} |", "|" + "---|" * len(header),
-        *(f"| {' | '.join(line)} |" for line in table), "",
+        *(f"| {' | '.join(line[:len(header)])} |" for line in table), "",
         *changes(result, columns), "The commands, each with `--seed N`:", "",
         *(f"- {row.row}: {', '.join(f'`{line}`' for line in row.commands)}"
           for row in result.rows)])

@@ -318,15 +318,6 @@ def row_result(row, runs, labels):
     return results.RowResult(row.name, commands, seeds)
 
 
-def machine_of(one):
-    """In words."""
-    m = folder.read_settings(one.folder)["machine"]
-    reading.check_fields(os.path.join(one.folder, "args.json"), m, dict.fromkeys(
-        ("device", "cpu", "cores", "threads", "torch", "precision"), object))
-    return (f"{m['device']} ({m['cpu']}, {m['cores']} cores), threads: {m['threads']}, "
-            f"torch {m['torch']}, {m['precision']}")
-
-
 def collect(table, runs, labels, data_folder, weights):
     """What the finished runs give.   -> Result
 
@@ -336,7 +327,8 @@ def collect(table, runs, labels, data_folder, weights):
     rows = [row_result(row, [one for one in runs if one.row == row], labels)
             for row in dict.fromkeys(one.row for one in runs)]
     result = results.Result(table, os.path.basename(data_folder), weights,
-                            list(dict.fromkeys(map(machine_of, runs))),
+                            list(dict.fromkeys(results.machine_of(one.folder)
+                                               for one in runs)),
                             [row for row in rows if row.seeds], {})
     tasks = [known_tasks()[name] for name in results.columns_of(result)]
     if not tasks:
