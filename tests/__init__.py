@@ -22,6 +22,10 @@ DATA = os.environ.get("MINBERT_DATA")
 # The tensors here are so small that several threads only get in each other's way.
 torch.set_num_threads(1)
 
+# What the shell says of its terminal or of the network is not what the tests are about.
+os.environ.update(TERM="xterm", no_proxy="127.0.0.1,localhost")
+os.environ.pop("COLUMNS", None)
+
 # Everything that the tests write goes here and is removed at the end.
 SCRATCH = tempfile.mkdtemp(prefix="minbert-test-")
 tempfile.tempdir = SCRATCH

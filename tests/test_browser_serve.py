@@ -129,10 +129,10 @@ def test_browser_serve__other_pages_get_nothing():
         browser.open(f"data:text/html,<form action='http://127.0.0.1:{server.port}/ask' "
                      f"method=post enctype=text/plain><input name=x>")
         browser.run("void setTimeout(() => document.forms[0].submit(), 1)")
-        for _ in range(600):
-            time.sleep(0 if said else .05)
-        (code, message), *_ = said
-        assert code == 403 and "Origin" in message
+        for _ in range(600):        # the browser may ask for an icon besides
+            found = [code for code, message in said if "Origin" in str(message)]
+            time.sleep(0 if found else .05)
+        assert_equal(found, [403])
         assert not never.called
 
 

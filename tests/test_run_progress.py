@@ -180,10 +180,11 @@ def test_run_progress__a_loop_shows_means_epoch_and_dev():
 
 
 def test_run_progress__while_updates_are_skipped_it_says_how_many():
-    log = io.StringIO()
-    with unittest.mock.patch("sys.stderr", log):
+    log, clock = io.StringIO(), itertools.count(0.0, .001)     # as above
+    with unittest.mock.patch("sys.stderr", log), unittest.mock.patch.object(
+            progress.time, "monotonic", lambda: next(clock)):
         session = loop.Loop(FakeFolder(), dict, 4, 100)
-        session.progress.every, session.epochs = -1.0, 1
+        session.progress.every, session.epochs = 0.0, 1
         for loss in (2.0, math.nan, math.nan, 3.0):
             session.log_step({"step": 1, "epoch": 1, "loss_sst": loss,
                               **({} if loss == loss else {"skipped": 1})})

@@ -85,7 +85,7 @@ def climb_here(folder, words, limit, until):
     finally:
         sys.path.remove(folder)
         if "tests" in sys.modules:
-            shutil.rmtree(sys.modules["tests"].SCRATCH)
+            shutil.rmtree(sys.modules["tests"].SCRATCH, ignore_errors=True)
         tempfile.tempdir = scratch
 
 

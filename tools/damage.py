@@ -211,8 +211,9 @@ ODD_ARGUMENTS = ["-1", "1e999", "--", "-", "--los", "1" * 5000, "gpu7", "cuda:99
 
 
 def odd_argument(rng):
-    """No path that leads out of the folder: such a run would write there."""
-    odd = rng.choice([text for text in ODD_TEXTS if ".." not in text] + ODD_ARGUMENTS)
+    """What a shell can give; no path out of the folder, or such a run would write there."""
+    odd = rng.choice([text for text in ODD_TEXTS if ".." not in text and text != "\ud800"]
+                     + ODD_ARGUMENTS)
     return odd.replace("/", "_")
 
 

@@ -23,6 +23,7 @@ The reader runs in a process of its own, which is replaced after a hang or a cra
 import collections
 import contextlib
 import io
+import math
 import multiprocessing
 import os
 import random
@@ -145,10 +146,10 @@ def work(root, seed, first, connection):
         first += 1
 
 
-def results_of(seed, seconds):
-    """-> (number, kind, class, note), for as long as there is time"""
+def results_of(seed, seconds, inputs=math.inf):
+    """-> (number, kind, class, note), for as long as there is time; of so many at most"""
     context, number, end = multiprocessing.get_context("spawn"), 0, None
-    while end is None or time.monotonic() < end:
+    while number < inputs and (end is None or time.monotonic() < end):
         root = tempfile.mkdtemp(prefix="minbert-fuzz-")
         ours, theirs = context.Pipe()
         process = context.Process(target=work, args=(root, seed, number, theirs))
@@ -158,7 +159,7 @@ def results_of(seed, seconds):
             if not ours.poll(120) or ours.recv() != "ready":
                 raise EOFError
             end = end or time.monotonic() + seconds
-            while time.monotonic() < end:
+            while number < inputs and time.monotonic() < end:
                 if not ours.poll(6 * LIMIT_SECONDS):      # other programs run too
                     yield number, "?", "hang", "it was ended"
                     number += 1
@@ -180,6 +181,8 @@ def results_of(seed, seconds):
 def main(argv=None):
     parser = command.Parser(__doc__)
     parser.add_argument("--seconds", type=float, default=60, help="(60)")
+    parser.add_argument("--inputs", type=int, default=math.inf, metavar="N",
+                        help="at most (as many as there is time for)")
     parser.add_argument("--seed", type=int, default=0, help="(0)")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="one input, and details")
     args = parser.parse_args(argv)
@@ -189,7 +192,7 @@ def main(argv=None):
         print(*result, sep=": ")
         return int(result[1] in FINDINGS)
     classes, by_kind, findings = collections.Counter(), {}, 0
-    for number, kind, name, note in results_of(args.seed, args.seconds):
+    for number, kind, name, note in results_of(args.seed, args.seconds, args.inputs):
         classes[name] += 1
         by_kind.setdefault(kind, collections.Counter())[name] += 1
         if name in FINDINGS:

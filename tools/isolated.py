@@ -142,7 +142,7 @@ class Child:
                 raise ValueError
             return answer
         except (EOFError, OSError, ValueError, TypeError, RecursionError) as error:
-            self.process.join(1)
+            self.process.join(3)
             code = self.process.exitcode
             if isinstance(error, OSError) and code is None:
                 self.fate = self.fate or (f"its answer is larger than {ANSWER >> 20} MB, "

@@ -76,8 +76,11 @@ def failures(folder, part, until=None):
 
     until: words that end the search when a failure has them.
     """
-    return [f"{claim_of(r['name'])}: {r['message']}"
-            for r in climb(folder, [part], 60.0, until) if r["state"] == "FAIL"]
+    try:
+        return [f"{claim_of(r['name'])}: {r['message']}"
+                for r in climb(folder, [part], 60.0, until) if r["state"] == "FAIL"]
+    except RuntimeError as error:       # they ended the process
+        return [str(error)]
 
 
 def attempt(folder, part, function, old, new, until=None):
@@ -96,19 +99,24 @@ def try_chunk(job):
     folder = os.path.join(place, str(os.getpid()))
     if not os.path.exists(folder):
         copy_tree(folder)
-    broken = failures(folder, part)
+    # What is not as it should be is tried once more: the machine may have been busy.
+    broken = failures(folder, part) and failures(folder, part)
     if broken:
         raise ValueError(f"{part} fails without any mistake: {broken[0]}")
     lines = []
     for function, old, new, mistake, hint in mutants:
-        failed = attempt(folder, part, function, old, new, hint)
-        right = [line for line in failed if hint in line]
+        for _ in range(2):
+            failed = attempt(folder, part, function, old, new, hint)
+            right = [line for line in failed if hint in line]
+            if right:
+                break
         said = right[0].split(":")[0] if right else (
             " | ".join(line[:300] for line in failed) or "no test fails")
         state = "killed" if right else "UNCLEAR" if failed else "ALIVE"
         lines.append((bool(right), f"{state}  {part}  {function}: {mistake}  <-  {said}"))
     for function, old, new, reason in equivalents:
-        failed = attempt(folder, part, function, old, new)
+        failed = (attempt(folder, part, function, old, new)
+                  and attempt(folder, part, function, old, new))
         lines.append((not failed, f"{'DIFFERS' if failed else 'same'}  {part}  {function}: "
                                   f"{new} for {old}: {failed[0] if failed else reason}"))
     return lines

@@ -97,15 +97,16 @@ def warm_up(sets):
 def start(module, arguments, prepare=None):
     """Fork, so that nobody waits for torch to be imported again.   -> process id
 
-    prepare() is called in the new process first.
+    prepare() is called in the new process first. What it prints goes to a file beside its
+    folder, the last argument.
     """
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            quiet = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(quiet, 1)
-            os.dup2(quiet, 2)
+            log = os.open(arguments[-1] + ".log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
             if prepare:
                 prepare()
             status = module.main(arguments)
@@ -122,7 +123,8 @@ def wait(child):
 def must_finish(module, arguments):
     status = wait(start(module, arguments))
     if status:
-        raise AssertionError(f"{' '.join(arguments)} ended with status {status}")
+        raise AssertionError(f"{' '.join(arguments)} ended with status {status}; see "
+                             f"{arguments[-1]}.log")
 
 
 def command_for(arguments, out):
@@ -213,7 +215,7 @@ def kill_and_resume(name, module, arguments, kills, rng):
             status = wait(child)
             hits += status == -signal.SIGKILL
             if status not in (0, -signal.SIGKILL):
-                raise AssertionError(f"status {status} on resuming {out}")
+                raise AssertionError(f"status {status} on resuming {out}; see {out}.log")
         must_finish(module, command_for(arguments, out))
         got, runs = contents(module, out), runs + 1
         for file in expected:
