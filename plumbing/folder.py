@@ -9,9 +9,10 @@
     tensorboard/    with --tensorboard: metrics.jsonl as event files
 
 A process can be killed at any moment. So every file that a resume reads is written to a
-temporary file, fsynced and renamed, which is atomic. And a file can be changed by hand or
-swapped: args.json holds a digest of itself, and a checkpoint those of args.json and of the
-part of metrics.jsonl that it counts.
+temporary file, fsynced and renamed, which is atomic; only metrics.jsonl is appended to,
+fsynced before a checkpoint, and cut back to it by a resume. And a file can be changed by
+hand or swapped: args.json holds a digest of itself, and a checkpoint those of args.json and
+of the part of metrics.jsonl that it counts.
 """
 
 import contextlib
