@@ -6,8 +6,6 @@
 """
 
 import collections
-import contextlib
-import copy
 import enum
 import functools
 import importlib.util
@@ -180,12 +178,12 @@ class PerUnit:
         return result
 
     def check_state(self):
-        """Can a new one be made what this one is?   Raises ValueError if not"""
-        new, state = [self.tried(self.make) for _ in self.units], state_of(self.units)
-        try:        # a copy: restored() changes objects, and new ones may share some
-            new = copy.deepcopy(new)
-        except Exception:
-            return
+        """Can new ones be made what these are, as a resume does?   Raises ValueError if not
+
+        From the file, read once more: else a function would be compared with itself.
+        """
+        make, state = load(self.option), state_of(self.units)
+        new = [self.tried(make) for _ in self.units]
         if not self.tried(lambda: equal(state_of(restored(new, state)), state)):
             raise ValueError(f"--option {self.option}: its state cannot be restored from a "
                              f"checkpoint")
@@ -239,36 +237,95 @@ def attributes(value) -> dict:
             if name not in getattr(type(value), "NOT_SAVED", ())}
 
 
+class Empty:
+    """Stands for what a variable of a closure holds before it has a value."""
+
+
 def held(value) -> list:
-    """What a method, a partial or a closure holds.   -> [(name, value, setter or None)]"""
+    """What a method, a partial or a function holds.   -> [(name, value, setter or None)]
+
+    A function: the variables of its closure, and defaults that it may change.
+    """
+    def setter(owner, name):
+        return functools.partial(setattr, owner, name)
     if inspect.ismethod(value):
         return [(".__self__", value.__self__, None)]
     if isinstance(value, functools.partial):
-        parts = value.func, *value.args, *value.keywords.values()
-        return [(f"'s part {i}", part, None) for i, part in enumerate(parts)]
+        def put(args=None, keywords=None):
+            value.__setstate__((value.func, value.args if args is None else args,
+                                value.keywords if keywords is None else keywords,
+                                vars(value)))
+        return [("'s function", value.func, None), ("'s arguments", value.args, put),
+                ("'s keywords", value.keywords, lambda new: put(keywords=new))]
     found = []
     if inspect.isfunction(value):
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or ()):
-            with contextlib.suppress(ValueError):       # a cell that is still empty
-                found.append((f"'s {name}", cell.cell_contents,
-                              functools.partial(setattr, cell, "cell_contents")))
+            try:
+                content = cell.cell_contents
+            except ValueError:
+                content = Empty
+            found.append((f"'s {name}", content, setter(cell, "cell_contents")))
+        for name in ("__defaults__", "__kwdefaults__"):
+            defaults = getattr(value, name) or ()
+            entries = defaults.values() if isinstance(defaults, dict) else defaults
+            if any(isinstance(entry, (list, dict, set, np.ndarray, torch.Tensor))
+                   for entry in entries):
+                found.append((f"'s {name}", defaults, setter(value, name)))
     return found
 
 
-def state_of(value, where="treatment", above=()):
+def memory_of(value):
+    """Where the numbers of an array or tensor are, which its views share; else None."""
+    if torch.is_tensor(value):
+        plain = value.numel() and value.layout is torch.strided
+        return value.untyped_storage().data_ptr() if plain else None
+    if not isinstance(value, np.ndarray) or not value.size:
+        return None
+    while isinstance(value.base, np.ndarray):
+        value = value.base
+    return value.__array_interface__["data"][0]
+
+
+def is_one_thing(state):
+    """Is it the state of something that may be kept in two places?"""
+    (kind, saved), = state.items()
+    return kind not in ("value", "number", "text", "tuple", "enum", "again") or (
+        torch.is_tensor(saved))
+
+
+def state_of(value, where="treatment", above=(), seen=None):
     """A treatment's own attributes, as tensors and plain values; None for what is made
     again, not saved: functions that hold nothing, classes and modules.
 
-    Raises ValueError naming the attribute that cannot be saved.
+    What is kept in two places is saved once. seen: what is saved by now, {id: (its number,
+    it)}, and where the arrays among it are, {address: name}. Raises ValueError naming the
+    attribute that cannot be saved.
     """
+    things, arrays = seen = seen or ({}, {})
+    if id(value) in above:
+        raise ValueError(f"{where} leads back to itself, which a checkpoint cannot hold")
+    if id(value) in things:
+        return {"again": things[id(value)][0]}
+    address = memory_of(value)
+    if address in arrays:
+        raise ValueError(f"{where} shares its memory with {arrays[address]}, which a "
+                         f"checkpoint cannot hold; keep one of the two")
+    state = new_state(value, where, above, seen)
+    if state and is_one_thing(state):
+        things[id(value)] = len(things), value      # kept, so that its id stays its own
+        if address is not None:
+            arrays[address] = where
+    return state
+
+
+def new_state(value, where, above, seen):
+    """state_of() what is in no other place."""
     kind = type(value)
 
     def inner(entry, name):
-        return state_of(entry, f"{where}{name}", (*above, id(value)))
+        return state_of(entry, f"{where}{name}", (*above, id(value)), seen)
     if value is None or kind in (bool, int, float, str) or torch.is_tensor(value):
         return {"value": value}
-    if id(value) in above:
-        raise ValueError(f"{where} leads back to itself, which a checkpoint cannot hold")
     if isinstance(value, (np.ndarray, np.generic)):
         array, name = np.array(value), "array" if kind is np.ndarray else "number"
         if array.dtype.kind in "US":
@@ -294,7 +351,9 @@ def state_of(value, where="treatment", above=()):
                              f"hold; use a plain {plain.__name__}")
     if inspect.isclass(value) or inspect.ismodule(value):
         return None
-    own = {name: inner(entry, f".{name}") for name, entry in attributes(value).items()}
+    # A method's attributes are its function's, and cannot be set.
+    own = {} if inspect.ismethod(value) else {
+        name: inner(entry, f".{name}") for name, entry in attributes(value).items()}
     if callable(value) and (held(value) or not own):
         parts = [None if id(part) in (*above, id(value)) else inner(part, name)
                  for name, part, _ in held(value)]
@@ -304,14 +363,26 @@ def state_of(value, where="treatment", above=()):
     return {"attributes": own}
 
 
-def restored(value, state):
+def restored(value, state, made=None):
     """`value` as it was when state_of() looked at it; objects are changed in place.
 
-    Raises ValueError for an object that is not there yet: only its attributes are saved.
+    made: what is restored by now, in the order of its numbers in state_of(). Raises
+    ValueError for an object that is not there yet: only its attributes are saved.
     """
+    made = [] if made is None else made
     if state is None:
         return value
     (kind, saved), = state.items()
+    if kind == "again":
+        return made[saved]
+    new = remade(value, kind, saved, made)
+    if is_one_thing(state):
+        made.append(new)
+    return new
+
+
+def remade(value, kind, saved, made):
+    """restored() what is in no other place."""
     if kind == "array":
         return saved.numpy()
     if kind == "number":
@@ -321,24 +392,26 @@ def restored(value, state):
         return array if saved[2] == "array" else array[()]
     if kind in ("list", "tuple"):
         old = list(value) if isinstance(value, (list, tuple)) else []
-        new = [restored(old[i] if i < len(old) else None, entry)
+        new = [restored(old[i] if i < len(old) else None, entry, made)
                for i, entry in enumerate(saved)]
         return tuple(new) if kind == "tuple" else new
     if kind == "dict":
         old = value if isinstance(value, dict) else {}
-        pairs = (saved.items() if isinstance(saved, dict) else      # of an older version
-                 [(restored(None, key), entry) for key, entry in saved])
-        return {key: restored(old.get(key), entry) for key, entry in pairs}
+        new = {}
+        for key, entry in saved:
+            key = restored(None, key, made)
+            new[key] = restored(old.get(key), entry, made)
+        return new
     if kind in FORMS:
-        return FORMS[kind][2](restored(None, saved))
+        return FORMS[kind][2](restored(None, saved, made))
     if kind == "enum" and isinstance(value, enum.Enum):
         return type(value)[saved]
     if kind == "callable":
         own, parts = saved
-        restored(value, {"attributes": own})
+        set_attributes(value, own, made)
         for (_, part, put), entry in zip(held(value), parts):
-            new = restored(part, entry)
-            if put:
+            new = restored(part, entry, made)
+            if put and entry is not None:
                 put(new)
         return value
     if kind in ("enum", "attributes"):
@@ -347,10 +420,14 @@ def restored(value, state):
             raise ValueError(f"the treatment keeps an object ({', '.join(saved)}) where "
                              f"__init__ makes none, or in a set or deque; a checkpoint "
                              f"restores attributes of objects, not objects")
-        for key, entry in saved.items():
-            object.__setattr__(value, key, restored(getattr(value, key, None), entry))
-        return value
+        return set_attributes(value, saved, made)
     return saved
+
+
+def set_attributes(value, saved, made):
+    for key, entry in saved.items():
+        object.__setattr__(value, key, restored(getattr(value, key, None), entry, made))
+    return value
 
 
 def equal(a, b) -> bool:

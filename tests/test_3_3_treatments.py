@@ -224,6 +224,52 @@ def test_3_3_treatment__what_a_method_or_a_closure_holds_is_restored():
         plugins.state_of(Thing(f=lambda gram: next(steps)))
 
 
+def two_closures():
+    buffer = [0]
+
+    def show():
+        return buffer[0]
+
+    def step(gram):
+        buffer[0] += 1
+        return show()
+    return step
+
+
+def late():
+    def step(gram):
+        nonlocal first, steps           # first has no value yet at the first step
+        steps += 1
+        first = 10 if steps == 1 else first + 1
+        return 100 * steps + first
+    steps = 0
+    return step
+    first = None                    # makes it a variable of late()
+
+
+def with_a_default():
+    def step(gram, past=[]):        # noqa: B006
+        past.append(1)
+        return len(past)
+    return step
+
+
+def test_3_3_treatment__what_is_kept_in_two_places_or_made_late_is_restored():
+    for make in (two_closures, late, with_a_default, lambda: functools.partial(
+            lambda past, gram: past.append(1) or len(past), [])):
+        old, new = make(), make()
+        old(None), old(None)
+        through_a_checkpoint(new, old)
+        # The second step uses what the first has changed.
+        assert_equal((new(None), new(None)), (old(None), old(None)), make.__name__)
+    array = np.zeros(2)
+    new = through_a_checkpoint(Thing(a=None, b=None), Thing(a=array, b=array))
+    assert new.a is new.b, "one array under two names"
+    for view in (array[:1], torch.from_numpy(array)):
+        with assert_raises("treatment.b shares its memory with treatment.a"):
+            plugins.state_of(Thing(a=array, b=view))
+
+
 def test_3_3_treatment__what_cannot_be_saved_is_refused_by_its_name():
     cycle = Thing()
     cycle.me = cycle
@@ -257,13 +303,22 @@ def column(gram): return np.ones((len(gram), 1))
 def needs(gram, beta): return np.eye(len(gram))
 class Needs:
     def __init__(self, beta): pass
+def closure():
+    helper = None
+    def step(gram):
+        nonlocal helper
+        helper = helper or Lazy()
+        return np.eye(len(gram))
+    return step
+late = closure()
 """
 
 
 def test_3_3_treatment__a_mistake_in_a_file_is_one_line_with_its_place():
     path = user_file(WRONG)
     for name, words in (
-            ("Lazy", ["__init__ makes none"]), ("broken", ["line 10: KeyError: 'key'"]),
+            ("Lazy", ["__init__ makes none"]), ("late", ["__init__ makes none"]),
+            ("broken", ["line 10: KeyError: 'key'"]),
             ("nothing", ["must return C [3, 3], or weights [3]; it returned NoneType"]),
             ("generator", ["returned generator"]), ("ragged", ["returned list"]),
             ("tensors", ["returned"]),
