@@ -131,6 +131,8 @@ class Folder:
         """
         kinds = {"metrics_bytes": int, "metrics_digest": str, "saving": float, "step": int,
                  "parts": int, "waited": int, "seconds": float, "best": (dict, type(None))}
+        if "skipped_in_a_row" in self.state:        # older versions did not count them
+            kinds["skipped_in_a_row"] = int
         for name, kind in kinds.items():
             value = self.state.get(name, path)
             if not isinstance(value, kind) or name not in self.state or (

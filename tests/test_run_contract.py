@@ -109,8 +109,9 @@ def test_run_checkpoint__a_replaced_one_is_found_by_what_it_says_of_its_log():
 def test_run_checkpoint__it_may_come_from_a_machine_with_other_devices():
     cpu, gpu = torch.ones(2), torch.zeros(3)
     here = {"random": {"cpu": cpu}, "scale": None, "x": 1}
-    for saved in ({"random": {"cpu": cpu, "cuda": gpu}, "scale": {"value": 2.0}, "x": 1},
-                  {**here, "random": {"cpu": cpu}}):
+    for saved in ({**here, "random": {"cpu": cpu, "cuda": gpu}},
+                  {**here, "scale": {"value": 2.0}},
+                  {"random": {"cpu": cpu, "cuda": gpu}, "scale": {"value": 2.0}, "x": 1}):
         for now, then in ((here, saved), (saved, here)):
             run = new_folder()
             run.state = dict(then)

@@ -138,8 +138,9 @@ def main():
                 check()
                 found[check.__name__] = ""
             except Exception as error:
-                frames = traceback.extract_tb(error.__traceback__)
-                hint = IN_BACKWARD * any(frame.name == "backward" for frame in frames)
+                hint = IN_BACKWARD * any(       # torch's own, not multitask.backward()
+                    frame.name == "backward" and f"{os.sep}torch{os.sep}" in frame.filename
+                    for frame in traceback.extract_tb(error.__traceback__))
                 found[check.__name__] = f"{hint} {error} ({type(error).__name__})"
     print(json.dumps(found), flush=True)
 

@@ -122,6 +122,7 @@ def test_run_download__files_are_checked_and_kept():
             download(url)
             assert asked == ["a.csv"], "what is damaged on the disk is fetched again"
         kept = f"{places[0]}.old{'-2' * (number == 2)}"
+        assert os.path.exists(kept), "what was there is gone"
         assert_equal([pathlib.Path(path).read_bytes() for path in (places[0], kept)],
                      [a, own], "what was there may be the user's own, and is kept")
 

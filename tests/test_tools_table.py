@@ -296,36 +296,49 @@ def test_tools_table__recorded_numbers_fill_their_place_in_a_page():
         text = file.read()
     assert_equal(re.findall(r"^- (.*):", text, re.MULTILINE),
                  ["Gradient Surgery + RR", "RR (ours)"], "rows on the page")
+    with unittest.mock.patch.object(sources, "ROOT", folder):
+        said, started = run_table("--rows", 12, "--seeds", 1, "--max-steps", 2, "--runs",
+                                  runs, "--name", "table2-tiny", "--record", status=2)
+    assert "its flags for all rows" in said and not started, "trained what it cannot record"
 
 
 def test_tools_table__recording_more_rows_or_seeds_keeps_those_that_are_there():
-    def result(machine="cpu", data="sample", **rows):
-        return results.Result(2, data, "sample", [machine], [
-            results.RowResult(name, [f"python train.py --option {name}"],
-                              {seed: {"sst": float(score), "overall": float(score),
-                                      "minutes": 1.0} for seed, score in seeds.items()})
-            for name, seeds in rows.items()], {"majority": {"sst": .25, "overall": .25}})
+    rows = [results.Row(name, (f"--option {name}",), 10)
+            for name in ("seq", "rr", "pcgrad")]
+
+    def result(flags="", tasks=("sst",), table=2, data="sample", weights="w",
+               machines=("a", "b"), baseline=.25, **seeds_of):
+        return results.Result(table, data, weights, list(machines), [results.RowResult(
+            name, [f"python train.py --option {name}{flags}"], {
+                seed: {**dict.fromkeys([*tasks, "overall"], float(score)), "minutes": 1.0}
+                for seed, score in seeds.items()}) for name, seeds in seeds_of.items()],
+            {"majority": {"sst": baseline, "overall": baseline}})
 
     def now(measured):
-        return results.joined(path, measured, ["seq", "rr", "pcgrad"])
+        return results.joined(path, measured, rows)
     first = result(rr={"0": .5, "10": .6}, seq={"0": .1})
     folder = write_file(json.dumps(dataclasses.asdict(first)), "table2.json")
     path = os.path.join(folder, "table2.json")
-    both = now(result(rr={"0": .7, "2": .8}, pcgrad={"0": .9}))
-    assert_equal([(row.row, {seed: scores["sst"] for seed, scores in row.seeds.items()})
+    both = now(result(" --epochs 10", machines=("b", "a"), baseline=.3,
+                      rr={"0": .7, "2": .8}, pcgrad={"0": .9}))
+    assert_equal([(row.row, [(seed, scores["sst"]) for seed, scores in row.seeds.items()])
                   for row in both.rows],
-                 [("seq", {"0": .1}), ("rr", {"0": .7, "2": .8, "10": .6}),
-                  ("pcgrad", {"0": .9})])
-    changed = result(rr={"0": .7})
-    changed.rows[0].commands = ["python train.py --option rr --lr 1"]
-    for other, fragment in (
-            (changed, "its commands of rr ['python train.py --option rr'], now"),
-            (result("gpu", rr={"0": .7}), "its machines ['cpu'], now ['gpu']"),
-            (result(data="own", rr={"0": .7}), "its data sample, now own")):
+                 [("seq", [("0", .1)]), ("rr", [("0", .7), ("2", .8), ("10", .6)]),
+                  ("pcgrad", [("0", .9)])])
+    assert_equal(both.baselines["majority"]["sst"], .3, "of now")
+    for change, fragment in (
+            ({"flags": " --lr 1"}, "its flags for all rows [''], now ['--lr 1']"),
+            ({"machines": ["a"]}, "its machines ['a', 'b'], now ['a']"),
+            ({"tasks": ("sst", "para")}, "its tasks ['sst'], now ['sst', 'para']"),
+            ({"table": 3}, "its table 2, now 3"),
+            ({"data": "own"}, "its data sample, now own"),
+            ({"weights": "v"}, "its weights w, now v")):
         with assert_raises(fragment):
-            now(other)
+            now(result(**change, pcgrad={"0": .7}))
+    # Not measured yet: only what is known then.
+    now(dataclasses.replace(result(machines=(), pcgrad={}), baselines={}))
     # All of it again, on another machine, takes its place.
-    again = result("gpu", rr={"0": .5, "10": .5}, seq={"0": .5}, pcgrad={"0": .5})
+    again = result(machines=["c"], rr={"0": .5, "10": .5}, seq={"0": .5}, pcgrad={"0": .5})
     assert_equal(now(again), again)
     os.remove(path)
     assert_equal(now(first), first, "nothing is recorded yet")
@@ -375,7 +388,7 @@ def test_tools_table__a_question_compares_seed_by_seed():
     # .01, .02, .03: 4.303 · .01 / √3 = .0248
     assert "| both | +.020 ± .025 | +.020 ± .025 | 3 |" in lines
     assert "| alone | -.010 | -.010 | 1 |" in lines
-    assert any(" The first row with 1 seed: .400 .400. Scores on dev" in line
+    assert any(" The first row with seed 0: .400 .400. Scores on dev" in line
                for line in lines), "what a row of fewer seeds is compared with"
     # Not the first row that there is, but the baseline.
     found.rows.reverse()

@@ -290,6 +290,7 @@ def main(argv=None):
                                  f"{path}")
         if not os.path.isdir(os.path.dirname(os.path.abspath(out))):
             raise ValueError(f"needed a folder that is there for --out, got {out}")
+        trained_on = results.machine_of(args.run)
         training, own = prepared(args.run, machine.find_device(args.device))
         beginning, places = training.flat.theta.clone(), []
         for path in paths:
@@ -308,7 +309,7 @@ def main(argv=None):
                  f"`{curves.folder_name(own.data)}`, weights "
                  f"`{curves.folder_name(own.weights)}`, "
                  f"{own.batch_size} examples a batch. The run's machine: "
-                 f"{results.machine_of(args.run)}.")
+                 f"{trained_on}.")
         text = markdown(places, own.batch_size, args.groups, about)
         folder.write_json(out + ".json", {
             "about": about, "batch_size": own.batch_size, "groups": args.groups,

@@ -3,7 +3,7 @@
 MUTANTS = {
     "run_download": [
         ("plumbing.sources.download", "os.replace(path, kept)", "pass",
-         "a file of the user's own is replaced", "No such file"),
+         "a file of the user's own is replaced", "what was there is gone"),
         ("plumbing.sources.is_right", "return size == expected[0] and",
          "return size == expected[0] or", "digests not compared", "should be"),
         ("plumbing.sources.is_right", 'b"blob %d\\0" % size', 'b""', "no git blob",

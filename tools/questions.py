@@ -138,8 +138,8 @@ def markdown(name, result):
         if len(both) < len(base.seeds):
             means = (results.short(np.mean([base.seeds[seed][column] for seed in both]))
                      for column in columns)
-            fewer.append(f" The first row with {len(both)} "
-                         f"seed{'s' * (len(both) > 1)}: {' '.join(means)}.")
+            fewer.append(f" The first row with seed{'s' * (len(both) > 1)} "
+                         f"{', '.join(both)}: {' '.join(means)}.")
     return "\n".join([
         *lines, "",
         f"First row: mean (sd over seeds). Others: difference to it ± 95% interval, paired "

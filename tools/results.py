@@ -156,36 +156,50 @@ class Result:
         return result
 
 
-def joined(path, new, order):
+def joined(path, new, rows):
     """What is recorded of a table, and what was measured now.   -> Result
 
-    path: of the recorded one, which need not exist; new: a Result; order: [row name].
-    What was measured again takes the place of what is there. Rows and seeds that are only
-    there stay. For that both must be of the same data, weights and machines, and a row of
-    both of the same commands; else raises ValueError.
+    path: of the recorded one, which need not exist; new: a Result; rows: [Row], all that
+    the table can have, in their order. What was measured again takes the place of what is
+    there. Rows and seeds that are only there stay. For that both must have the same tasks,
+    machines, names of data and weights, and flags beside the rows' own; else raises
+    ValueError. A Result that is not measured yet, without machines and scores, is tried in
+    the same way.
     """
     if not os.path.exists(path):
         return new
-    old, rows = Result.read(path), {row.row: row for row in new.rows}
-    if all(row.row in rows and row.seeds.keys() <= rows[row.row].seeds.keys()
+    old, found = Result.read(path), {row.row: row for row in new.rows}
+    if all(row.row in found and row.seeds.keys() <= found[row.row].seeds.keys()
            for row in old.rows):
         return new
-    pairs = [(name, getattr(old, name), getattr(new, name))
-             for name in ("table", "data", "weights", "machines")]
-    pairs += [(f"commands of {row.row}", row.commands, rows[row.row].commands)
-              for row in old.rows if row.row in rows]
-    for name, recorded, measured in pairs:
-        if recorded != measured:
+    for what, has in (("table", lambda result: result.table),
+                      ("data", lambda result: result.data),
+                      ("weights", lambda result: result.weights),
+                      ("machines", lambda result: sorted(result.machines)),
+                      ("tasks", columns_of),
+                      ("flags for all rows", lambda result: shared_flags(result, rows))):
+        recorded, measured = has(old), has(new)
+        if measured and recorded != measured:
             raise ValueError(f"{path} has other rows or seeds, to which these cannot be "
-                             f"added: its {name} {recorded}, now {measured}; give another "
+                             f"added: its {what} {recorded}, now {measured}; give another "
                              f"--name")
     for row in old.rows:
-        again = rows.setdefault(row.row, row)
+        again = found.setdefault(row.row, row)
         again.seeds = dict(sorted({**row.seeds, **again.seeds}.items(),
                                   key=lambda seed: int(seed[0])))
-    wider = max(old, new, key=lambda result: len(columns_of(result)))
-    return dataclasses.replace(new, baselines=wider.baselines, rows=sorted(
-        rows.values(), key=lambda row: (order + [row.row]).index(row.row)))
+    order = [row.name for row in rows]
+    return dataclasses.replace(new, rows=sorted(
+        found.values(), key=lambda row: (order + [row.row]).index(row.row)))
+
+
+def shared_flags(result, rows):
+    """What the commands of a Result have beside their rows' own words.   -> [text]"""
+    own = {row.name: row for row in rows}
+    return sorted({
+        command.removeprefix(f"python train.py {words}").removeprefix(
+            f" --epochs {own[row.row].epochs}").strip()
+        for row in result.rows if row.row in own
+        for command, words in zip(row.commands, own[row.row].commands)})
 
 
 def machine_of(run):

@@ -97,14 +97,14 @@ def warm_up(sets):
 def start(module, arguments, prepare=None):
     """Fork, so that nobody waits for torch to be imported again.   -> process id
 
-    prepare() is called in the new process first. What it prints goes to a file beside its
+    prepare() is called in the new process first. What it prints goes to log_of() its
     folder, the last argument.
     """
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            log = os.open(arguments[-1] + ".log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            log = os.open(log_of(arguments[-1]), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 1)
             os.dup2(log, 2)
             if prepare:
@@ -124,7 +124,7 @@ def must_finish(module, arguments):
     status = wait(start(module, arguments))
     if status:
         raise AssertionError(f"{' '.join(arguments)} ended with status {status}; see "
-                             f"{arguments[-1]}.log")
+                             f"{log_of(arguments[-1])}")
 
 
 def command_for(arguments, out):
@@ -141,6 +141,11 @@ def kept():
 
 def new_place(name):
     return os.path.join(tempfile.mkdtemp(prefix=f"{name}-", dir=kept()), "run")
+
+
+def log_of(out):
+    """The file for what runs in a folder print: elsewhere, as its disk may be full."""
+    return os.path.join(kept(), "-".join(out.split(os.sep)[-2:]) + ".log")
 
 
 def contents(module, out):
@@ -215,7 +220,8 @@ def kill_and_resume(name, module, arguments, kills, rng):
             status = wait(child)
             hits += status == -signal.SIGKILL
             if status not in (0, -signal.SIGKILL):
-                raise AssertionError(f"status {status} on resuming {out}; see {out}.log")
+                raise AssertionError(f"status {status} on resuming {out}; see "
+                                     f"{log_of(out)}")
         must_finish(module, command_for(arguments, out))
         got, runs = contents(module, out), runs + 1
         for file in expected:

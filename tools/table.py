@@ -78,6 +78,7 @@ class Run:
     folder: str
     tasks: list         # whose scores count; empty: all of its own and of the report
     max_steps: int | None
+    option: str = ""    # in full; for a treatment of one's own
 
     def command(self, whole=False):
         """The line to type; for a table without the seed, with short names of folders."""
@@ -121,7 +122,8 @@ def plan(rows, seeds, common, inputs, runs_folder):
                 path = os.path.join(runs_folder, f"{name}-{seed}-{digest[:8]}")
                 # In a row of several runs each is scored on what it was trained on.
                 tasks = args.tasks if len(row.commands) > 1 else []
-                runs.append(Run(row, seed, words, path, tasks, args.max_steps))
+                runs.append(Run(row, seed, words, path, tasks, args.max_steps,
+                                args.option))
     return runs
 
 
@@ -137,7 +139,7 @@ def check_inputs(runs, data_folder, weights):
         for name, expected in digests.items():
             kind, file = os.path.split(name)
             path = (os.path.join(places[kind], file) if kind in places else
-                    plugins.files_of(own["--option"])[name])
+                    plugins.files_of(one.option)[name])
             if not os.path.exists(path) or digest(path) != expected:
                 raise ValueError(f"{one.folder} was made with another {path}; remove it, "
                                  f"or give another folder with --runs")
@@ -376,6 +378,24 @@ def parser():
     return p
 
 
+def planned(table, runs, data_folder, weights):
+    """What collect() will give, without scores and machines.   -> Result"""
+    rows = {}
+    for one in runs:
+        row = rows.setdefault(one.row, results.RowResult(one.row.name, [], {}))
+        row.seeds[str(one.seed)] = {}
+        row.commands += [one.command()] * (one.command() not in row.commands)
+    return results.Result(table, os.path.basename(data_folder), weights, [],
+                          list(rows.values()), {})
+
+
+def with_recorded(result, question, name):
+    """results.joined() with NAME.json of results/   -> (its path, Result)"""
+    path = os.path.join(sources.ROOT, "results", f"{name}.json")
+    rows = questions.rows_of(question) if question else ROWS
+    return path, results.joined(path, result, rows)
+
+
 def write_table(result, question, name, runs_folder, recorded):
     """RUNS/NAME.md and NAME.json, and with record also results/ and the pages."""
     text = (questions.markdown(question, result) if question else
@@ -385,14 +405,11 @@ def write_table(result, question, name, runs_folder, recorded):
     results.write_text(path + ".md", text + "\n")
     print(f"\n{text}\n\n{path}.md")
     if recorded:
-        kept = os.path.join(sources.ROOT, "results")
-        os.makedirs(kept, exist_ok=True)
-        place, rows = os.path.join(kept, f"{name}.json"), (
-            questions.rows_of(question) if question else ROWS)
-        result = results.joined(place, result, [row.name for row in rows])
-        folder.write_json(place, dataclasses.asdict(result))
+        path, result = with_recorded(result, question, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        folder.write_json(path, dataclasses.asdict(result))
         if question:
-            results.write_text(os.path.join(kept, f"{name}.md"),
+            results.write_text(f"{path.removesuffix('.json')}.md",
                                questions.markdown(question, result) + "\n")
         results.record(sources.ROOT)
 
@@ -441,10 +458,7 @@ def main(argv=None):
         if data_folder == sources.SAMPLE:
             print(sources.SAMPLE_NOTE, end="")
         on_cpu = machine.find_device("auto").type == "cpu"
-        status = perform_all(runs, args.jobs or (min(2, os.cpu_count() or 1) if on_cpu
-                                                 else 1))
         weights_name = short_path(args.weights or weights)
-        result = collect(args.table, runs, labels, data_folder, weights_name)
         # A trial must not take the place of the real table.
         trial = [f"{runs[0].max_steps}-steps"] if runs[0].max_steps else []
         name = args.name or "-".join([
@@ -453,6 +467,12 @@ def main(argv=None):
             os.path.basename(data_folder),
             weights_name.strip(os.sep).replace(os.sep, "-"),
             *trial])
+        if args.record:     # what cannot be recorded is not trained
+            with_recorded(planned(args.table, runs, data_folder, weights_name),
+                          args.question, name)
+        status = perform_all(runs, args.jobs or (min(2, os.cpu_count() or 1) if on_cpu
+                                                 else 1))
+        result = collect(args.table, runs, labels, data_folder, weights_name)
         if result.rows and (not args.question or questions.baseline_of(args.question)
                             in [row.row for row in result.rows]):
             write_table(result, args.question, name, runs_folder,
