@@ -91,8 +91,8 @@ TABLE_1 = [
 # For the sample and a BERT as wide as its own, whatever the flags, so that rows differ in
 # one thing. The best on dev of learning rates 5e-4 to 3e-3 and 6 or 8 epochs, rr --con.
 SAMPLE_ROW = Row("the sample", epochs=8, lr=2e-3, warmup=0.1, pool="mean")
-# Flags under a name, for --recipe. "plain" is the best of a table in docs/recipe.md, which
-# has one seed a row, with MiniLM.
+# Flags under a name, for --recipe. "plain" is the best of a table in docs/recipe.md, with
+# MiniLM.
 RECIPES = {
     "plain": "--option rr --con --pool mean --lr 1e-4 --warmup .1 --epochs 4 "
              "--batch-size 16 --accumulate 1 --para-first 0",
