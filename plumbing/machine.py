@@ -122,7 +122,9 @@ def choose_precision(amp, device, smallest_change=1.0):
 
 def description(device, precision):
     """What a result may depend on, for args.json."""
-    return {"device": str(device), "precision": precision,
+    gpu = ({"gpu": torch.cuda.get_device_properties(device).name}
+           if device.type == "cuda" else {})
+    return {"device": str(device), **gpu, "precision": precision,
             "python": platform.python_version(), "torch": torch.__version__,
             "numpy": np.__version__, "threads": torch.get_num_threads(),
             "cpu": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count()}

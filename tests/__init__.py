@@ -4,7 +4,8 @@
     world.py      the tiny model, data and runs that tests share
     oracles.py    the naive forms of what the modules compute fast
 
-No network, no downloads, no GPU.
+No network, no downloads. They run on the CPU, with the same numbers everywhere, except for
+test_run_gpu.py, which needs an NVIDIA GPU.
 """
 
 import atexit
@@ -18,6 +19,12 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 # The course's nine CSV files, for the few tests that need them: test_all.py --data.
 DATA = os.environ.get("MINBERT_DATA")
+
+# GPUs are not seen, except by the process of test_run_gpu.py.
+GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
+if "MINBERT_GPU" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    torch.backends.mps.is_available = lambda: False
 
 # The tensors here are so small that several threads only get in each other's way.
 torch.set_num_threads(1)

@@ -1,12 +1,8 @@
 """Which device a run takes, and what it does on one that is neither CPU nor CUDA."""
 
 import contextlib
-import functools
-import json
 import os
 import signal
-import subprocess
-import sys
 import traceback
 import types
 import unittest.mock
@@ -17,6 +13,7 @@ import torch.nn.functional as F
 import data
 import smart
 from plumbing import machine, safetensors
+from tests import elsewhere
 from tests.checks import assert_close, assert_equal, assert_one_line, assert_raises
 from tests.world import (
     files_of,
@@ -27,8 +24,6 @@ from tests.world import (
     signalled_at,
     tiny_batch,
 )
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 @contextlib.contextmanager
@@ -108,46 +103,26 @@ def test_run_devices__batches_are_copied_asynchronously_to_cuda_alone():
 IN_BACKWARD = "are there sparse gradients, or float64, in a backward pass?"
 
 
-@functools.cache
-def found_there():
-    """What the functions of THERE say on the stand-in device.   -> {name: "" or an error}
-
-    In one process of their own, for all: torch cannot forget a device.
-    """
-    from torch.utils import backend_registration
-    if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
-        raise unittest.SkipTest("needs a torch in which Python can define a device")
-    try:
-        result = subprocess.run(
-            [sys.executable, "-c", "from tests import test_run_devices\n"
-             "test_run_devices.main()"], cwd=ROOT, capture_output=True, text=True,
-            timeout=50)
-    except subprocess.TimeoutExpired as error:
-        raise AssertionError(f"the process hangs; {IN_BACKWARD}") from error
-    lines = result.stdout.splitlines()
-    assert lines, f"the process ended early; {IN_BACKWARD} {result.stderr}"
-    return json.loads(lines[-1])
+def hint(error):
+    """IN_BACKWARD for an error of torch's own backward(), not of multitask.backward()."""
+    return IN_BACKWARD * any(
+        frame.name == "backward" and f"{os.sep}torch{os.sep}" in frame.filename
+        for frame in traceback.extract_tb(error.__traceback__))
 
 
 def main():
     from tests import stand_in
-    found = {}
     with stand_in.on_stand_in():
-        for check in THERE:
-            try:
-                check()
-                found[check.__name__] = ""
-            except Exception as error:
-                hint = IN_BACKWARD * any(       # torch's own, not multitask.backward()
-                    frame.name == "backward" and f"{os.sep}torch{os.sep}" in frame.filename
-                    for frame in traceback.extract_tb(error.__traceback__))
-                found[check.__name__] = f"{hint} {error} ({type(error).__name__})"
-    print(json.dumps(found), flush=True)
+        elsewhere.report(THERE, hint)
 
 
 def there(check):
-    error = found_there()[check.__name__]
-    assert not error, error
+    """In a process of its own: torch cannot forget a device."""
+    from torch.utils import backend_registration
+    if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
+        raise unittest.SkipTest("needs a torch in which Python can define a device")
+    elsewhere.raise_what(elsewhere.found("test_run_devices", 50, IN_BACKWARD)[
+        check.__name__])
 
 
 def weights_of(out):

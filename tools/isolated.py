@@ -305,12 +305,17 @@ def serve(pipe, prints, folder, scratch, user, memory, files, cpu, service, argu
         sys.stdout = sys.stderr = open(os.devnull, "w")
     if user:
         become(user)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""     # graded alike on every machine
     if resource:
         with open("/proc/self/statm") if os.path.exists("/proc/self/statm") else (
                 contextlib.nullcontext()) as file:
-            now = int(file.read().split()[0]) * resource.getpagesize() if file else 0
+            pages = [int(number) for number in file.read().split()] if file else []
+        # A stranger's addresses are limited too; CUDA reserves more than there is memory.
         # The limit on CPU time is for a child whose parent was killed.
-        for kind, most in ((resource.RLIMIT_AS, now + memory if now else None),
+        used = {kind: memory + pages[place] * resource.getpagesize() if pages else None
+                for kind, place in ((resource.RLIMIT_DATA, 5), (resource.RLIMIT_AS, 0))
+                if user or kind == resource.RLIMIT_DATA}
+        for kind, most in (*used.items(),
                            (resource.RLIMIT_FSIZE, files), (resource.RLIMIT_CORE, 0),
                            (resource.RLIMIT_CPU, cpu),
                            (resource.RLIMIT_NPROC, PROCESSES if user else None)):

@@ -207,7 +207,8 @@ def machine_of(run):
     m = folder.read_settings(run)["machine"]
     reading.check_fields(os.path.join(run, "args.json"), m, dict.fromkeys(
         ("device", "cpu", "cores", "threads", "torch", "precision"), object))
-    return (f"{m['device']} ({m['cpu']}, {m['cores']} cores), threads: {m['threads']}, "
+    processor = ", ".join(str(m[name]) for name in ("gpu", "cpu") if name in m)
+    return (f"{m['device']} ({processor}, {m['cores']} cores), threads: {m['threads']}, "
             f"torch {m['torch']}, {m['precision']}")
 
 
