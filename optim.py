@@ -116,7 +116,8 @@ class FusedAdamW(AdamW):
         else:
             count = math.inf    # β^∞ = 0: the kernel has nothing to correct
         # The kernel's caller counts the step before it takes it, hence - 1.
-        step = torch.tensor(count - 1.0, dtype=torch.float32, device=p.device)
+        # full(), not tensor(): a number copied to a GPU would wait for all of its work.
+        step = torch.full((), count - 1.0, dtype=torch.float32, device=p.device)
         try:
             adamw(  # weight_decay is 0 here: torch would decay before the step
                 [p], [g], [m], [v], [], [step], fused=True, amsgrad=False, beta1=beta1,
@@ -273,8 +274,10 @@ class FlatParameters:
         coefficients [R, k]. rows ascend, so that G[0] is read before it is overwritten.
         """
         for (c, *others), span in zip(torch.as_tensor(coefficients).tolist(), spans):
-            for start in range(span.start, span.stop, self.CHUNK):
-                piece = slice(start, min(start + self.CHUNK, span.stop))
+            # On a GPU, which has no such cache, a kernel for each piece would cost more.
+            size = self.CHUNK if self.G.device.type == "cpu" else len(self.theta)
+            for start in range(span.start, span.stop, size):
+                piece = slice(start, min(start + size, span.stop))
                 update = torch.mul(self.G[rows[0], piece], c, out=self.G[0, piece])
                 for c_k, row in zip(others, rows[1:]):
                     update.add_(self.G[row, piece], alpha=c_k)

@@ -20,7 +20,10 @@ def find_device(name):
         torch.zeros(1, device=device).item()        # "meta" has no numbers
         if device.type == "cpu" and device.index:   # torch takes any number
             raise ValueError("there is one CPU")
-    except Exception:       # torch has an exception of another kind for each unknown device
+    except Exception as error:      # torch has another kind for each unknown device
+        if memory_asked(error):
+            raise ValueError(f"--device {name}: the memory of {device} is full; end what "
+                             f"fills it, or use another of {', '.join(here)}") from None
         gpu = "; a GPU is called cuda, or mps on a Mac" if name.startswith("gpu") else ""
         raise ValueError(f"--device must be auto or a device of this machine, which has "
                          f"{', '.join(here)}; got {name!r}{gpu}") from None
@@ -70,7 +73,7 @@ def memory_asked(error) -> str | None:
     """How much an allocation that failed has asked for; None for any other error."""
     text = str(error)
     if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and (
-            "allocate memory" not in text and "not enough memory" not in text):
+            not re.search("allocate memory|not enough memory|out of memory", text)):
         return None
     found = re.search(r"allocate (\d[\d.]* \w+)", text)
     return found.group(1) if found else "more bytes than there are"

@@ -110,6 +110,9 @@ def test_3_1_attention__on_a_GPU_it_is_the_same_function():
                  bert.attention(q, k, v, mask), 1e-5, mistakes={
         "the GPU's branch has the mask turned round": bert.attention(q, k, v, 1 - mask),
         "the GPU's branch gets no mask": bert.attention(q, k, v)})
+    with unittest.mock.patch.object(F, "scaled_dot_product_attention", lambda *given: (
+            torch.backends.cuda.cudnn_sdp_enabled())):
+        assert not bert.attention(*on_gpu), "cuDNN compiles a kernel for each length"
     one = torch.ones(64, 1, 1, 4).as_subclass(OnGPU)
     torch.manual_seed(0)
     dropped = bert.attention(one, one, one, dropout=0.5)

@@ -84,6 +84,14 @@ def test_run_devices__what_is_not_there_is_refused_with_what_there_is():
         machine.find_device("cuda:2")
 
 
+def test_run_devices__a_full_one_is_called_full():
+    for error in (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB."),
+                  RuntimeError("CUDA error: out of memory\nCUDA kernel errors might")):
+        with having(2), unittest.mock.patch.object(torch, "zeros", side_effect=error), \
+                assert_raises("--device auto: the memory of cuda:0 is full", "cuda:1, cpu"):
+            machine.find_device("auto")
+
+
 def test_run_devices__batches_are_copied_asynchronously_to_cuda_alone():
     # On MPS such a copy may read memory that was freed in between, and nobody notices.
     _, batch = tiny_batch(True)

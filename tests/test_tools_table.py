@@ -470,6 +470,15 @@ def test_tools_table__finished_runs_of_a_treatment_of_ones_own_are_kept():
         assert "mine.py" in run_table(*flags, status=2)[0]
 
 
+def test_tools_table__a_row_of_a_question_keeps_its_own_epochs():
+    rows = [results.Row(words, (words,)) for words in ("--option rr --epochs 4",
+                                                       "--option rr")]
+    runs = table.plan(rows, 1, ["--epochs", "2", "--lr", "1e-3"], ("", ""), "runs")
+    assert_equal([one.flags for one in runs], [
+        "--option rr --epochs 4 --lr 1e-3".split(),
+        "--option rr --epochs 2 --lr 1e-3".split()])
+
+
 def test_tools_table__a_row_may_have_weights_of_its_own():
     _, weights = tiny_world()
     other = shutil.copytree(weights, os.path.join(tempfile.mkdtemp(), "other"))
@@ -485,6 +494,6 @@ def test_tools_table__a_row_may_have_weights_of_its_own():
         assert "--weights other" in output[output.index("**?**"):]
         again, started = run_table(*flags)
         assert not started, "finished runs are kept"
-        for wrong in (("--rows", 2), ("--epochs", 2), ("--table", 1)):
+        for wrong in (("--rows", 2), ("--table", 1)):
             output, started = run_table(*flags, *wrong, status=2)
             assert not started and "contradict" in output, wrong

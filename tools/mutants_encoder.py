@@ -3,6 +3,9 @@
 MUTANTS = {
     "3.1 attention": [
         ("bert.attention", " / math.sqrt(D)", "", "no √D", "√D is missing"),
+        ("bert.fused_attention", "sdpa_kernel(KERNELS)",
+         "sdpa_kernel([*KERNELS, SDPBackend.CUDNN_ATTENTION])",
+         "cuDNN's attention on GPUs", "for each length"),
         ("bert.attention", "/ math.sqrt(D)", "/ D", "D for √D", "by D instead of √D"),
         ("bert.attention", "scores.softmax(-1)", "scores.softmax(-2)",
          "softmax over the queries", "runs over the queries"),

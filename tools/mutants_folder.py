@@ -28,6 +28,8 @@ MUTANTS = {
     "run_devices": [
         ("plumbing.machine.find_device", 'device.type == "cpu" and device.index', "False",
          "any number of a CPU", "refused with what there is"),
+        ("plumbing.machine.find_device", "if memory_asked(error):", "if False:",
+         "a full GPU is one that is not there", "is full"),
         ("plumbing.machine.devices", 'gpus + ["mps"]', '["mps"]', "auto takes no GPU",
          "auto takes cuda"),
         ("plumbing.machine.devices", '["mps"] * torch.backends.mps.is_available() + ', "",

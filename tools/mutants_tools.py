@@ -6,6 +6,8 @@ MUTANTS = {
          "minutes of the last run alone", "minutes are those of all runs"),
         ("tools.table.perform_all", "if one is None or failed or stop.asked:",
          "if one is None or stop.asked:", "goes on after a failure", "no other is begun"),
+        ("tools.table.plan", "if flag in own and flag in shared:", "if False:",
+         "a row's own epochs are lost", "--epochs"),
         ("tools.table.check_inputs", 'if "--weights" in own:', "if False:",
          "one set of weights for all rows", "weights of its own"),
         ("tools.results.changes", "seeds[one][seed][column] - seeds[other][seed][column]",

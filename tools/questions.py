@@ -86,6 +86,10 @@ QUESTIONS = {
         "all tasks from the start": BASE,
         "1 epoch of paraphrase first": f"{BASE} --para-first 1",
         "2 epochs of paraphrase first": f"{BASE} --para-first 2"}),
+    "precision": Question("Do 16 bits cost anything?", {
+        "float32": f"{BASE} --amp off",
+        "bfloat16": f"{BASE} --amp bf16",
+        "float16": f"{BASE} --amp fp16"}),
     "granularity": Question("Should the vaccine look at layers or matrices?", {
         "one target for the whole model": "--option gvac --con",
         "a target for each layer": "--option gvac --con --vaccine-granularity layer",
