@@ -97,6 +97,8 @@ CHANGES = [
     ("CON, with surgery", f"{SURGERY} + CON (ours)", SURGERY),
     ("CON, with the vaccine", f"{VACCINE} + CON (ours)", VACCINE),
     ("apart, a cosine in the head, for CON", "RR + cosine (ours)", PLAIN),
+    ("one model a task, without CON", "Individual Pre-training and Finetuning",
+     "RR (ours)"),
     ("one task after the other", "Sequential + CON (ours)", PLAIN),
     ("one task after the other, without CON", "Sequential Multitask learning", "RR (ours)"),
     ("surgery", f"{SURGERY} + CON (ours)", PLAIN),
