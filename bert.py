@@ -24,7 +24,6 @@ import warnings
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from plumbing import checkpoint, safetensors
 
@@ -171,17 +170,16 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
     return weights @ value                                          # [B, A, T, D]
 
 
-# Not cuDNN's, which torch prefers on new GPUs: it is compiled for each length of a batch.
-KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-
-
 def fused_attention(query, key, value, attention_mask=None, dropout=0.0):
     """attention() as one kernel, which never writes the T × T scores to memory.
 
     Each row needs a token that can be seen: [CLS] always can. Else it gives 0.
     """
     visible = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
-    with sdpa_kernel(KERNELS):
+    # Not cuDNN's kernel, which torch prefers on new GPUs: it is compiled for each length.
+    kernels = nn.attention.SDPBackend
+    with nn.attention.sdpa_kernel([kernels.FLASH_ATTENTION, kernels.EFFICIENT_ATTENTION,
+                                   kernels.MATH]):
         return F.scaled_dot_product_attention(query, key, value, visible, dropout)
 
 

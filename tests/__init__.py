@@ -4,8 +4,8 @@
     world.py      the tiny model, data and runs that tests share
     oracles.py    the naive forms of what the modules compute fast
 
-No network, no downloads. They run on the CPU, with the same numbers everywhere, except for
-test_run_gpu.py, which needs an NVIDIA GPU.
+No network, no downloads. They run on the CPU, also where there is a GPU, with the same
+numbers everywhere.
 """
 
 import atexit
@@ -20,7 +20,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # The course's nine CSV files, for the few tests that need them: test_all.py --data.
 DATA = os.environ.get("MINBERT_DATA")
 
-# GPUs are not seen, except by the process of test_run_gpu.py.
+# GPUs are not seen, unless the test of a GPU says so.
 GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 if "MINBERT_GPU" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""

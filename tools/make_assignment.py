@@ -69,8 +69,8 @@ from tools.source import (
 OURS = ("*make_assignment.py", "*mutant*", "climber.py", "source.py", "*bench.py",
         "*grader.py", "cases", "platforms.py", "solutions", "submissions.py", "handout.md",
         "student_readme.md", "assignment.md", "test_docs.py", "*tour.py", "processes.py",
-        "*_ranks.py", "*_torchrun.py", "stand_in.py", "*_devices.py", "*browser*.py",
-        "test_*_serve.py")
+        "*_ranks.py", "*_torchrun.py", "stand_in.py", "elsewhere.py", "*_devices.py",
+        "*_gpu.py", "*browser*.py", "test_*_serve.py")
 IGNORED = "__pycache__/\n.pytest_cache/\n.venv/\nresults.json\n/runs/\n/data/\n/weights/\n"
 
 

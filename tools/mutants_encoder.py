@@ -3,8 +3,7 @@
 MUTANTS = {
     "3.1 attention": [
         ("bert.attention", " / math.sqrt(D)", "", "no √D", "√D is missing"),
-        ("bert.fused_attention", "sdpa_kernel(KERNELS)",
-         "sdpa_kernel([*KERNELS, SDPBackend.CUDNN_ATTENTION])",
+        ("bert.fused_attention", "kernels.MATH]", "kernels.MATH, kernels.CUDNN_ATTENTION]",
          "cuDNN's attention on GPUs", "for each length"),
         ("bert.attention", "/ math.sqrt(D)", "/ D", "D for √D", "by D instead of √D"),
         ("bert.attention", "scores.softmax(-1)", "scores.softmax(-2)",
