@@ -120,15 +120,16 @@ NEITHER = ("needed data and weights: give the folder of the nine CSV files with 
 def find(data, weights):
     """(--data, --weights) -> two absolute paths.   Raises ValueError.
 
-    What is not given is what was downloaded, or else the sample; but never its small BERT
-    for other data, nor the sample for a download that was broken off in the middle.
+    What is not given is what was downloaded, or else the sample; but never the sample's
+    small BERT for other data, nor another one for the sample's, nor the sample for a
+    download that was broken off in the middle.
     """
     have_data = os.path.isdir(os.path.join(ROOT, "data"))
     have_weights = os.path.isdir(os.path.join(ROOT, "weights", "bert-base-uncased"))
     if not data and not have_data and (weights or not have_weights):
         data = SAMPLE
     data = find_data(data)
-    if not weights and not have_weights and data == SAMPLE:
+    if not weights and data == SAMPLE:
         weights = SAMPLE
     return data, find_weights(weights)
 

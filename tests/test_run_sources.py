@@ -59,6 +59,8 @@ def test_run_weights__the_sample_is_taken_whole_or_announced_never_mixed_in():
         shutil.copytree(data_folder, os.path.join(place, "data"))
         assert_equal(sources.find(None, None), (os.path.join(place, "data"), os.path.join(
             place, "weights", "bert-base-uncased")))
+        assert_equal(sources.find("little", None), (sample, sample),
+                     "the sample's data with what was downloaded")
 
 
 @contextlib.contextmanager
