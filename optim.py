@@ -274,7 +274,7 @@ class FlatParameters:
         coefficients [R, k]. rows ascend, so that G[0] is read before it is overwritten.
         """
         for (c, *others), span in zip(torch.as_tensor(coefficients).tolist(), spans):
-            # On a GPU, which has no such cache, a kernel for each piece would cost more.
+            # On a GPU each piece would be some kernels more to start.
             size = self.CHUNK if self.G.device.type == "cpu" else len(self.theta)
             for start in range(span.start, span.stop, size):
                 piece = slice(start, min(start + size, span.stop))

@@ -14,16 +14,18 @@ def find_device(name):
 
     auto is the first of devices(). Raises ValueError if this machine has no such device.
     """
-    here = devices()
+    here, device = devices(), None
     try:
         device = torch.device(here[0] if name == "auto" else name)
         torch.zeros(1, device=device).item()        # "meta" has no numbers
         if device.type == "cpu" and device.index:   # torch takes any number
             raise ValueError("there is one CPU")
+        if device.type == "mps" and "mps" not in here:
+            raise ValueError("not here")            # or hidden, as from the tests
     except Exception as error:      # torch has another kind for each unknown device
-        if memory_asked(error):
+        if device is not None and memory_asked(error):
             raise ValueError(f"--device {name}: the memory of {device} is full; end what "
-                             f"fills it, or use another of {', '.join(here)}") from None
+                             f"fills it, or use another device") from None
         gpu = "; a GPU is called cuda, or mps on a Mac" if name.startswith("gpu") else ""
         raise ValueError(f"--device must be auto or a device of this machine, which has "
                          f"{', '.join(here)}; got {name!r}{gpu}") from None
@@ -73,7 +75,7 @@ def memory_asked(error) -> str | None:
     """How much an allocation that failed has asked for; None for any other error."""
     text = str(error)
     if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and (
-            not re.search("allocate memory|not enough memory|out of memory", text)):
+            not re.search("allocate memory|(not enough|out of) memory|ALLOC_FAILED", text)):
         return None
     found = re.search(r"allocate (\d[\d.]* \w+)", text)
     return found.group(1) if found else "more bytes than there are"

@@ -23,7 +23,7 @@ DATA = os.environ.get("MINBERT_DATA")
 # GPUs are not seen, unless the test of a GPU says so.
 GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 if "MINBERT_GPU" not in os.environ:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"       # Windows would drop an empty one
     torch.backends.mps.is_available = lambda: False
 
 # The tensors here are so small that several threads only get in each other's way.

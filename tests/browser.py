@@ -38,8 +38,9 @@ class Browser:
             os.dup2(theirs[0], 3)
             os.dup2(theirs[1], 4)
             # A browser reserves more than test_all.py allows; only root can raise that.
-            with contextlib.suppress(OSError, ValueError):
-                resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY,) * 2)
+            for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+                with contextlib.suppress(OSError, ValueError):
+                    resource.setrlimit(kind, (resource.RLIM_INFINITY,) * 2)
         self.process = subprocess.Popen(
             [found[0], "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
              "--hide-scrollbars", "--remote-debugging-pipe", *flags,

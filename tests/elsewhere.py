@@ -9,17 +9,18 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 import unittest
 
 from tests import ROOT
 
 
 @functools.cache
-def found(file, seconds, why="the process ended early", **environment):
+def found(file, seconds, why="", **environment):
     """What main() of tests/FILE.py reports there.   -> {name of a check: "" or an error}
 
-    why: it may not come to an end; environment: variables of that process, None for one
-    that it is not to have.
+    Without a report, {"": the error}. why: a hint for that; environment: variables of that
+    process, or None to remove one.
     """
     try:
         result = subprocess.run(
@@ -27,11 +28,11 @@ def found(file, seconds, why="the process ended early", **environment):
             capture_output=True, text=True, timeout=seconds,
             env={name: value for name, value in {**os.environ, **environment}.items()
                  if value is not None})
-    except subprocess.TimeoutExpired as error:
-        raise AssertionError(f"no end after {seconds} seconds; {why}") from error
+    except subprocess.TimeoutExpired:
+        return {"": f"no end after {seconds} seconds; {why}"}
     lines = result.stdout.splitlines()
-    assert lines, f"{why} {result.stderr}"
-    return json.loads(lines[-1])
+    return json.loads(lines[-1]) if lines else {
+        "": f"the process ended early; {why} {result.stderr}"}
 
 
 def report(checks, hint=lambda error: ""):
@@ -44,12 +45,15 @@ def report(checks, hint=lambda error: ""):
         except unittest.SkipTest as skipped:
             said[check.__name__] = f"skip: {skipped}"
         except Exception as error:
-            said[check.__name__] = f"{hint(error)} {error} ({type(error).__name__})"
+            line = traceback.extract_tb(error.__traceback__)[-1].line
+            said[check.__name__] = (f"{hint(error)} {error or line} "
+                                    f"({type(error).__name__})")
     print(json.dumps(said), flush=True)
 
 
-def raise_what(said):
-    """In the test: pass on what its check has said."""
+def pass_on(report, check):
+    """In the test: raise what its check has said, by the report of found()."""
+    said = report.get("") or report[check.__name__]
     if said.startswith("skip: "):
         raise unittest.SkipTest(said.removeprefix("skip: "))
     assert not said, said

@@ -161,7 +161,7 @@ SUBMISSIONS = {
                         "arrays", {"CON encoding": 1.34}, "it was ended by SIGKILL"),
     "prints without end": ((("heads.accuracy", "while True:\n    print('x' * 10000)"),),
                            "loops", {"scores": 3.75}, "it prints more than 20 MB"),
-    "fills the memory": ((("heads.accuracy", "x = np.ones(10 ** 10)\nreturn .5"),), "loops",
+    "fills the memory": ((("heads.accuracy", "x = np.ones(2 ** 29)\nreturn .5"),), "loops",
                          {"scores": 3.75}, "MemoryError"),
     "fills the disk": ((("heads.accuracy",
                          "with open('x', 'wb') as f:\n    f.seek(10 ** 10)\n"

@@ -19,6 +19,7 @@ import zipfile
 from tests import ROOT, solutions
 from tests.checks import assert_equal
 from tests.submissions import BUSY, OWNED, SUBMISSIONS
+from tests.world import write_file
 from tools import grader, isolated, make_assignment, platforms
 from tools.climber import climb
 from tools.source import original, read, write
@@ -220,6 +221,30 @@ def test_tools_grader__no_module_comes_from_the_submission_where_it_is_started_t
     assert done.stdout.splitlines()[-1].split() == ["4", "of", "4", "in", "all"], done
     if isolated.why_no_stranger():
         assert "with your rights" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+HOG = """
+import mmap
+def service():
+    def take(kind):
+        try:
+            return len(bytearray(600 << 20) if kind == "own" else mmap.mmap(-1, 600 << 20))
+        except (MemoryError, OSError):
+            return "refused"
+    return take
+"""
+
+
+def test_tools_grader__memory_has_a_limit_also_where_it_is_shared():
+    for stranger in {False, not isolated.why_no_stranger()}:
+        folder = write_file(HOG, "hog.py")
+        child = isolated.Child("hog:service", folder=folder, stranger=stranger,
+                               memory=300 << 20)
+        got = [child.ask(kind, 60) for kind in ("own", "shared")]
+        child.close()
+        with_cuda = not stranger and any(map(os.path.exists, isolated.NVIDIA))
+        assert_equal(got, ["refused", 600 << 20 if with_cuda else "refused"],
+                     f"stranger: {stranger}")
 
 
 def test_tools_grader__a_busy_process_that_is_left_behind_ends_with_its_part():

@@ -470,13 +470,17 @@ def test_tools_table__finished_runs_of_a_treatment_of_ones_own_are_kept():
         assert "mine.py" in run_table(*flags, status=2)[0]
 
 
-def test_tools_table__a_row_of_a_question_keeps_its_own_epochs():
-    rows = [results.Row(words, (words,)) for words in ("--option rr --epochs 4",
-                                                       "--option rr")]
-    runs = table.plan(rows, 1, ["--epochs", "2", "--lr", "1e-3"], ("", ""), "runs")
-    assert_equal([one.flags for one in runs], [
-        "--option rr --epochs 4 --lr 1e-3".split(),
-        "--option rr --epochs 2 --lr 1e-3".split()])
+def test_tools_table__other_epochs_only_for_a_question_whose_rows_name_none():
+    for name in ("epochs", "multitask"):        # --epochs, --max-steps
+        with contextlib.redirect_stderr(io.StringIO()) as errors:
+            status = table.main(["--question", name, "--epochs", "3"])
+        assert_one_line(status, errors.getvalue(), "contradict", name)
+    asked = questions.Question("?", {"ours": "--option rr --con"})
+    with unittest.mock.patch.dict(questions.QUESTIONS, {"epochs": asked}):
+        output, started = run_table("--question", "epochs", "--epochs", 1, "--max-steps", 1,
+                                    "--seeds", 1, "--runs", tempfile.mkdtemp())
+    assert "--epochs 1" in " ".join(started[0]), started
+    assert "-1-epochs-1-steps" in output, output
 
 
 def test_tools_table__a_row_may_have_weights_of_its_own():

@@ -32,6 +32,7 @@ try:
 except ImportError:             # Windows
     resource = None
 
+NVIDIA = "/dev/nvidiactl", "/dev/dxg"   # where CUDA is, there is one (WSL's: the second)
 USERS = range(50_000, 60_000)   # numbers of users without a name, one for each child
 MEMORY = 2 << 30                # bytes beyond what the child has when it begins
 FILES = 200 << 20               # bytes of a file that it writes
@@ -305,16 +306,18 @@ def serve(pipe, prints, folder, scratch, user, memory, files, cpu, service, argu
         sys.stdout = sys.stderr = open(os.devnull, "w")
     if user:
         become(user)
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""     # graded alike on every machine
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"   # graded alike on every machine
     if resource:
         with open("/proc/self/statm") if os.path.exists("/proc/self/statm") else (
                 contextlib.nullcontext()) as file:
             pages = [int(number) for number in file.read().split()] if file else []
-        # A stranger's addresses are limited too; CUDA reserves more than there is memory.
+        # Data leave out what is shared, so addresses are limited too. But not where tests
+        # may use CUDA, which reserves more addresses than there is memory.
         # The limit on CPU time is for a child whose parent was killed.
+        with_cuda = not user and any(map(os.path.exists, NVIDIA))
         used = {kind: memory + pages[place] * resource.getpagesize() if pages else None
                 for kind, place in ((resource.RLIMIT_DATA, 5), (resource.RLIMIT_AS, 0))
-                if user or kind == resource.RLIMIT_DATA}
+                if kind == resource.RLIMIT_DATA or not with_cuda}
         for kind, most in (*used.items(),
                            (resource.RLIMIT_FSIZE, files), (resource.RLIMIT_CORE, 0),
                            (resource.RLIMIT_CPU, cpu),

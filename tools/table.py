@@ -109,10 +109,9 @@ def plan(rows, seeds, common, inputs, runs_folder):
         for row in rows:
             for text in row.commands:
                 own, shared = text.split(), common
-                for flag in ("--weights", "--epochs"):      # a row's own come first
-                    if flag in own and flag in shared:
-                        at = shared.index(flag)
-                        shared = shared[:at] + shared[at + 2:]
+                if "--weights" in own and "--weights" in common:
+                    at = common.index("--weights")
+                    shared = common[:at] + common[at + 2:]
                 args, source = train.parse([*own, *shared])
                 if row.epochs and source["epochs"] == "default":
                     own += ["--epochs", str(row.epochs)]
@@ -364,7 +363,7 @@ def parser():
                    "(2 on a CPU with two cores or more, else 1)")
     p.add_argument("--data", metavar="DIR", help="as in train.py")
     p.add_argument("--weights", metavar="DIR|NAME", help="as in train.py")
-    p.add_argument("--epochs", type=whole, help="for rows without their own (the report's)")
+    p.add_argument("--epochs", type=whole, help="for every row (each row's own)")
     p.add_argument("--max-steps", type=whole, metavar="N", help="for every row")
     p.add_argument("--test-labels", metavar="DIR",
                    help="folder with test-labels.csv, for Table 3 (that of the data)")
@@ -429,10 +428,14 @@ def main(argv=None):
         if args.render:
             results.record()
             return 0
-        for flag, is_given in (("--rows", args.rows), ("--table 1", args.table == 1)):
+        own_length = args.question and any(
+            flag in words for row in questions.rows_of(args.question)
+            for words in row.commands for flag in ("--epochs", "--max-steps"))
+        for flag, is_given in (("--rows", args.rows), ("--table 1", args.table == 1),
+                               ("--epochs", args.epochs and own_length)):
             if args.question and is_given:
-                raise ValueError(f"{flag} and --question contradict each other: a question "
-                                 f"has rows of its own")
+                raise ValueError(f"{flag} and --question {args.question} contradict each "
+                                 f"other: it has rows, or epochs, of its own")
         if args.table == 1:
             print(results.table_1())
             return 0
@@ -466,7 +469,7 @@ def main(argv=None):
             else f"table{args.table}",
             os.path.basename(data_folder),
             weights_name.strip(os.sep).replace(os.sep, "-"),
-            *trial])
+            *([f"{args.epochs}-epochs"] if args.question and args.epochs else []), *trial])
         if args.record:     # what cannot be recorded is not trained
             with_recorded(planned(args.table, runs, data_folder, weights_name),
                           args.question, name)
