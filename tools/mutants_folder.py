@@ -17,6 +17,10 @@ MUTANTS = {
          "half a file left", "must not stay"),
         ("train.main", " if ranks.first() else 0", "", "torchrun: each rank downloads",
          "rank 1")],
+    "run_weights": [
+        ("plumbing.sources.find", "if not weights and data == SAMPLE:",
+         "if not weights and not have_weights and data == SAMPLE:",
+         "bert-base for the sample's data", "sample's data with what was downloaded")],
     "run_machine": [
         ("plumbing.machine.set_random_states",
          'if device.type in states and device.type != "cpu":', "if False:",
@@ -28,7 +32,9 @@ MUTANTS = {
     "run_devices": [
         ("plumbing.machine.find_device", 'device.type == "cpu" and device.index', "False",
          "any number of a CPU", "refused with what there is"),
-        ("plumbing.machine.find_device", "if memory_asked(error):", "if False:",
+        ("plumbing.machine.find_device", "device is not None and memory_asked", "memory_asked",
+         "a device's name taken for an error", "which has cpu"),
+        ("plumbing.machine.find_device", "device is not None and memory_asked(error)", "False",
          "a full GPU is one that is not there", "is full"),
         ("plumbing.machine.devices", 'gpus + ["mps"]', '["mps"]', "auto takes no GPU",
          "auto takes cuda"),
