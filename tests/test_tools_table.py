@@ -472,8 +472,10 @@ def test_tools_table__finished_runs_of_a_treatment_of_ones_own_are_kept():
 
 def test_tools_table__other_epochs_only_for_a_question_whose_rows_name_none():
     for name in ("epochs", "multitask"):        # --epochs, --max-steps
-        with contextlib.redirect_stderr(io.StringIO()) as errors:
-            status = table.main(["--question", name, "--epochs", "3"])
+        with contextlib.redirect_stderr(io.StringIO()) as errors, \
+                unittest.mock.patch.object(table, "perform_all", return_value=1):
+            status = table.main(["--question", name, "--epochs", "3", "--runs",
+                                 tempfile.mkdtemp()])
         assert_one_line(status, errors.getvalue(), "contradict", name)
     asked = questions.Question("?", {"ours": "--option rr --con"})
     with unittest.mock.patch.dict(questions.QUESTIONS, {"epochs": asked}):

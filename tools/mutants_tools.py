@@ -7,7 +7,7 @@ MUTANTS = {
         ("tools.table.perform_all", "if one is None or failed or stop.asked:",
          "if one is None or stop.asked:", "goes on after a failure", "no other is begun"),
         ("tools.table.main", "args.epochs and own_length", "False",
-         "a question's epochs are changed for some rows", "contradict"),
+         "a question's epochs are changed for some rows", "expected 2"),
         ("tools.table.check_inputs", 'if "--weights" in own:', "if False:",
          "one set of weights for all rows", "weights of its own"),
         ("tools.results.changes", "seeds[one][seed][column] - seeds[other][seed][column]",
