@@ -14,10 +14,10 @@ import numpy as np
 
 import heads
 import train
-from plumbing import declared, sources
+from plumbing import sources
 from tests import ROOT
 from tests.checks import assert_close, assert_equal, assert_one_line, assert_raises
-from tests.world import WORDS, run_train, signalled_at, small_bert, tiny_world, write_file
+from tests.world import run_train, signalled_at, tiny_world, write_file
 from tools import questions, results, table
 
 
@@ -375,31 +375,6 @@ def test_tools_table__a_run_that_fails_is_shown_and_no_other_is_begun():
     assert output.getvalue().count("\nrun ") == 2, output.getvalue()
 
 
-def test_tools_table__a_question_compares_seed_by_seed():
-    def row(words, *scores):
-        return results.RowResult(words, [f"python train.py {words}"], {
-            str(seed): {"sst": sst, "overall": sst, "minutes": 1.0}
-            for seed, sst in enumerate(scores)})
-    found = results.Result(2, "d", "w", ["m"], [
-        row("neither", .4, .5, .6), row("both", .41, .52, .63), row("alone", .39)], {})
-    lines = questions.markdown("smart", found).splitlines()
-    assert_equal(lines[0], f"**{questions.QUESTIONS['smart'].title}** (dev)")
-    assert "| neither | .500 (sd .100) | .500 (sd .100) | 3 |" in lines
-    # .01, .02, .03: 4.303 · .01 / √3 = .0248
-    assert "| both | +.020 ± .025 | +.020 ± .025 | 3 |" in lines
-    assert "| alone | -.010 | -.010 | 1 |" in lines
-    assert any(" The first row with seed 0: .400 .400. Scores on dev" in line
-               for line in lines), "what a row of fewer seeds is compared with"
-    # Not the first row that there is, but the baseline.
-    found.rows.reverse()
-    assert "| neither | .500 (sd .100) | .500 (sd .100) | 3 |" in questions.markdown(
-        "smart", found)
-    assert_equal(results.difference([.02, .021, .022]), "**+.021 ± .002**")
-    for seed in found.rows[-1].seeds.values():      # the baseline has a task of one's own
-        seed["para"] = .7
-    assert "| both | +.020 ± .025 |  |  | 3 |" in questions.markdown("smart", found)
-
-
 def test_tools_table__what_a_change_of_rows_does_is_the_one_minus_the_other():
     names = {row.name for row in results.ROWS}
     for change, *rows in results.CHANGES:
@@ -419,87 +394,8 @@ def test_tools_table__what_a_change_of_rows_does_is_the_one_minus_the_other():
     assert_equal(results.changes(found, ["sst", "overall"]), [])
 
 
-def test_tools_table__every_row_of_a_question_has_its_flags():
-    for name, question in questions.QUESTIONS.items():
-        data, weights = tiny_world()
-        for row in questions.rows_of(name):
-            for words in row.commands:
-                train.parse([*words.replace(questions.RANDOM, weights).split(),
-                             "--data", data, "--weights", weights])
-        assert len(question.rows) == len(set(question.rows.values())), name
-
-
-def test_tools_table__runs_of_one_task_each_are_a_row_of_a_question():
-    alone = tuple(f"--option rr --tasks {name}" for name in declared.REPORT)
-    asked = questions.Question("?", {"ours": "--option rr", "alone": alone})
-    with unittest.mock.patch.dict(questions.QUESTIONS, {"epochs": asked}):
-        folder = tempfile.mkdtemp()
-        output, started = run_table("--question", "epochs", "--max-steps", 1, "--seeds", 1,
-                                    "--runs", folder)
-    assert_equal(len(started), 4)
-    row, = [line for line in output.splitlines() if line.startswith("| alone | ")]
-    found = {}
-    for name in os.listdir(folder):
-        path = os.path.join(folder, name, "result.json")
-        if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                result = json.load(file)
-            found[tuple(result["args"]["tasks"])] = result["dev"]
-    # STS from the run on STS alone, minus STS of all three at once
-    want = found[("sts",)]["sts"] - found[declared.REPORT]["sts"]
-    assert_close(float(row.split(" | ")[3]), want, 6e-4)
-
-
 def test_tools_table__flags_of_its_own_may_not_follow_the_dashes():
     for flag in ("--data", "--weights", "--seed", "--out", "--epochs=3"):
         with contextlib.redirect_stderr(io.StringIO()) as errors:
             status = table.main(["--rows", "12", "--max-steps", "1", "--", flag, "x"])
         assert_one_line(status, errors.getvalue(), flag, "before the --")
-
-
-def test_tools_table__finished_runs_of_a_treatment_of_ones_own_are_kept():
-    path = os.path.join(write_file("def same(gram): return gram * 0 + 1\n", "mine.py"),
-                        "mine.py")
-    own = questions.Question("?", {"ours": f"--option {path}:same --con"})
-    flags = ("--question", "epochs", "--max-steps", 1, "--seeds", 1, "--runs",
-             tempfile.mkdtemp())
-    with unittest.mock.patch.dict(questions.QUESTIONS, {"epochs": own}):
-        assert_equal([len(run_table(*flags)[1]) for _ in range(2)], [1, 0])
-        with open(path, "a") as file:
-            file.write("# edited\n")
-        assert "mine.py" in run_table(*flags, status=2)[0]
-
-
-def test_tools_table__other_epochs_only_for_a_question_whose_rows_name_none():
-    for name in ("epochs", "multitask"):        # --epochs, --max-steps
-        with contextlib.redirect_stderr(io.StringIO()) as errors, \
-                unittest.mock.patch.object(table, "perform_all", return_value=1):
-            status = table.main(["--question", name, "--epochs", "3", "--runs",
-                                 tempfile.mkdtemp()])
-        assert_one_line(status, errors.getvalue(), "contradict", name)
-    asked = questions.Question("?", {"ours": "--option rr --con"})
-    with unittest.mock.patch.dict(questions.QUESTIONS, {"epochs": asked}):
-        output, started = run_table("--question", "epochs", "--epochs", 1, "--max-steps", 1,
-                                    "--seeds", 1, "--runs", tempfile.mkdtemp())
-    assert "--epochs 1" in " ".join(started[0]), started
-    assert "-1-epochs-1-steps" in output, output
-
-
-def test_tools_table__a_row_may_have_weights_of_its_own():
-    _, weights = tiny_world()
-    other = shutil.copytree(weights, os.path.join(tempfile.mkdtemp(), "other"))
-    small_bert(seed=1, vocab_size=len(WORDS)).save_pretrained(other)
-    asked = questions.Question("?", {"ours": "--option rr --con",
-                                     "other": f"--option rr --con --weights {other}"})
-    with unittest.mock.patch.dict(questions.QUESTIONS, {"epochs": asked}):
-        flags = ("--question", "epochs", "--max-steps", 1, "--seeds", 1, "--runs",
-                 tempfile.mkdtemp())
-        output, started = run_table(*flags)
-        assert_equal(len(started), 2)
-        assert "| other | " in output, output
-        assert "--weights other" in output[output.index("**?**"):]
-        again, started = run_table(*flags)
-        assert not started, "finished runs are kept"
-        for wrong in (("--rows", 2), ("--table", 1)):
-            output, started = run_table(*flags, *wrong, status=2)
-            assert not started and "contradict" in output, wrong

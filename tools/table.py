@@ -9,7 +9,8 @@
 
 A row is one `python train.py …` for each seed, or three where the report has a model for
 each task. After an interruption, rerun the same command to continue: finished runs are
-kept, an unfinished one is resumed. What follows `--` is passed to every run.
+kept, an unfinished one is resumed. What follows `--` is passed to every run; a row's own
+flag wins over it.
 
 The table is written as Markdown, with a line that says where it comes from, to
 runs/tables/NAME.md, and its numbers to NAME.json. With --record they go to results/, beside
@@ -96,6 +97,16 @@ class Run:
         return self.has("result.json")
 
 
+def without(flags, own):
+    """The flags of all rows, less those that a row has itself, and their values."""
+    kept, named, keeps = [], {word.partition("=")[0] for word in own}, True
+    for word in flags:
+        if word.startswith("--"):
+            keeps = word.partition("=")[0] not in named
+        kept += [word] * keeps
+    return kept
+
+
 def plan(rows, seeds, common, inputs, runs_folder):
     """All runs, those with the first seed before those with the second.   -> [Run]
 
@@ -108,10 +119,8 @@ def plan(rows, seeds, common, inputs, runs_folder):
     for seed in range(seeds):
         for row in rows:
             for text in row.commands:
-                own, shared = text.split(), common
-                if "--weights" in own and "--weights" in common:
-                    at = common.index("--weights")
-                    shared = common[:at] + common[at + 2:]
+                own = text.split()
+                shared = without(common, own)
                 args, source = train.parse([*own, *shared])
                 if row.epochs and source["epochs"] == "default":
                     own += ["--epochs", str(row.epochs)]
@@ -443,19 +452,22 @@ def main(argv=None):
         labels = None
         if args.table == 3:
             labels = read_test_labels(args.test_labels or data_folder)
+        rows = results.rows_of(args.table) if args.rows is None else choose(args.rows)
+        if args.question:
+            rows = questions.rows_of(args.question)
         common = []
         for word in argv[passed_on + 1:]:
             flag = word.partition("=")[0]
             if flag in OWN_FLAGS:
                 raise ValueError(f"{word} after -- reaches the runs, but not the table; "
                                  f"give {OWN_FLAGS[flag]} before the --")
+            if flag[:2] == "--" and all(flag in text.split() for row in rows
+                                        for text in row.commands):
+                raise ValueError(f"{word} after -- reaches no run: every row has its own")
         for name, value in (("--data", args.data), ("--weights", args.weights),
                             ("--epochs", args.epochs), ("--max-steps", args.max_steps)):
             common += [] if value is None else [name, str(value)]
         runs_folder = os.path.abspath(args.runs)
-        rows = results.rows_of(args.table) if args.rows is None else choose(args.rows)
-        if args.question:
-            rows = questions.rows_of(args.question)
         runs = plan(rows, args.seeds, common + argv[passed_on + 1:], inputs, runs_folder)
         check_inputs(runs, data_folder, weights)
         if data_folder == sources.SAMPLE:
