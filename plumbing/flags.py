@@ -8,6 +8,8 @@ import sys
 
 from plumbing import command, machine
 
+LARGEST = 10 ** 9       # of a rate or a factor: float32 holds its square
+
 
 def text(value):
     """An argparse type: anything but the empty string, which a script's unset variable is.
@@ -54,7 +56,7 @@ def task_weights(text):
             raise argparse.ArgumentTypeError(f"needed NAME=WEIGHT, got {entry[:40]!r}")
         if name in weights:
             raise argparse.ArgumentTypeError(f"two weights for {name[:40]!r}; needed one")
-        weights[name] = number(float, 0)(value)
+        weights[name] = number(float, 0, LARGEST)(value)
         if weights[name] == 0:
             raise argparse.ArgumentTypeError(f"needed a weight above 0, got {entry!r}; "
                                              f"--tasks leaves a task out")
@@ -158,7 +160,7 @@ def parser(tasks, options, default=None, table=(), sample=None, recipes=()):
     tasks, options, recipes: the names that --tasks, --option and --recipe know; the rest is
     for --help alone: see by_default().
     """
-    whole, share, amount = number(int, 1), number(float, 0, 1), number(float, 0)
+    whole, share, amount = number(int, 1), number(float, 0, 1), number(float, 0, LARGEST)
 
     def row(name):
         return by_default(name, default, table, sample)

@@ -9,7 +9,7 @@ import unittest.mock
 import numpy as np
 
 import multitask
-from tests.checks import assert_close, assert_equal
+from tests.checks import assert_close, assert_equal, assert_one_line
 from tests.world import run_tool, run_train, training_of
 from tools import conflicts
 
@@ -110,6 +110,9 @@ def test_tools_conflicts__a_run_at_its_start_and_at_its_checkpoint():
     assert_equal(kept, last, "the same θ, whatever was measured before")
     assert start["cosines"] != last["cosines"]
     assert "| 3 | sst, para |" in shown and "A run with `rr con`" in shown
+    with unittest.mock.patch.object(conflicts, "measure", None):
+        status, _, errors = run_tool(conflicts, out)
+    assert_one_line(status, errors, "is there already", "--out")
 
 
 def test_tools_conflicts__what_cannot_be_measured_gets_one_line():

@@ -290,6 +290,9 @@ def main(argv=None):
                                  f"{path}")
         if not os.path.isdir(os.path.dirname(os.path.abspath(out))):
             raise ValueError(f"needed a folder that is there for --out, got {out}")
+        if not args.out and os.path.exists(out + ".md"):
+            raise ValueError(f"{out}.md is there already; --out {out} replaces it, another "
+                             f"path keeps it")
         trained_on = results.machine_of(args.run)
         training, own = prepared(args.run, machine.find_device(args.device))
         beginning, places = training.flat.theta.clone(), []

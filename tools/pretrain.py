@@ -420,7 +420,7 @@ def pretrain(args, source):
 
 def parser():
     whole, share = flags.number(int, 1), flags.number(float, 0, 1)
-    amount = flags.number(float, 0)
+    amount = flags.number(float, 0, flags.LARGEST)
     p = command.Parser(__doc__)
     p.add_argument("--text", nargs="+", metavar="FILE", help="files of texts")
     p.add_argument("--weights", metavar="DIR|NAME", help="continue from this BERT")
