@@ -11,7 +11,7 @@ import numpy as np
 import multitask
 from tests.checks import assert_close, assert_equal, assert_one_line
 from tests.world import run_tool, run_train, training_of
-from tools import conflicts
+from tools import conflicts, gradients
 
 
 def noisy(mu, sigma, groups, seed=0):
@@ -115,6 +115,31 @@ def test_tools_conflicts__a_run_at_its_start_and_at_its_checkpoint():
     assert_one_line(status, errors, "is there already", "--out")
 
 
+def test_tools_conflicts__other_seeds_draw_other_heads():
+    _, out, _ = run_train("--con", steps=1)
+    status, _, errors = run_tool(conflicts, out, "--groups", 2, "--at", "start", "--out",
+                                 os.path.join(out, "own"))
+    assert_equal(status, 0, errors)
+    status, shown, errors = run_tool(conflicts, out, "--groups", 2, "--seeds", 3)
+    assert_equal(status, 0, errors)
+    places = []
+    for name in ("own", "conflicts"):
+        with open(os.path.join(out, f"{name}.json"), encoding="utf-8") as file:
+            places += json.load(file)["places"]
+    assert_equal(places[0], places[1], "seed 0 is the run's own")
+    assert places[1]["cosines"] != places[2]["cosines"] != places[3]["cosines"]
+    assert "| seed | sst, para |" in shown
+
+    def drawn(*expected):
+        return conflicts.Place(0, {gradients.SHARED: {pair: {"expected": said, "side": 0}
+                               for pair, said in zip("ab", expected)}}, {})
+    lines = conflicts.by_seed([drawn([.1, .02], [.1, .02]), drawn([.2, .02], [None, None]),
+                               drawn([.3, .02], [.1, .02])], 2, "").splitlines()
+    # .1, .2, .3: 4.303 · .1 / √3 = .248
+    assert_equal(lines[-2:], ["| 2 | +.300 ± .020 | +.100 ± .020 |",
+                              "| mean | +.200 ± .248 |  |"])
+
+
 def test_tools_conflicts__what_cannot_be_measured_gets_one_line():
     _, alone, _ = run_train("--tasks", "sst", steps=1)
     _, frozen, _ = run_train("--freeze", steps=1)
@@ -128,6 +153,7 @@ def test_tools_conflicts__what_cannot_be_measured_gets_one_line():
                           ([two, "--at", "smart.pt"], "of another run"),
                           ([two, "--at", "start", "none.pt"], "there is no"),
                           ([two, "--out", "no/such/place"], "--out"),
+                          ([two, "--at", "start", "--seeds", "2"], "contradict"),
                           ([tempfile.mkdtemp(), "--at", "start"], "args.json")):
         with unittest.mock.patch.object(conflicts, "measure", None):
             status, _, errors = run_tool(conflicts, *words)

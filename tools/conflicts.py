@@ -2,19 +2,21 @@
 
     python tools/conflicts.py RUN                           at its last checkpoint
     python tools/conflicts.py RUN --at start A.pt last.pt   at several of its checkpoints
+    python tools/conflicts.py RUN --seeds 8                 at its start, with other heads
 
 Takes gradients of many batches without updating anything, averages them over 1, 4 and 16
 batches, and prints their cosines, for each pair of tasks and block of the encoder.
 
     3.3    measure()     the inner products, averaged batch by batch
     3.3    expected()    the cosine that infinitely many batches would have
-    3.3    markdown()    both, as tables
+    3.3    markdown()    both, as tables; by_seed(): of several draws of the heads
 
 Symbols: K tasks, L blocks of θ that tasks share; a group is 16 batches of each task; μ_a is
 task a's expected gradient, over its training set and dropout masks, of which a batch's g_a
 is a noisy sample.
-Start means: before the first update, with the heads' random weights. Dropout and SMART's
-terms are as in the run.
+Start means: before the first update. The gradients reach the encoder through the heads'
+random weights then, so their cosines are those of one draw; --seeds shows several. Dropout
+and SMART's terms are as in the run.
 """
 
 import argparse
@@ -226,12 +228,29 @@ def markdown(places, batch_size, groups, about):
     return "\n".join(lines) + "\n"
 
 
+def by_seed(places, groups, about):
+    """Before the first update: a row for each draw of the heads, and their mean."""
+    pairs = list(places[0].cosines[gradients.SHARED])
+    whole = [[place.cosines[gradients.SHARED][pair] for pair in pairs] for place in places]
+    lines = [about, "", f"Cosines of the expected gradients of the whole encoder before "
+             f"the first update, each row with heads of another seed, ± 95% interval "
+             f"({groups} groups of {SIZES[-1]} batches). Last: the mean over the seeds, ± "
+             f"95% interval (Student's t). Bold: beyond chance at 5%.", "",
+             f"| seed | {' | '.join(pairs)} |", "|---" * (len(pairs) + 1) + "|"]
+    lines += [f"| {seed} | {' | '.join(map(expected_cell, row))} |"
+              for seed, row in enumerate(whole)]
+    known = [[said["expected"][0] for said in row] for row in whole]
+    means = ["" if None in column else results.difference(column) for column in zip(*known)]
+    lines.append(f"| mean | {' | '.join(means)} |")
+    return "\n".join(lines) + "\n"
+
+
 # --- The command line ---
 
-def prepared(path, device):
+def prepared(path, device, seed=None):
     """The run in a folder, as before its first update, with a row of G for each task.
 
-    -> (train.Training, its flags)
+    seed: of the heads, if not the run's own. -> (train.Training, its flags)
     """
     settings = folder.read_settings(path)
     known = vars(train.parser().parse_args([]))
@@ -240,6 +259,8 @@ def prepared(path, device):
     if len(args.tasks) < 2 or args.freeze:
         raise ValueError(f"needed a run of two tasks or more, without --freeze; {path} has "
                          f"{','.join(args.tasks)}{' and --freeze' * args.freeze}")
+    if seed is not None:
+        args.seed = seed
     args.data, args.weights = sources.find(args.data, args.weights)
     autocast, _ = runs.precision(args, device)
     # Any option that keeps the gradients of tasks apart, even if the run's own does not.
@@ -268,8 +289,10 @@ def moved(training, path):
 def parser():
     p = command.Parser(__doc__)
     p.add_argument("run", metavar="RUN", help="the folder of a run of train.py")
-    p.add_argument("--at", nargs="+", default=["last.pt"], metavar="CHECKPOINT",
+    p.add_argument("--at", nargs="+", metavar="CHECKPOINT",
                    help="start, or a file; in RUN if it has no folder (last.pt)")
+    p.add_argument("--seeds", type=flags.number(int, 2, 1000), metavar="N",
+                   help="in place of --at: at start, with heads of the seeds 0 to N - 1")
     p.add_argument("--groups", type=flags.number(int, 2, 1000), default=8,
                    help="how many, of 16 batches of each task (8)")
     p.add_argument("--device", default="auto", help="as in train.py")
@@ -281,9 +304,12 @@ def parser():
 def main(argv=None):
     def make():
         args = parser().parse_args(argv)
+        if args.at and args.seeds:
+            raise ValueError("--at and --seeds contradict each other: --seeds is at start")
         out = args.out or os.path.join(args.run, "conflicts")
         paths = [name if name == "start" or os.path.dirname(name)
-                 else os.path.join(args.run, name) for name in args.at]
+                 else os.path.join(args.run, name)
+                 for name in (["start"] if args.seeds else args.at or ["last.pt"])]
         for path in paths:
             if path != "start" and not os.path.exists(path):
                 raise ValueError(f"needed a checkpoint, such as last.pt; there is no "
@@ -294,26 +320,30 @@ def main(argv=None):
             raise ValueError(f"{out}.md is there already; --out {out} replaces it, another "
                              f"path keeps it")
         trained_on = results.machine_of(args.run)
-        training, own = prepared(args.run, machine.find_device(args.device))
-        beginning, places = training.flat.theta.clone(), []
-        for path in paths:
-            step = 0
-            if path != "start":
-                step = moved(training, path)
-            else:
-                training.flat.theta.copy_(beginning)
-                if training.teacher is not None:
-                    training.teacher.theta.copy_(beginning)
-            print(f"after update {step}", flush=True)
-            torch.manual_seed(own.seed)     # the same dropout and batches at each place
-            places.append(found(training, args.groups, step,
-                                np.random.default_rng([own.seed, 5])))
+        device, places = machine.find_device(args.device), []
+        for seed in range(args.seeds) if args.seeds else [None]:
+            training, own = prepared(args.run, device, seed)
+            beginning = training.flat.theta.clone()
+            for path in paths:
+                step = 0
+                if path != "start":
+                    step = moved(training, path)
+                else:
+                    training.flat.theta.copy_(beginning)
+                    if training.teacher is not None:
+                        training.teacher.theta.copy_(beginning)
+                print(f"after update {step}" + f", seed {seed}" * bool(args.seeds),
+                      flush=True)
+                torch.manual_seed(own.seed)     # the same dropout and batches at each place
+                places.append(found(training, args.groups, step,
+                                    np.random.default_rng([own.seed, 5])))
         about = (f"A run with `{' '.join(runs.methods(own))}`; data "
                  f"`{curves.folder_name(own.data)}`, weights "
                  f"`{curves.folder_name(own.weights)}`, "
                  f"{own.batch_size} examples a batch. The run's machine: "
                  f"{trained_on}.")
-        text = markdown(places, own.batch_size, args.groups, about)
+        text = (by_seed(places, args.groups, about) if args.seeds else
+                markdown(places, own.batch_size, args.groups, about))
         folder.write_json(out + ".json", {
             "about": about, "batch_size": own.batch_size, "groups": args.groups,
             "places": [dataclasses.asdict(place) for place in places]})

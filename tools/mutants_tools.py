@@ -91,6 +91,8 @@ MUTANTS = {
          "rng.integers(N, size=B)",
          "training.streams[name].next()", "batches without replacement",
          "drawn independently"),
+        ("tools.conflicts.prepared", "args.seed = seed", "pass",
+         "the same heads for each seed", "draw other heads"),
         ("tools.conflicts.moved", "flat.theta.copy_(state[\"theta\"])", "pass",
          "measured at the start", "at its start and at its checkpoint")],
     "tools_baseline": [
