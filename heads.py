@@ -365,7 +365,7 @@ class MultitaskBert(nn.Module):
 
 def accuracy(predictions, labels) -> float:
     """Share of right examples, 0 to 1.   [report 4.2]   arrays [N], [N] -> float"""
-    return float(np.mean(np.asarray(predictions) == np.asarray(labels)))
+    return float(np.mean(np.ravel(predictions) == np.ravel(labels)))
 
 
 def pearson(predictions, labels) -> float:
@@ -379,7 +379,7 @@ def pearson(predictions, labels) -> float:
     """
     def centred(values):
         """Deviations from the mean, the largest ± 1; None if all values are equal."""
-        values = np.asarray(values, np.float64)
+        values = np.ravel(values).astype(np.float64)
         # So that no square overflows, and the mean of equal numbers is exactly their value.
         values = values / (np.abs(values).max() or 1)
         deviations = values - values.mean()
@@ -426,7 +426,8 @@ def all_logits(model, task, dataset, tokenizer, device="cpu",
             with autocast():
                 logits.append(model(task, batch).cpu())
     # Undo the sorting: np.concatenate(order)[i] is the example whose logits are in row i.
-    return torch.cat(ranks.gather(logits))[np.argsort(np.concatenate(order))]
+    logits = loop.noted(torch.cat(ranks.gather(logits)), label)
+    return logits[np.argsort(np.concatenate(order))]
 
 
 def outputs(model, task, dataset, tokenizer, **where):
@@ -436,10 +437,8 @@ def outputs(model, task, dataset, tokenizer, **where):
     device, on which the model is, autocast and batch_size, as in all_logits().
     """
     logits = all_logits(model, task, dataset, tokenizer, **where)
-    predictions = task.predict(logits).numpy()
-    if task.probabilities is None:
-        return predictions, None
-    return predictions, task.probabilities(logits).numpy()
+    probabilities = task.probabilities and task.probabilities(logits).numpy()
+    return task.predict(logits).numpy(), probabilities
 
 
 def evaluate(model, task, dataset, tokenizer, **where):

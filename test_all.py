@@ -175,11 +175,12 @@ def climb(words=(), limit=60.0, run=run_here, graded=False, leave_out=()):
             yield rung
 
 
-def unknown(words):
-    """The words that no part's name contains."""
-    names = "\n".join([*(part["label"] for part in course_parts()),
-                       *(test.line for test in all_tests())])
-    return [word for word in words if word not in names]
+def unknown(words, graded=False):
+    """The words that no part's name contains, or no graded part's."""
+    names = [name for part in course_parts() for name in (part["label"], *part["lines"])]
+    if not graded:
+        names += [test.line for test in all_tests()]
+    return [word for word in words if word not in "\n".join(names)]
 
 
 def points_of(results):
@@ -195,8 +196,10 @@ def points_of(results):
 
 def write_json(results, path):
     text = json.dumps([vars(r) for r in results], indent=1, ensure_ascii=False) + "\n"
-    pathlib.Path(f"{path}.part").write_text(text, encoding="utf-8")
-    os.replace(f"{path}.part", path)
+    path = os.path.realpath(path)               # a link stays one
+    part = f"{path}.{os.getpid()}.part"         # no name that a user's file would have
+    pathlib.Path(part).write_text(text, encoding="utf-8")
+    os.replace(part, path)
 
 
 def main(argv=None):
@@ -225,6 +228,8 @@ def main(argv=None):
         p.error("--points needs the list of parts, tools/assignment.json")
     if unknown(args.words):
         p.error(f"no part's name contains {' or '.join(map(repr, unknown(args.words)))}")
+    if args.points and args.words and unknown(args.words, graded=True) == args.words:
+        p.error(f"no graded part's name contains {' or '.join(map(repr, args.words))}")
     start, results, following, runner = time.monotonic(), [], None, Isolated(args.data)
     try:        # before the tests have run, so that nobody waits for nothing
         if args.json:
@@ -251,8 +256,6 @@ def main(argv=None):
                 runner.close()          # the next part gets a process of its own
     finally:
         runner.close()
-    if not results:
-        p.error(f"no graded part's name contains {' or '.join(map(repr, args.words))}")
     if following:
         print(f"next: {following}")
     if args.points:

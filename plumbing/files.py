@@ -56,6 +56,17 @@ def write_json(path, value):
     replace(path, write)
 
 
+def put(contents):
+    """Write {path: bytes}, with their folders; ValueError if another file is at a path."""
+    for path, content in contents.items():
+        if path.exists() and path.read_bytes() != content:
+            raise ValueError(f"{path} is there already, and differs; remove it, or give "
+                             f"another place")
+    for path, content in contents.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
 def file_digest(path, algorithm="sha256", prefix=b"") -> str:
     """Digest of a file's bytes, in hex."""
     digest = hashlib.new(algorithm, prefix)

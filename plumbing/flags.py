@@ -221,7 +221,7 @@ def parser(tasks, options, default=None, table=(), sample=None, recipes=()):
                    help="factor of R_s, 0 for none (1; ours)")
     g.add_argument("--smart-eps", type=amount, default=0.02, metavar="ε",
                    help="largest change of an embedding (0.02; ours, SMART has 1e-5)")
-    g.add_argument("--smart-steps", type=whole, default=1, metavar="N",
+    g.add_argument("--smart-steps", type=number(int, 1, 1000), default=1, metavar="N",
                    help="ascent steps (1; SMART)")
     g.add_argument("--bregman-weight", type=amount, default=0.1, metavar="μ",
                    help="factor of D_Breg, 0 for none (0.1; ours, SMART has 1)")

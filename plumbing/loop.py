@@ -16,6 +16,7 @@ import contextlib
 import math
 import signal
 import time
+import warnings
 
 import torch
 
@@ -44,6 +45,15 @@ def check_divergence(theta, skipped_in_a_row, step, losses):
     if skipped_in_a_row >= 20:
         raise Diverged(f"diverged: 20 updates in a row were skipped, the last was update "
                        f"{step + 1} ({cause}); {advice}")
+
+
+def noted(logits, label):
+    """The same logits, with a warning if some are not finite.   label: of their set"""
+    wrong = (~torch.isfinite(logits)).sum().item()
+    if wrong:
+        warnings.warn(f"{label}: {wrong} of {logits.numel()} outputs of the model are not "
+                      f"finite; train with a smaller --lr, or with --amp off", stacklevel=3)
+    return logits
 
 
 @contextlib.contextmanager

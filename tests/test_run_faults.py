@@ -261,7 +261,7 @@ def test_run_faults__out_of_memory_says_what_to_try():
 
 
 def test_run_faults__a_run_that_diverges_stops_with_status_1():
-    status, out, errors = run_train("--lr", 1e30, "--option", "gvac", "--epochs", 200,
+    status, out, errors = run_train("--lr", 1e9, "--option", "gvac", "--epochs", 200,
                                     steps=1000)
     assert_equal(status, 1)
     assert "diverged" in errors and "--lr" in errors and out in errors, errors

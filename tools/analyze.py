@@ -30,7 +30,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import data
 import heads
-from plumbing import command, declared, machine, reading, safetensors, tsv
+from plumbing import command, declared, flags, machine, reading, safetensors, tsv
 from plumbing.console import printable
 from tools import chart, curves, page, results
 from tools.gradients import gradients, read_steps
@@ -454,8 +454,8 @@ def main(argv=None):
                    help="renew the page every 10 s, until the runs end or are stopped")
     p.add_argument("--data", metavar="DIR", help="where the run's data is now (where it "
                    "was)")
-    p.add_argument("--out", metavar="DIR", help="for the page and figures (RUN/analysis of "
-                   "the first)")
+    p.add_argument("--out", type=flags.text, metavar="DIR",
+                   help="for the page and figures (RUN/analysis of the first)")
 
     def run():
         args = p.parse_args(argv)

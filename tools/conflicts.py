@@ -296,7 +296,7 @@ def parser():
     p.add_argument("--groups", type=flags.number(int, 2, 1000), default=8,
                    help="how many, of 16 batches of each task (8)")
     p.add_argument("--device", default="auto", help="as in train.py")
-    p.add_argument("--out", metavar="PATH",
+    p.add_argument("--out", type=flags.text, metavar="PATH",
                    help="of the .md and .json to be written (RUN/conflicts)")
     return p
 
@@ -314,11 +314,14 @@ def main(argv=None):
             if path != "start" and not os.path.exists(path):
                 raise ValueError(f"needed a checkpoint, such as last.pt; there is no "
                                  f"{path}")
-        if not os.path.isdir(os.path.dirname(os.path.abspath(out))):
-            raise ValueError(f"needed a folder that is there for --out, got {out}")
-        if not args.out and os.path.exists(out + ".md"):
-            raise ValueError(f"{out}.md is there already; --out {out} replaces it, another "
-                             f"path keeps it")
+        if not os.path.basename(out) or not os.path.isdir(
+                os.path.dirname(os.path.abspath(out))):
+            raise ValueError(f"needed a name in a folder that is there for --out, got "
+                             f"{out!r}")
+        for path in (out + ".md", out + ".json"):
+            if not args.out and os.path.exists(path):
+                raise ValueError(f"{path} is there already; --out {out} replaces it, "
+                                 f"another path keeps it")
         trained_on = results.machine_of(args.run)
         device, places = machine.find_device(args.device), []
         for seed in range(args.seeds) if args.seeds else [None]:

@@ -23,7 +23,7 @@ import torch
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import bert
-from plumbing import command, safetensors
+from plumbing import command, flags, safetensors
 from tools import predict
 
 
@@ -88,7 +88,8 @@ def main(argv=None):
     p = command.Parser(__doc__)
     p.add_argument("run", metavar="RUN", help="a run's folder, or its best/")
     p.add_argument("--task", required=True, metavar="NAME", help="which of its tasks")
-    p.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    p.add_argument("--out", type=flags.text, required=True, metavar="DIR",
+                   help="a new folder")
 
     def run():
         args = p.parse_args(argv)

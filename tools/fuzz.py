@@ -38,7 +38,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import torch
 
-from plumbing import command, console
+from plumbing import command, console, flags
 from tools.damage import damaged
 from tools.kinds import kinds, make_world
 
@@ -180,9 +180,9 @@ def results_of(seed, seconds, inputs=math.inf):
 
 def main(argv=None):
     parser = command.Parser(__doc__)
-    parser.add_argument("--seconds", type=float, default=60, help="(60)")
-    parser.add_argument("--inputs", type=int, default=math.inf, metavar="N",
-                        help="at most (as many as there is time for)")
+    parser.add_argument("--seconds", type=flags.number(float, 0), default=60, help="(60)")
+    parser.add_argument("--inputs", type=flags.number(int, 1), default=math.inf,
+                        metavar="N", help="at most (as many as there is time for)")
     parser.add_argument("--seed", type=int, default=0, help="(0)")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="one input, and details")
     args = parser.parse_args(argv)

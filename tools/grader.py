@@ -286,7 +286,8 @@ def pairs(got, expected):
 
 def write(text, path):
     """At once or not at all, so that a grader that is stopped leaves whole results."""
-    temporary = f"{path}.part"
+    path = os.path.realpath(path)
+    temporary = f"{path}.{os.getpid()}.part"
     pathlib.Path(temporary).write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
@@ -368,6 +369,8 @@ def main(argv=None):
     p.add_argument("--summary", metavar="FILE", help="write a table in Markdown")
     p.add_argument("--limit", type=float, default=20.0, help="seconds for a test (20)")
     args, start = p.parse_intermixed_args(argv), time.monotonic()
+    if not 0 < args.limit < 1e6:
+        p.error(f"--limit must be above 0 seconds, got {args.limit:g}")
     isolated.PRELOAD.append(isolated.SLOW)
     if why_no_stranger():
         print(f"grader.py: warning: the submission runs with your rights, and could read "

@@ -466,7 +466,7 @@ def main(argv=None):
         p.error("needed --out FOLDER, --check, --grader FOLDER, --gradescope FILE or "
                 "--classroom50 FOLDER")
     try:
-        parts = load_parts(args.list, args.parts and args.parts.split(","))
+        parts = load_parts(args.list, None if args.parts is None else args.parts.split(","))
         if args.out:
             listed = make(args.out, parts)
             print(f"{args.out}: {len(listed)} parts, "

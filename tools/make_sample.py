@@ -24,13 +24,14 @@ import os
 import random
 import re
 import sys
+import tempfile
 from collections import Counter
 from math import fsum
 from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from plumbing import command, flags
+from plumbing import command, files, flags
 from tools import sample_words as words
 from tools.sample_words import TERMS, THINGS, Part, Value, comparative, plural
 
@@ -438,11 +439,6 @@ def write_table(path, header, rows):
         csv.writer(file, delimiter="\t", lineterminator="\n").writerows([header, *rows])
 
 
-def write_lines(path, lines):
-    """Text with a line feed after each line, and that alone, on Windows too."""
-    path.write_bytes("".join(line + "\n" for line in lines).encode())
-
-
 def write_sample(folder, seed):
     """The nine files, test-labels.csv and vocab.txt; returns {task: (train, dev, test)}."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -468,28 +464,34 @@ def write_sample(folder, seed):
     write_table(folder / "test-labels.csv", ["task", "id", "label"], test_labels)
     texts = [text for split in tasks.values() for *texts, _ in split[0] for text in texts]
     texts += [text for line in unlabelled(tasks, seed, 30000) for text in line]
-    write_lines(folder / "vocab.txt", vocabulary(texts))
+    (folder / "vocab.txt").write_bytes(     # a line feed alone, on Windows too
+        "".join(word + "\n" for word in vocabulary(texts)).encode())
     return tasks
 
 
 def main(argv=None):
     parser = command.Parser(__doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR",
+    parser.add_argument("--out", type=flags.text, required=True, metavar="DIR",
                         help="the folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of all choices (ours: 0)")
-    parser.add_argument("--pretrain", type=Path, metavar="FILE",
+    parser.add_argument("--pretrain", type=flags.text, metavar="FILE",
                         help="also write unlabelled text, one text or pair a line")
     parser.add_argument("--lines", type=flags.number(int, 1), default=30000,
                         help="in FILE (ours: 30000)")
 
     def run():
         args = parser.parse_args(argv)
-        tasks = write_sample(args.out, args.seed)
+        with tempfile.TemporaryDirectory() as folder:
+            tasks = write_sample(Path(folder), args.seed)
+            made = {Path(args.out) / path.name: path.read_bytes()
+                    for path in sorted(Path(folder).iterdir())}
         if args.pretrain:
             lines = unlabelled(tasks, args.seed, args.lines)
-            write_lines(args.pretrain, ["\t".join(line) for line in lines])
-        for path in [*sorted(args.out.glob("*.csv")), args.out / "vocab.txt"]:
-            print(f"{path.stat().st_size:>9,} bytes  {path}")
+            made[Path(args.pretrain)] = "".join(
+                "\t".join(line) + "\n" for line in lines).encode()
+        files.put(made)
+        for path, content in made.items():
+            print(f"{len(content):>9,} bytes  {path}")
         return 0
     return command.one_line(run)
 

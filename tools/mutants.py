@@ -132,6 +132,8 @@ def main(argv=None):
                 if not words or any(word in text for word in words
                                     for text in (part, edit[0], edit[3]))]
     mutants, equivalents = chosen(MUTANTS), chosen(EQUIVALENT)
+    if not mutants + equivalents:
+        p.error(f"no part or mistake contains {' or '.join(map(repr, words))}")
     start, right = time.monotonic(), []
     place = tempfile.mkdtemp(prefix="minbert-mutants-")
     jobs = []

@@ -17,6 +17,7 @@ if ROOT not in sys.path:            # python tools/picture.py
     sys.path.append(ROOT)
 
 import multitask
+from plumbing import command
 
 THEMES = {
     "pcgrad_gradvac.svg": {
@@ -197,7 +198,8 @@ def draw(theme):
             f'{rules}\n{body}\n</svg>\n')
 
 
-def main():
+def main(argv=None):
+    command.Parser(__doc__).parse_args(argv)
     for name, theme in THEMES.items():
         path = os.path.join(ROOT, "docs", name)
         with open(path, "w", encoding="utf-8", newline="\n") as file:

@@ -174,7 +174,8 @@ def main(argv=None):
     p.add_argument("run", metavar="RUN", help="a run's folder, or its best/")
     p.add_argument("--task", metavar="NAME", help=f"only this one of the model's tasks, "
                    f"such as {heads.tasks()[0].name} (all that fit)")
-    p.add_argument("--file", metavar="FILE", help="one text or pair a line (what you type)")
+    p.add_argument("--file", type=flags.text, metavar="FILE",
+                   help="one text or pair a line (what you type)")
     p.add_argument("--serve", action="store_true",
                    help="open a page on this machine, for a browser")
     p.add_argument("--port", type=flags.number(int, 0, 65535), metavar="N",

@@ -20,6 +20,7 @@ Leaves out: whole-word masking.
 import argparse
 import dataclasses
 import functools
+import math
 import os
 import sys
 import warnings
@@ -284,6 +285,9 @@ def fit(training, session, plan, *, lr, warmup):
                                               for name, value in held_out.items()}})
         session.say(f"update {session.step}: held out " + "  ".join(
             f"{name} {value:.3f}" for name, value in held_out.items()))
+        if not all(map(math.isfinite, held_out.values())):
+            raise loop.Diverged(f"diverged: the held-out loss is not finite after update "
+                                f"{session.step}; try a smaller --lr, or --amp off")
 
 
 # --- The start ---

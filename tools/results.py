@@ -158,6 +158,21 @@ class Result:
         return result
 
 
+def check_place(where, name):
+    """Raise ValueError if a table cannot go to WHERE/NAME.json and .md, or would replace
+    what is no table.
+    """
+    path = os.path.join(where, name)
+    if os.path.basename(path) != name:
+        raise ValueError(f"needed a name without a folder for --name, got {name!r}")
+    os.makedirs(where, exist_ok=True)
+    if os.path.exists(path + ".json"):
+        Result.read(path + ".json")
+    elif os.path.exists(path + ".md"):
+        raise ValueError(f"{path}.md is a page of its own, without {path}.json; give "
+                         f"another --name")
+
+
 def joined(path, new, rows):
     """What is recorded of a table, and what was measured now.   -> Result
 

@@ -329,9 +329,7 @@ def main(argv=None):
 
     def wanted(name):
         return not args.words or any(word in name for word in args.words)
-    warm_up(sets)
-    chosen = [name for name in sets if wanted(f"kills {name}")]
-    parts = []
+    parts, chosen = [], [name for name in sets if wanted(f"kills {name}")]
     for k, name in enumerate(chosen):
         kills = args.kills * (k + 1) // len(chosen) - args.kills * k // len(chosen)
 
@@ -347,6 +345,9 @@ def main(argv=None):
                   ("disk", fill_disks, 20, "full disks, each run resumed"),
                   ("streams", lose_streams, 8, "ways to lose a stream, each run finished"))
               if wanted(name)]
+    if not parts:
+        parser.error(f"no part's name contains {' or '.join(map(repr, args.words))}")
+    warm_up(sets)
     failed = 0
     for name, part in parts:
         try:

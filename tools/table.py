@@ -9,8 +9,7 @@
 
 A row is one `python train.py …` for each seed, or three where the report has a model for
 each task. After an interruption, rerun the same command to continue: finished runs are
-kept, an unfinished one is resumed. What follows `--` is passed to every run; a row's own
-flag wins over it.
+kept, an unfinished one is resumed. What follows `--` goes to every run; a row's flags win.
 
 The table is written as Markdown, with a line that says where it comes from, to
 runs/tables/NAME.md, and its numbers to NAME.json. With --record they go to results/, beside
@@ -376,10 +375,11 @@ def parser():
     p.add_argument("--max-steps", type=whole, metavar="N", help="for every row")
     p.add_argument("--test-labels", metavar="DIR",
                    help="folder with test-labels.csv, for Table 3 (that of the data)")
-    p.add_argument("--runs", metavar="DIR",
+    p.add_argument("--runs", type=flags.text, metavar="DIR",
                    default=os.path.join(sources.ROOT, "runs", "tables"),
                    help="where the runs are kept (runs/tables)")
-    p.add_argument("--name", help="of the files that are written (tableN-DATA-WEIGHTS)")
+    p.add_argument("--name", type=flags.text,
+                   help="of the files that are written (tableN-DATA-WEIGHTS)")
     p.add_argument("--record", action="store_true",
                    help="keep the numbers in results/, and show them in the pages")
     p.add_argument("--render", action="store_true",
@@ -472,7 +472,6 @@ def main(argv=None):
         check_inputs(runs, data_folder, weights)
         if data_folder == sources.SAMPLE:
             print(sources.SAMPLE_NOTE, end="")
-        on_cpu = machine.find_device("auto").type == "cpu"
         weights_name = short_path(args.weights or weights)
         # A trial must not take the place of the real table.
         trial = [f"{runs[0].max_steps}-steps"] if runs[0].max_steps else []
@@ -482,11 +481,12 @@ def main(argv=None):
             os.path.basename(data_folder),
             weights_name.strip(os.sep).replace(os.sep, "-"),
             *([f"{args.epochs}-epochs"] if args.question and args.epochs else []), *trial])
+        results.check_place(runs_folder, name)
         if args.record:     # what cannot be recorded is not trained
             with_recorded(planned(args.table, runs, data_folder, weights_name),
                           args.question, name)
-        status = perform_all(runs, args.jobs or (min(2, os.cpu_count() or 1) if on_cpu
-                                                 else 1))
+        on_cpu = machine.find_device("auto").type == "cpu"
+        status = perform_all(runs, args.jobs or (min(2, os.cpu_count() or 1) ** on_cpu))
         result = collect(args.table, runs, labels, data_folder, weights_name)
         if result.rows and (not args.question or questions.baseline_of(args.question)
                             in [row.row for row in result.rows]):
