@@ -9,6 +9,8 @@ import warnings
 import numpy as np
 import torch
 
+from plumbing import flags, plugins
+
 REPORT = ("sst", "para", "sts")         # the tasks of the report's tables
 
 
@@ -85,20 +87,30 @@ def check(task):
     """By its fields, and if it is not the report's by its functions."""
     for field in dataclasses.fields(task):
         value, kind = getattr(task, field.name), field.type
-        if not isinstance(value, int | float if kind is float else kind):
+        if not isinstance(value, int | float if kind is float else kind) or (
+                isinstance(value, bool) and kind is not bool):
             wrong(task, f"{getattr(kind, '__name__', kind)} as {field.name}, got {value!r}")
-    if task.num_outputs < 1:
-        wrong(task, f"1 output or more in num_outputs, got {task.num_outputs}")
+    if not 1 <= task.num_outputs <= 10 ** 6:
+        wrong(task, f"1 to 1000000 outputs in num_outputs, got {task.num_outputs}")
     # "scale" because the log has a loss_scale of its own, with float16
     taken = {"overall", "scale", *dir(torch.nn.ModuleDict())}
     if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", task.name) or task.name in taken:
         wrong(task, "a name that begins with a letter, goes on with letters, digits and "
                     "underscores, and is not 'overall', 'scale' or an attribute of "
                     "torch.nn.ModuleDict")
-    if len(task.texts) not in (1, 2):
-        wrong(task, f"one or two columns in texts, got {task.texts!r}")
-    if not task.lowest < task.highest:
-        wrong(task, f"lowest < highest, got {task.lowest} and {task.highest}")
+    for field, never in (("file", "/\\"), ("texts", ""), ("label", ""),
+                         ("prediction_column", ","), ("classes", "")):
+        value = getattr(task, field)
+        for text in [value] if isinstance(value, str) else value:
+            if not isinstance(text, str) or not text.strip() or (
+                    not text.isprintable() or set(text) & set(never)):
+                wrong(task, f"printable text{never and f' without any of {never}'} in "
+                            f"{field}, got {text!r}")
+    if len(task.texts) not in (1, 2) or len(set(task.texts)) < len(task.texts):
+        wrong(task, f"one or two columns in texts, not one twice, got {task.texts!r}")
+    if not -flags.LARGEST <= task.lowest < task.highest <= flags.LARGEST:
+        wrong(task, f"lowest < highest, from -{flags.LARGEST} to {flags.LARGEST}, got "
+                    f"{task.lowest} and {task.highest}")
     count = task.highest - task.lowest + 1
     if task.classes and len(task.classes) != count:
         wrong(task, f"{count:g} classes, for the labels {task.lowest} to {task.highest}, "
@@ -122,29 +134,34 @@ def check_functions(task):
                        ("divergence", lambda: task.divergence(learned, logits + 1))):
         if getattr(task, name) is None:
             continue                # a number has no probabilities; ℓ_s is --smart's alone
-        given = "predictions [2]" if name == "metric" else f"logits {list(shape)}"
+        given = "right predictions [2]" if name == "metric" else f"logits {list(shape)}"
         try:
             got = call()
-        except NotImplementedError:
+            # What numpy cannot read of the first two, heads.outputs() cannot use.
+            plain = got.detach() if name in ("loss", "divergence") and (
+                torch.is_tensor(got)) else got
+            value = found[name] = np.asarray(plain)
+        except (NotImplementedError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:      # a student's function: sys.exit() too
             wrong(task, f"a {name} that takes {given} and labels {task.lowest:g} to "
-                        f"{task.highest:g}; it raises {type(error).__name__}: {error}")
+                        f"{task.highest:g}, and returns what numpy can read; got "
+                        f"{plugins.in_words(error)}")
         size = sizes.get(name, [])
-        if got is None or list(np.shape(got)) != size:
+        if got is None or list(value.shape) != size:
             wrong(task, f"a {name} that returns {size or 'a number'} for {given}, got "
-                        f"{list(np.shape(got)) or got}")
+                        f"{list(value.shape) or got}")
         if name != "metric" and not torch.is_tensor(got):
             wrong(task, f"a {name} that returns a tensor, got {type(got).__name__}")
         if name in ("loss", "divergence") and not got.requires_grad:
             wrong(task, f"a {name} that can be differentiated by its logits: with torch's "
                         f"functions, without detach() or argmax()")
-        found[name] = torch.as_tensor(got)
+        if value.dtype.kind not in "biuf" or not np.isfinite(value).all():
+            wrong(task, f"a {name} that is real and finite for {given}, got "
+                        f"{value.tolist()!r}")
     if task.whole_labels and (found["predict"] % 1).any():
         wrong(task, f"whole predictions, as whole_labels says; predict gives "
                     f"{found['predict'].tolist()}; for a graded task set it to False")
-    if not np.isfinite(float(found["metric"])):
-        wrong(task, f"a metric that is a number where all is right, got {found['metric']}")
 
 
 def score(task, predictions, labels) -> float:

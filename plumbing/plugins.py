@@ -67,15 +67,29 @@ def from_file(path, name):
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module     # where dataclasses look for it
     sys.path.append(os.path.dirname(os.path.abspath(path)))     # for what lies beside it
+    dtype = torch.get_default_dtype()   # this and warnings' filters are our code's too
     try:
-        spec.loader.exec_module(module)
+        with warnings.catch_warnings():
+            spec.loader.exec_module(module)
         found = getattr(module, name, None)
         if callable(found):
             return found if inspect.isclass(found) else lambda: found
-    except (Exception, SystemExit) as error:    # it is the user's file: all can be in it
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:      # it is the user's file: all can be in it
         raise ValueError(f"--option {path}:{name}: {path} cannot be imported: "
-                         f"{type(error).__name__}: {error}") from error
+                         f"{in_words(error)}") from error
+    finally:
+        torch.set_default_dtype(dtype)
     raise ValueError(f"--option {path}:{name}: {path} has no function {name}")
+
+
+def in_words(error) -> str:
+    """"KeyError: 'key'"; only "KeyError" where its __str__() fails as well."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except BaseException:
+        return type(error).__name__
 
 
 def from_torchjd(text):
@@ -149,13 +163,15 @@ class PerUnit:
     def tried(self, function, *args, **more):
         try:
             return function(*args, **more)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             path = os.path.abspath(self.option.rpartition(":")[0])
             lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
                      if os.path.abspath(frame.filename) == path]
             place = f", line {lines[-1]}" if lines else ""
-            raise ValueError(f"--option {self.option}{place}: {type(error).__name__}: "
-                             f"{error}") from error
+            raise ValueError(f"--option {self.option}{place}: "
+                             f"{in_words(error)}") from error
 
     def result_of(self, unit, gram, more):
         """C [K, K] or weights [K], as float64.   Raises ValueError"""

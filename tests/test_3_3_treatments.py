@@ -298,6 +298,11 @@ def generator(gram): yield 1
 def tensors(gram):
     import torch
     return [torch.ones(1, requires_grad=True)] * len(gram)
+class Mute(Exception):
+    def __str__(self):
+        raise self
+def mute(gram): raise Mute
+def closes(gram): raise GeneratorExit
 def ragged(gram): return [[1], [1, 2]]
 def column(gram): return np.ones((len(gram), 1))
 def needs(gram, beta): return np.eye(len(gram))
@@ -321,7 +326,8 @@ def test_3_3_treatment__a_mistake_in_a_file_is_one_line_with_its_place():
             ("broken", ["line 10: KeyError: 'key'"]),
             ("nothing", ["must return C [3, 3], or weights [3]; it returned NoneType"]),
             ("generator", ["returned generator"]), ("ragged", ["returned list"]),
-            ("tensors", ["returned"]),
+            ("tensors", ["returned"]), ("mute", ["line 19: Mute"]),
+            ("closes", ["line 20: GeneratorExit"]),
             ("column", ["returned an array [3, 1]"]), ("needs", ["TypeError", "beta"]),
             ("Needs", ["TypeError", "beta"])):
         status, _, errors = run_train("--option", f"{path}:{name}", steps=2)
@@ -361,6 +367,17 @@ def test_3_3_treatment__a_file_may_use_its_neighbours_and_change_its_gram():
     assert_equal([str(w.message) for w in caught], [
         f"--option {path}:none returned a number that is not finite; such a step is "
         f"skipped"])
+
+
+def test_3_3_treatment__what_a_file_sets_on_import_stays_in_it():
+    path = user_file("import warnings\nimport numpy as np\nimport torch\n"
+                     "torch.set_default_dtype(torch.float64)\n"
+                     "warnings.simplefilter('error')\n"
+                     "def f(gram): return np.eye(len(gram))\n")
+    before = torch.get_default_dtype(), list(warnings.filters)
+    status, _, errors = run_train("--option", f"{path}:f", steps=2)
+    assert_equal(status, 0, errors)
+    assert_equal((torch.get_default_dtype(), warnings.filters), before)
 
 
 def test_3_3_task_weights__multiply_the_losses_and_the_log_stays():

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import sys
 import tempfile
 import unittest.mock
 import warnings
@@ -122,7 +123,17 @@ def test_run_refusals__a_task_that_does_not_fit_is_one_line():
             ([like(sts, highest=100, whole_labels=True)], "set it to False"),
             ([like(sts, loss=lambda z, y: None)], "a loss that returns a number"),
             ([like(para, metric=lambda predicted, labels: None)], "returns a number"),
-            ([like(para, metric=lambda predicted, labels: math.nan)], "where all is right"),
+            ([like(para, metric=lambda predicted, labels: math.nan)],
+             "a metric that is real and finite for right predictions [2], got nan"),
+            ([like(para, metric=lambda predicted, labels: "a")], "finite for right"),
+            ([like(para, metric=lambda predicted, labels: 1j)], "finite for right"),
+            ([like(para, metric=lambda predicted, labels: 10 ** 400)], "finite for right"),
+            ([like(para, metric=lambda predicted, labels: sys.exit(3))], "got SystemExit"),
+            ([like(sts, loss=lambda z, y: (z - y).sum() * math.nan)], "finite for logits"),
+            ([like(sts, predict=lambda z: z * math.nan)], "logits [2], got [nan"),
+            ([like(sts, predict=lambda z: z + 0j)], "a predict that is real and finite"),
+            ([like(sts, predict=lambda z: z.bfloat16())], "what numpy can read; got Type"),
+            ([like(sts, predict=lambda z: z.clone().requires_grad_())], "numpy can read"),
             ([like(para, predict=lambda z: (z > 0).numpy())], "returns a tensor, got nd"),
             ([like(para, predict=lambda z: [0., 1.])], "returns a tensor, got list"),
             ([like(para, probabilities=lambda z: 1 / 0)], "a probabilities that takes"),
@@ -131,7 +142,9 @@ def test_run_refusals__a_task_that_does_not_fit_is_one_line():
             ([like(sts, loss=lambda z, y: 1.)], "a loss that returns a tensor, got float"),
             ([like(sts, divergence=lambda a, b: (a > b).sum())], "a divergence that can"),
             ([like(sts, num_outputs=1.)], "int as num_outputs, got 1.0"),
-            ([like(sts, num_outputs=0)], "1 output or more"),
+            ([like(sts, num_outputs=0)], "1 to 1000000 outputs"),
+            ([like(sts, num_outputs=True)], "int as num_outputs, got True"),
+            ([like(sts, num_outputs=10 ** 400)], "1 to 1000000 outputs"),
             ([like(sts, lowest="0")], "float as lowest, got '0'"),
             ([like(sts, texts="ab")], "tuple as texts, got 'ab'"),
             ([like(sts, prediction_column=None)], "str as prediction_column"),
@@ -140,6 +153,17 @@ def test_run_refusals__a_task_that_does_not_fit_is_one_line():
             ([like(para, "3way")], "begins with a letter"),
             ([like(para, "training")], "'training'"),
             ([like(sts, lowest=5)], "lowest < highest"),
+            ([like(sts, lowest=-math.inf)], "from -1000000000 to 1000000000, got -inf and"),
+            *(([like(sts, highest=value)], "from -1000000000 to 1000000000, got 0 and 1")
+              for value in (10 ** 400, 1e300, 1e39)),
+            *(([like(sts, file=text)], f"/\\ in file, got {text!r}")
+              for text in ("", "../x", "a\\b", "a\0")),
+            *(([like(sts, prediction_column=text)], f", in prediction_column, got {text!r}")
+              for text in ("", "a\tb", "a\n", "a,b")),
+            ([like(sts, label="")], "printable text in label, got ''"),
+            ([like(sts, texts=(1, 2))], "printable text in texts, got 1"),
+            ([like(sts, texts=("a", "a"))], "not one twice, got ('a', 'a')"),
+            ([like(para, classes=(0, 1))], "printable text in classes, got 0"),
             ([like(sst, classes=list("abcde"))], "tuples for lists")):
         with assert_raises("heads.tasks()", words):
             declared.valid((sst, para, sts, *added))
