@@ -365,7 +365,7 @@ class MultitaskBert(nn.Module):
 
 def accuracy(predictions, labels) -> float:
     """Share of right examples, 0 to 1.   [report 4.2]   arrays [N], [N] -> float"""
-    return float(np.mean(np.ravel(predictions) == np.ravel(labels)))
+    return float(np.mean(np.asarray(predictions) == np.asarray(labels)))
 
 
 def pearson(predictions, labels) -> float:
@@ -379,7 +379,7 @@ def pearson(predictions, labels) -> float:
     """
     def centred(values):
         """Deviations from the mean, the largest ± 1; None if all values are equal."""
-        values = np.ravel(values).astype(np.float64)
+        values = np.asarray(values, np.float64)
         # So that no square overflows, and the mean of equal numbers is exactly their value.
         values = values / (np.abs(values).max() or 1)
         deviations = values - values.mean()

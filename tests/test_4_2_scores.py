@@ -128,6 +128,18 @@ def test_4_2_outputs__probabilities_belong_to_the_predictions():
                 assert np.array_equal(p.argmax(-1), predicted)
 
 
+def test_4_2_outputs__that_are_not_finite_are_said():
+    model = heads.MultitaskBert(small_bert(), con=True)
+    task, (dataset, _) = model.tasks["sts"], tiny_batch(True)
+    with torch.no_grad():
+        list(model.heads["sts"].parameters())[-1].fill_(float("inf"))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        heads.outputs(model, task, dataset, FakeTokenizer)
+    N = len(dataset)
+    assert_equal([f"{N} of {N} outputs" in str(one.message) for one in said], [True])
+
+
 def test_4_2_evaluate__order_of_the_file_and_mode_of_the_model():
     model = heads.MultitaskBert(small_bert(), con=True).train()
     task, (dataset, _) = model.tasks["sts"], tiny_batch(True)

@@ -127,6 +127,7 @@ def test_4_3_parse__values_out_of_range_and_contradictions_are_refused():
             (["--lr", "inf"], ["--lr", "'inf'"]),
             (["--weight-decay", "1e300"], ["--weight-decay", "1000000000", "1e300"]),
             (["--smart", "--smart-eps", "1e37"], ["--smart-eps", "1000000000"]),
+            (["--smart", "--smart-steps", "9" * 99], ["--smart-steps", "1000"]),
             (["--task-weights", "sst=1e308"], ["--task-weights", "1000000000"]),
             (["--smart", "--smart-weight", "0", "--smart-eps", "1"], ["--smart-eps"]),
             (["--vaccine-beta", "1"], ["--option gvac"]),

@@ -93,6 +93,29 @@ def test_checks_main__points_and_json():
         assert flags[0] in errors.getvalue().splitlines()[-1]
 
 
+def test_checks_main__what_it_writes_replaces_results_alone():
+    folder = tempfile.mkdtemp()
+    path, link = (os.path.join(folder, name) for name in ("results.json", "link.json"))
+    for name in (path, path + ".part"):
+        with open(name, "w") as file:
+            file.write("an hour of results")
+    os.symlink(path, link)
+    part = {"label": "0 checks", "points": 5, "lines": ["checks_assert_close"], "tests": []}
+    with unittest.mock.patch.object(test_all, "course_parts", lambda: [part]):
+        for words, status in ((["checks_main", "--points"], 2), (["assert_close"], 0)):
+            with (contextlib.redirect_stdout(io.StringIO()),
+                  contextlib.redirect_stderr(io.StringIO()) as errors):
+                try:
+                    ended = test_all.main([*words, "--json", link])
+                except SystemExit as end:
+                    ended = end.code
+            assert_equal(ended, status, errors.getvalue())
+            with open(path) as file:
+                assert_equal(file.read() == "an hour of results", status == 2)
+    assert os.path.islink(link) and sorted(os.listdir(folder)) == [
+        "link.json", "results.json", "results.json.part"]
+
+
 def test_checks_main__open_parts_unknown_words_and_exits_are_no_success():
     def answers(state):
         return unittest.mock.patch.object(

@@ -459,6 +459,10 @@ def test_tools_analyze__needs_a_run_and_its_data():
                 file.write(text)
     status, _, errors = run_tool(analyze, analyzed(), "--data", other)
     assert_one_line(status, errors, "sst-dev-output.csv", "--data")
+    with open(os.path.join(empty, "loss.svg"), "w") as file:
+        file.write("mine")
+    status, _, errors = run_tool(analyze, analyzed(), "--out", empty)
+    assert_one_line(status, errors, "loss.svg", "--out")
 
 
 def test_tools_analyze__the_pages_snippet_reads_a_log_with_pandas():

@@ -111,8 +111,10 @@ def test_tools_conflicts__a_run_at_its_start_and_at_its_checkpoint():
     assert start["cosines"] != last["cosines"]
     assert "| 3 | sst, para |" in shown and "A run with `rr con`" in shown
     with unittest.mock.patch.object(conflicts, "measure", None):
-        status, _, errors = run_tool(conflicts, out)
-    assert_one_line(status, errors, "is there already", "--out")
+        for name in ("conflicts.md", "conflicts.json"):
+            status, _, errors = run_tool(conflicts, out)
+            assert_one_line(status, errors, f"{name} is there already", "--out")
+            os.remove(os.path.join(out, name))
 
 
 def test_tools_conflicts__other_seeds_draw_other_heads():
@@ -153,6 +155,7 @@ def test_tools_conflicts__what_cannot_be_measured_gets_one_line():
                           ([two, "--at", "smart.pt"], "of another run"),
                           ([two, "--at", "start", "none.pt"], "there is no"),
                           ([two, "--out", "no/such/place"], "--out"),
+                          ([two, "--out", two + "/"], "--out"),
                           ([two, "--at", "start", "--seeds", "2"], "contradict"),
                           ([tempfile.mkdtemp(), "--at", "start"], "args.json")):
         with unittest.mock.patch.object(conflicts, "measure", None):

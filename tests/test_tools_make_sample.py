@@ -59,6 +59,24 @@ def test_tools_make_sample__train_takes_it_and_says_so_first_and_last():
     assert f"--lr {train.SAMPLE_ROW.lr} (the sample's)" in output
 
 
+def test_tools_make_sample__other_files_are_kept():
+    few = {task: (40, 12, 12) for task in make_sample.SIZES}
+    place = pathlib.Path(tempfile.mkdtemp())
+    with unittest.mock.patch.multiple(
+            make_sample, SIZES=few, pretraining_lines=lambda *_: [("a text",)]):
+        flags = ("--out", place / "sample", "--pretrain", place / "text")
+        for _ in range(2):
+            assert_equal(run_tool(make_sample, *flags)[0], 0, "the same bytes may be there")
+        (place / "text").write_text("mine")
+        (place / "sample" / "vocab.txt").unlink()
+        status, _, errors = run_tool(make_sample, *flags)
+    assert_one_line(status, errors, "text is there already")
+    assert (place / "text").read_text() == "mine"
+    assert not (place / "sample" / "vocab.txt").exists(), "all or nothing"
+    for name in ("--out", "--pretrain"):
+        assert_one_line(*run_tool(make_sample, *flags, name, "")[::2], name, "empty")
+
+
 def test_tools_make_sample__fewer_than_one_line_is_refused():
     place = os.path.join(tempfile.mkdtemp(), "sample")
     for number in (0, -5):

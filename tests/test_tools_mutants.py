@@ -5,8 +5,9 @@ import os
 import pathlib
 import tempfile
 
-from tests.checks import assert_equal, assert_raises
-from tools import mutants
+from tests.checks import assert_equal, assert_one_line, assert_raises
+from tests.world import run_tool
+from tools import mutants, slow_tests
 
 
 def test_tools_mutants__every_fragment_is_in_the_source():
@@ -19,6 +20,8 @@ def test_tools_mutants__every_fragment_is_in_the_source():
         mutants.mutated("bert.attention", "nowhere", "")
     with assert_raises("no function bert.nothing"):
         mutants.mutated("bert.nothing", "", "")
+    for tool in (mutants, slow_tests):
+        assert_one_line(*run_tool(tool, "no such part")[::2], "no such part")
 
 
 def test_tools_mutants__a_mistake_is_noticed_and_a_harmless_edit_is_not():

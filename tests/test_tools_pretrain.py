@@ -207,6 +207,13 @@ def test_tools_pretrain__it_learns_and_leaves_weights_that_train_takes():
     bert.BertModel.from_pretrained(os.path.join(further, "model"))
 
 
+def test_tools_pretrain__weights_that_diverged_are_not_offered():
+    status, out, errors = run_pretrain(*from_scratch(), "--lr", 1e9, "--weight-decay", 1e9)
+    assert_equal(status, 1, errors)
+    assert "diverged" in errors and "--lr" in errors, errors
+    assert not os.path.exists(os.path.join(out, "model"))
+
+
 def test_tools_pretrain__stopped_and_resumed_it_is_bit_for_bit_the_same():
     def weights_of(out):
         with open(os.path.join(out, "model", "model.safetensors"), "rb") as file:

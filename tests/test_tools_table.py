@@ -271,6 +271,21 @@ def test_tools_table__the_pages_agree_with_results():
             os.path.join(ROOT, "results", "table2-sample-sample.json"))))
 
 
+def test_tools_table__a_file_that_is_no_table_is_kept():
+    folder = write_file("mine", "mine.md")
+    with open(os.path.join(folder, "other.json"), "w") as file:
+        file.write("{}")
+    flags = ("--rows", 12, "--seeds", 1, "--max-steps", 1, "--runs", folder)
+    for name, said in (("mine", "mine.md is a page of its own"), ("other", "other.json"),
+                       ("no/such", "'no/such'")):
+        output, started = run_table(*flags, "--name", name, status=2)
+        assert said in output and not started, output
+    output, started = run_table(*flags, "--runs", os.path.join(folder, "mine.md"), status=2)
+    assert "mine.md" in output and not started
+    with open(os.path.join(folder, "mine.md")) as file:
+        assert_equal(file.read(), "mine")
+
+
 def test_tools_table__recorded_numbers_fill_their_place_in_a_page():
     folder, runs = tempfile.mkdtemp(), tempfile.mkdtemp()
     run_table("--rows", "6", "--seeds", 1, "--max-steps", 3, "--runs", runs, "--name",
