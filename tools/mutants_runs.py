@@ -98,7 +98,9 @@ MUTANTS = {
         ("heads.softmax", "softmax(-1)", "softmax(0)", "softmax over the examples",
          "probabilities"),
         ("heads.outputs", "task.probabilities(logits)",
-         "task.probabilities(logits).flip(-1)", "probabilities reversed", "probabilities")],
+         "task.probabilities(logits).flip(-1)", "probabilities reversed", "probabilities"),
+        ("plumbing.loop.noted", "if wrong:", "if False:", "NaN without a word",
+         "not finite are said")],
     "4.2 read_predictions": [
         ("tools.results.read_predictions", "not math.isfinite(value)", "False",
          "a line without a number", "gives back"),

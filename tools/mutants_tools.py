@@ -4,6 +4,8 @@ MUTANTS = {
     "tools_table": [
         ("tools.table", "sum(minutes[seed])", "minutes[seed][-1]",
          "minutes of the last run alone", "minutes are those of all runs"),
+        ("tools.results.check_place", 'os.path.exists(path + ".md")', "False",
+         "a page of the user's replaced", "no table is kept"),
         ("tools.table.perform_all", "if one is None or failed or stop.asked:",
          "if one is None or stop.asked:", "goes on after a failure", "no other is begun"),
         ("tools.results.changes", "seeds[one][seed][column] - seeds[other][seed][column]",
@@ -132,7 +134,12 @@ MUTANTS = {
          '"--repeats", type=int', "a median of nothing", "below 1"),
         ("tools.timing.line_of", "table([], [line.cells()])", "pass",
          "a line that cannot be shown is read", "another kind")],
+    "tools_make_sample": [
+        ("plumbing.files.put", "and path.read_bytes() != content", "and False",
+         "the user's files replaced", "other files are kept")],
     "tools_pretrain": [
+        ("tools.pretrain.fit", "if not all(map(math.isfinite", "if False and all(map(",
+         "what diverged is offered", "diverged are not offered"),
         ("tools.pretrain.split_texts", "for i in order[held_out:]:", "for i in order:",
          "held-out texts trained on", "never trained on"),
         ("tools.pretrain.Pretraining.held_out_losses", "loop.evaluating(self.model), ", "",

@@ -94,11 +94,7 @@ QUESTIONS = {
     "recipe": Question("What is each ingredient of the recipe worth?", {
         "the recipe's": BASE,
         "the first token for the mean": f"{BASE} --pool cls",
-        "no warm-up, no decay of the rate": f"{BASE} --warmup 0",
-        "half the learning rate": f"{BASE} --lr 5e-5",
-        "twice the learning rate": f"{BASE} --lr 2e-4",
-        "weight decay .01 on the matrices": f"{BASE} --weight-decay .01",
-        "SST counts twice": f"{BASE} --task-weights sst=2"}),
+        "no warm-up, no decay of the rate": f"{BASE} --warmup 0"}),
     "granularity": Question("Should the vaccine look at layers or matrices?", {
         "one target for the whole model": "--option gvac --con",
         "a target for each layer": "--option gvac --con --vaccine-granularity layer",
