@@ -256,6 +256,8 @@ def main(argv=None):
                 runner.close()          # the next part gets a process of its own
     finally:
         runner.close()
+    if not results:
+        p.error("no test was found; is the folder tests/ complete?")
     if following:
         print(f"next: {following}")
     if args.points:

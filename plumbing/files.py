@@ -57,14 +57,20 @@ def write_json(path, value):
 
 
 def put(contents):
-    """Write {path: bytes}, with their folders; ValueError if another file is at a path."""
+    """Write {pathlib.Path: bytes}, with their folders.
+
+    Raises ValueError, before anything is written, if another file is at a path.
+    """
     for path, content in contents.items():
         if path.exists() and path.read_bytes() != content:
             raise ValueError(f"{path} is there already, and differs; remove it, or give "
                              f"another place")
     for path, content in contents.items():
+        def write(temporary, content=content):
+            with open(temporary, "wb") as file:
+                file.write(content)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        replace(str(path), write)
 
 
 def file_digest(path, algorithm="sha256", prefix=b"") -> str:

@@ -20,6 +20,9 @@ import warnings
 import numpy as np
 import torch
 
+# What a file of somebody else may raise. Not Ctrl-C, and not the time limit of a test.
+OWN = Exception, SystemExit, GeneratorExit
+
 
 def is_outside(option: str) -> bool:
     """Does this --option name something outside this tree?"""
@@ -74,9 +77,7 @@ def from_file(path, name):
         found = getattr(module, name, None)
         if callable(found):
             return found if inspect.isclass(found) else lambda: found
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:      # it is the user's file: all can be in it
+    except OWN as error:                # it is the user's file: all can be in it
         raise ValueError(f"--option {path}:{name}: {path} cannot be imported: "
                          f"{in_words(error)}") from error
     finally:
@@ -88,7 +89,7 @@ def in_words(error) -> str:
     """"KeyError: 'key'"; only "KeyError" where its __str__() fails as well."""
     try:
         return f"{type(error).__name__}: {error}"
-    except BaseException:
+    except Exception:
         return type(error).__name__
 
 
@@ -163,9 +164,7 @@ class PerUnit:
     def tried(self, function, *args, **more):
         try:
             return function(*args, **more)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
+        except OWN as error:
             path = os.path.abspath(self.option.rpartition(":")[0])
             lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
                      if os.path.abspath(frame.filename) == path]

@@ -29,6 +29,7 @@ from tests.world import (
     training_of,
     write_file,
 )
+from tools import running
 
 # g_0 = (1, 0) and g_1 = (-1, 1) on w, as in tests/world.py.
 GRAM = np.array([[[1.0, -1.0], [-1.0, 2.0]]])
@@ -369,7 +370,12 @@ def test_3_3_treatment__a_file_may_use_its_neighbours_and_change_its_gram():
         f"skipped"])
 
 
-def test_3_3_treatment__what_a_file_sets_on_import_stays_in_it():
+def test_3_3_treatment__a_time_limit_and_ctrl_c_are_not_the_files_mistakes():
+    for error in (KeyboardInterrupt, running.TooLong):
+        assert not issubclass(error, plugins.OWN), error
+
+
+def test_3_3_treatment__a_files_dtype_and_warning_filters_stay_in_it():
     path = user_file("import warnings\nimport numpy as np\nimport torch\n"
                      "torch.set_default_dtype(torch.float64)\n"
                      "warnings.simplefilter('error')\n"

@@ -99,7 +99,10 @@ def test_checks_main__what_it_writes_replaces_results_alone():
     for name in (path, path + ".part"):
         with open(name, "w") as file:
             file.write("an hour of results")
-    os.symlink(path, link)
+    try:
+        os.symlink(path, link)
+    except OSError:                     # Windows, without the right to
+        link = path
     part = {"label": "0 checks", "points": 5, "lines": ["checks_assert_close"], "tests": []}
     with unittest.mock.patch.object(test_all, "course_parts", lambda: [part]):
         for words, status in ((["checks_main", "--points"], 2), (["assert_close"], 0)):
@@ -112,8 +115,9 @@ def test_checks_main__what_it_writes_replaces_results_alone():
             assert_equal(ended, status, errors.getvalue())
             with open(path) as file:
                 assert_equal(file.read() == "an hour of results", status == 2)
-    assert os.path.islink(link) and sorted(os.listdir(folder)) == [
-        "link.json", "results.json", "results.json.part"]
+    assert os.path.islink(link) or link == path
+    assert_equal(set(os.listdir(folder)), {os.path.basename(link), "results.json",
+                                           "results.json.part"})
 
 
 def test_checks_main__open_parts_unknown_words_and_exits_are_no_success():

@@ -129,7 +129,6 @@ def test_run_refusals__a_task_that_does_not_fit_is_one_line():
             ([like(para, metric=lambda predicted, labels: 1j)], "finite for right"),
             ([like(para, metric=lambda predicted, labels: 10 ** 400)], "finite for right"),
             ([like(para, metric=lambda predicted, labels: sys.exit(3))], "got SystemExit"),
-            ([like(sts, loss=lambda z, y: (z - y).sum() * math.nan)], "finite for logits"),
             ([like(sts, predict=lambda z: z * math.nan)], "logits [2], got [nan"),
             ([like(sts, predict=lambda z: z + 0j)], "a predict that is real and finite"),
             ([like(sts, predict=lambda z: z.bfloat16())], "what numpy can read; got Type"),
@@ -153,17 +152,18 @@ def test_run_refusals__a_task_that_does_not_fit_is_one_line():
             ([like(para, "3way")], "begins with a letter"),
             ([like(para, "training")], "'training'"),
             ([like(sts, lowest=5)], "lowest < highest"),
-            ([like(sts, lowest=-math.inf)], "from -1000000000 to 1000000000, got -inf and"),
-            *(([like(sts, highest=value)], "from -1000000000 to 1000000000, got 0 and 1")
+            ([like(sts, lowest=-math.inf)], "from -1e38 to 1e38, got -inf and"),
+            *(([like(sts, highest=value)], "from -1e38 to 1e38, got 0 and 1")
               for value in (10 ** 400, 1e300, 1e39)),
-            *(([like(sts, file=text)], f"/\\ in file, got {text!r}")
-              for text in ("", "../x", "a\\b", "a\0")),
-            *(([like(sts, prediction_column=text)], f", in prediction_column, got {text!r}")
+            *(([like(sts, file=text)], f"characters in file, got {text!r}")
+              for text in ("", "a\0")),
+            *(([like(sts, prediction_column=text)],
+               f"commas in prediction_column, got {text!r}")
               for text in ("", "a\tb", "a\n", "a,b")),
-            ([like(sts, label="")], "printable text in label, got ''"),
-            ([like(sts, texts=(1, 2))], "printable text in texts, got 1"),
+            ([like(sts, label="")], "characters in label, got ''"),
+            ([like(sts, texts=(1, 2))], "characters in texts, got 1"),
             ([like(sts, texts=("a", "a"))], "not one twice, got ('a', 'a')"),
-            ([like(para, classes=(0, 1))], "printable text in classes, got 0"),
+            ([like(para, classes=(0, 1))], "characters in classes, got 0"),
             ([like(sst, classes=list("abcde"))], "tuples for lists")):
         with assert_raises("heads.tasks()", words):
             declared.valid((sst, para, sts, *added))

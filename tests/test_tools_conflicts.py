@@ -156,7 +156,7 @@ def test_tools_conflicts__what_cannot_be_measured_gets_one_line():
                           ([two, "--at", "start", "none.pt"], "there is no"),
                           ([two, "--out", "no/such/place"], "--out"),
                           ([two, "--out", two + "/"], "--out"),
-                          ([two, "--at", "start", "--seeds", "2"], "contradict"),
+                          ([two, "--at", "start", "--seeds", "3"], "contradict"),
                           ([tempfile.mkdtemp(), "--at", "start"], "args.json")):
         with unittest.mock.patch.object(conflicts, "measure", None):
             status, _, errors = run_tool(conflicts, *words)

@@ -132,5 +132,7 @@ def test_tools_questions__a_rows_own_flag_wins_over_that_of_all_rows():
                 status = table.main(["--question", "epochs", "--runs", tempfile.mkdtemp(),
                                      "--", flag, "pcgrad"])
             assert_one_line(status, errors.getvalue(), flag, "every row has its own")
+    for one in table.plan(questions.rows_of("multitask"), 1, shared, (), "runs"):
+        assert_equal([word for word in one.flags if word in ("1", "744")], ["1"], "a trial")
     assert_equal(first.flags, ["--option", "rr", "--con", *shared])
     assert_equal(second.flags, ["--option", "rr", "--con", "--pool", "cls", *shared[1:]])

@@ -350,6 +350,11 @@ def test_tools_table__recording_more_rows_or_seeds_keeps_those_that_are_there():
             ({"weights": "v"}, "its weights w, now v")):
         with assert_raises(fragment):
             now(result(**change, pcgrad={"0": .7}))
+    # A row that has a flag itself lacks it among those of all rows.
+    old = result(" --con", rr={"0": .5}, seq={"0": .1})
+    old.rows[0].commands = ["python train.py --option rr"]
+    assert_equal(results.shared_flags(old, rows),
+                 results.shared_flags(result(" --con", seq={"0": .1}), rows))
     # Not measured yet: only what is known then.
     now(dataclasses.replace(result(machines=(), pcgrad={}), baselines={}))
     # All of it again, on another machine, takes its place.

@@ -233,9 +233,10 @@ def by_seed(places, groups, about):
     pairs = list(places[0].cosines[gradients.SHARED])
     whole = [[place.cosines[gradients.SHARED][pair] for pair in pairs] for place in places]
     lines = [about, "", f"Cosines of the expected gradients of the whole encoder before "
-             f"the first update, each row with heads of another seed, ± 95% interval "
-             f"({groups} groups of {SIZES[-1]} batches). Last: the mean over the seeds, ± "
-             f"95% interval (Student's t). Bold: beyond chance at 5%.", "",
+             f"the first update, each row with heads, batches and dropout of another "
+             f"seed, ± 95% interval ({groups} groups of {SIZES[-1]} batches). Last: the "
+             f"mean over the seeds, ± 95% interval (Student's t). Bold: beyond chance at "
+             f"5%.", "",
              f"| seed | {' | '.join(pairs)} |", "|---" * (len(pairs) + 1) + "|"]
     lines += [f"| {seed} | {' | '.join(map(expected_cell, row))} |"
               for seed, row in enumerate(whole)]
@@ -250,7 +251,7 @@ def by_seed(places, groups, about):
 def prepared(path, device, seed=None):
     """The run in a folder, as before its first update, with a row of G for each task.
 
-    seed: of the heads, if not the run's own. -> (train.Training, its flags)
+    seed: of heads, batches and dropout, if not the run's. -> (train.Training, its flags)
     """
     settings = folder.read_settings(path)
     known = vars(train.parser().parse_args([]))
@@ -291,8 +292,9 @@ def parser():
     p.add_argument("run", metavar="RUN", help="the folder of a run of train.py")
     p.add_argument("--at", nargs="+", metavar="CHECKPOINT",
                    help="start, or a file; in RUN if it has no folder (last.pt)")
-    p.add_argument("--seeds", type=flags.number(int, 2, 1000), metavar="N",
-                   help="in place of --at: at start, with heads of the seeds 0 to N - 1")
+    p.add_argument("--seeds", type=flags.number(int, 3, 1000), metavar="N",
+                   help="in place of --at: at start, with heads, batches and dropout of "
+                   "the seeds 0 to N - 1")
     p.add_argument("--groups", type=flags.number(int, 2, 1000), default=8,
                    help="how many, of 16 batches of each task (8)")
     p.add_argument("--device", default="auto", help="as in train.py")
@@ -337,7 +339,7 @@ def main(argv=None):
                         training.teacher.theta.copy_(beginning)
                 print(f"after update {step}" + f", seed {seed}" * bool(args.seeds),
                       flush=True)
-                torch.manual_seed(own.seed)     # the same dropout and batches at each place
+                torch.manual_seed(own.seed)     # the same dropout and batches at each --at
                 places.append(found(training, args.groups, step,
                                     np.random.default_rng([own.seed, 5])))
         about = (f"A run with `{' '.join(runs.methods(own))}`; data "
@@ -348,7 +350,8 @@ def main(argv=None):
         text = (by_seed(places, args.groups, about) if args.seeds else
                 markdown(places, own.batch_size, args.groups, about))
         folder.write_json(out + ".json", {
-            "about": about, "batch_size": own.batch_size, "groups": args.groups,
+            "about": about, "seeds": args.seeds, "batch_size": own.batch_size,
+            "groups": args.groups,
             "places": [dataclasses.asdict(place) for place in places]})
         results.write_text(out + ".md", text)
         print(f"\n{text}\n{out}.md")

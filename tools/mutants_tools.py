@@ -30,7 +30,7 @@ MUTANTS = {
          "a question's epochs are changed for some rows", "expected 2"),
         ("tools.table.check_inputs", 'if "--weights" in own:', "if False:",
          "one set of weights for all rows", "weights of its own"),
-        ("tools.table.without", "not in named", "in ()", "all rows' flags left out",
+        ("tools.questions.without", "not in named", "in ()", "all rows' flags left out",
          "wins over that of all rows"),
         ("tools.table.main", "flag in text.split()", "False",
          "a flag that reaches no run", "expected 2"),

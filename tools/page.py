@@ -160,13 +160,14 @@ def render(title, parts, renew=0):
 def write(title, parts, folder, renew=0):
     """FOLDER/analysis.html, and an SVG file for each figure.   -> the page's path"""
     os.makedirs(folder, exist_ok=True)
-    texts = {f"{part.name}.svg": chart.sheet(part.panels, part.caption, part.legend)
-             for part in parts if isinstance(part, Figure)}
-    texts["analysis.html"] = render(title, parts, renew)
+    # The page first: with it there, a later call knows that the figures are its own.
+    texts = {"analysis.html": render(title, parts, renew),
+             **{f"{part.name}.svg": chart.sheet(part.panels, part.caption, part.legend)
+                for part in parts if isinstance(part, Figure)}}
     taken = [name for name in texts if os.path.exists(os.path.join(folder, name))]
     if taken and "analysis.html" not in taken:
         raise ValueError(f"{os.path.join(folder, taken[0])} is there, without a page of an "
-                         f"earlier call; give another --out")
+                         f"earlier call; remove it, or give another --out")
     for name, text in texts.items():
         # Renamed into place: a browser that renews the page never sees half of it.
         path = os.path.join(folder, name)

@@ -108,6 +108,16 @@ def rows_of(name):
             for words, own in QUESTIONS[name].rows.items()]
 
 
+def without(flags, own):
+    """The flags of all rows, less those that a row has itself, and their values."""
+    kept, named, keeps = [], {word.partition("=")[0] for word in own}, True
+    for word in flags:
+        if word.startswith("--"):
+            keeps = word.partition("=")[0] not in named
+        kept += [word] * keeps
+    return kept
+
+
 def baseline_of(name):
     """The name of a question's first row."""
     return next(iter(QUESTIONS[name].rows))

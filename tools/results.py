@@ -210,13 +210,16 @@ def joined(path, new, rows):
 
 
 def shared_flags(result, rows):
-    """What the commands of a Result have beside their rows' own words.   -> [text]"""
+    """What the commands of a Result have beside their rows' own words.   -> [text]
+
+    The longest: a row that has one of these flags itself lacks it there.
+    """
     own = {row.name: row for row in rows}
-    return sorted({
+    return [max((
         command.removeprefix(f"python train.py {words}").removeprefix(
             f" --epochs {own[row.row].epochs}").strip()
         for row in result.rows if row.row in own
-        for command, words in zip(row.commands, own[row.row].commands)})
+        for command, words in zip(row.commands, own[row.row].commands)), key=len)]
 
 
 def machine_of(run):

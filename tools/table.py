@@ -96,16 +96,6 @@ class Run:
         return self.has("result.json")
 
 
-def without(flags, own):
-    """The flags of all rows, less those that a row has itself, and their values."""
-    kept, named, keeps = [], {word.partition("=")[0] for word in own}, True
-    for word in flags:
-        if word.startswith("--"):
-            keeps = word.partition("=")[0] not in named
-        kept += [word] * keeps
-    return kept
-
-
 def plan(rows, seeds, common, inputs, runs_folder):
     """All runs, those with the first seed before those with the second.   -> [Run]
 
@@ -118,8 +108,9 @@ def plan(rows, seeds, common, inputs, runs_folder):
     for seed in range(seeds):
         for row in rows:
             for text in row.commands:
-                own = text.split()
-                shared = without(common, own)
+                # --max-steps is a trial of all rows.
+                own = questions.without(text.split(), {"--max-steps"} & set(common))
+                shared = questions.without(common, own)
                 args, source = train.parse([*own, *shared])
                 if row.epochs and source["epochs"] == "default":
                     own += ["--epochs", str(row.epochs)]
@@ -358,7 +349,8 @@ def parser():
     p = command.Parser(
         __doc__, epilog="rows:\n"
         + "\n".join(f"  {number:2}  {row.name}" for number, row in enumerate(ROWS, 1))
-        + "\n\nWhat follows -- is passed to every run, as in: -- --lr 1e-4 --pool mean")
+        + "\n\nWhat follows -- goes to every run whose row has no such flag, as in: "
+        "-- --lr 1e-4 --pool mean")
     whole = flags.number(int, 1)
     p.add_argument("--table", type=int, choices=[1, 2, 3], help="which (2)", default=2)
     p.add_argument("--seeds", type=flags.number(int, 1, 1000), default=3,
@@ -479,14 +471,16 @@ def main(argv=None):
             f"question-{args.question}" + "-test" * (args.table == 3) if args.question
             else f"table{args.table}",
             os.path.basename(data_folder),
-            weights_name.strip(os.sep).replace(os.sep, "-"),
+            re.sub(r"[\\/]+", "-", weights_name.strip("\\/")),
             *([f"{args.epochs}-epochs"] if args.question and args.epochs else []), *trial])
         results.check_place(runs_folder, name)
         if args.record:     # what cannot be recorded is not trained
+            results.check_place(os.path.join(sources.ROOT, "results"), name)
             with_recorded(planned(args.table, runs, data_folder, weights_name),
                           args.question, name)
         on_cpu = machine.find_device("auto").type == "cpu"
-        status = perform_all(runs, args.jobs or (min(2, os.cpu_count() or 1) ** on_cpu))
+        at_once = min(2, os.cpu_count() or 1) if on_cpu else 1
+        status = perform_all(runs, args.jobs or at_once)
         result = collect(args.table, runs, labels, data_folder, weights_name)
         if result.rows and (not args.question or questions.baseline_of(args.question)
                             in [row.row for row in result.rows]):
