@@ -90,11 +90,6 @@ QUESTIONS = {
         "float32": f"{BASE} --amp off",
         "bfloat16": f"{BASE} --amp bf16",
         "float16": f"{BASE} --amp fp16"}),
-    # On real data: docs/recipe.md has the command, with the flags that all rows share.
-    "recipe": Question("What is each ingredient of the recipe worth?", {
-        "the recipe's": BASE,
-        "the first token for the mean": f"{BASE} --pool cls",
-        "no warm-up, no decay of the rate": f"{BASE} --warmup 0"}),
     "granularity": Question("Should the vaccine look at layers or matrices?", {
         "one target for the whole model": "--option gvac --con",
         "a target for each layer": "--option gvac --con --vaccine-granularity layer",
