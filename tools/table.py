@@ -349,8 +349,8 @@ def parser():
     p = command.Parser(
         __doc__, epilog="rows:\n"
         + "\n".join(f"  {number:2}  {row.name}" for number, row in enumerate(ROWS, 1))
-        + "\n\nWhat follows -- goes to every run whose row has no such flag, as in: "
-        "-- --lr 1e-4 --pool mean")
+        + "\n\nWhat follows -- goes to every run whose row has no such flag, as in:\n"
+        "  -- --lr 1e-4 --pool mean")
     whole = flags.number(int, 1)
     p.add_argument("--table", type=int, choices=[1, 2, 3], help="which (2)", default=2)
     p.add_argument("--seeds", type=flags.number(int, 1, 1000), default=3,
