@@ -240,8 +240,6 @@ MUTANTS = {
          "a file's folder forgotten", "a file may move"),
         ("plumbing.plugins.from_file", "except OWN", "except Exception",
          "a program ends the run without a word", "a mistake in a file is one line"),
-        ("plumbing.plugins.from_file", "torch.set_default_dtype(dtype)", "pass",
-         "the file's float64 in the model", "stays in it"),
         ("plumbing.plugins.from_file", "sys.modules[spec.name] = module", "pass",
          "no module for dataclasses", "a file may use its neighbours"),
         ("plumbing.plugins.number", "int(text) if", "value if", "whole numbers as floats",
