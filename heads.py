@@ -425,8 +425,9 @@ def all_logits(model, task, dataset, tokenizer, device="cpu",
                                  model.max_length).to(device)
             with autocast():
                 logits.append(model(task, batch).cpu())
+    logits = torch.cat(ranks.gather(logits))
+    loop.warn_unless_finite(logits, label)
     # Undo the sorting: np.concatenate(order)[i] is the example whose logits are in row i.
-    logits = loop.noted(torch.cat(ranks.gather(logits)), label)
     return logits[np.argsort(np.concatenate(order))]
 
 

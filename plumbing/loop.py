@@ -47,13 +47,12 @@ def check_divergence(theta, skipped_in_a_row, step, losses):
                        f"{step + 1} ({cause}); {advice}")
 
 
-def noted(logits, label):
-    """The same logits, with a warning if some are not finite.   label: of their set"""
+def warn_unless_finite(logits, label):
+    """label: names the set that the logits are of"""
     wrong = (~torch.isfinite(logits)).sum().item()
     if wrong:
         warnings.warn(f"{label}: {wrong} of {logits.numel()} outputs of the model are not "
                       f"finite; train with a smaller --lr, or with --amp off", stacklevel=3)
-    return logits
 
 
 @contextlib.contextmanager

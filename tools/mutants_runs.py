@@ -99,7 +99,7 @@ MUTANTS = {
          "probabilities"),
         ("heads.outputs", "task.probabilities(logits)",
          "task.probabilities(logits).flip(-1)", "probabilities reversed", "probabilities"),
-        ("plumbing.loop.noted", "if wrong:", "if False:", "NaN without a word",
+        ("plumbing.loop.warn_unless_finite", "if wrong:", "if False:", "NaN without a word",
          "not finite are said")],
     "4.2 read_predictions": [
         ("tools.results.read_predictions", "not math.isfinite(value)", "False",

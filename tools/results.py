@@ -219,7 +219,8 @@ def shared_flags(result, rows):
         command.removeprefix(f"python train.py {words}").removeprefix(
             f" --epochs {own[row.row].epochs}").strip()
         for row in result.rows if row.row in own
-        for command, words in zip(row.commands, own[row.row].commands)), key=len)]
+        for command, words in zip(row.commands, own[row.row].commands)),
+        key=len, default="")]
 
 
 def machine_of(run):
