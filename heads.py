@@ -425,10 +425,10 @@ def all_logits(model, task, dataset, tokenizer, device="cpu",
                                  model.max_length).to(device)
             with autocast():
                 logits.append(model(task, batch).cpu())
-    logits = torch.cat(ranks.gather(logits))
-    loop.warn_unless_finite(logits, label)
+    whole = torch.cat(ranks.gather(logits))
+    loop.warn_unless_finite(whole, label)
     # Undo the sorting: np.concatenate(order)[i] is the example whose logits are in row i.
-    return logits[np.argsort(np.concatenate(order))]
+    return whole[np.argsort(np.concatenate(order))]
 
 
 def outputs(model, task, dataset, tokenizer, **where):
