@@ -99,6 +99,13 @@ def test_run_precision__the_choice_says_why_and_emulation_is_no_reason():
             _, why = machine.choose_precision("auto", gpu)
         assert why == ("bfloat16 autocast (this cuda has it)" if native else
                        "float16 autocast (this cuda has no bfloat16)")
+    for limit, why in (("AVX512", "bfloat16 autocast (this cpu has it)"),
+                       ("AVX2", "float32 (this cpu has no bfloat16)")):
+        with (unittest.mock.patch("torch.cpu._is_avx512_bf16_supported", return_value=True,
+                                  create=True),
+              unittest.mock.patch("torch.backends.cpu.get_cpu_capability",
+                                  return_value=limit)):
+            assert_equal(machine.choose_precision("auto", cpu)[1], why)
     assert machine.choose_precision("off", cpu)[1] == "float32 (given)"
     assert machine.choose_precision("bf16", cpu)[1] == "bfloat16 autocast (given)"
     with unittest.mock.patch("torch.cuda.is_bf16_supported", lambda **_: True):

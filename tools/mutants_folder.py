@@ -60,6 +60,9 @@ MUTANTS = {
     "run_precision": [
         ("plumbing.machine.choose_precision", "including_emulation=False", "",
          "emulated bfloat16", "emulation is no reason"),
+        ("plumbing.machine.choose_precision",
+         'torch.backends.cpu.get_cpu_capability() == "AVX512" and ', "",
+         "bfloat16 that was turned off", "choice says why"),
         ("plumbing.machine.choose_precision", "if smallest_change < SMALLEST_CHANGE[amp]:",
          "if False:", "small ε in bfloat16", "choice says why")],
     "run_float16": [
