@@ -3,7 +3,7 @@
     3.5    symmetric_kl(), binary_symmetric_kl(), squared_difference(): ℓ_s of three outputs
     3.5    smoothness(): R_s(θ), step 1, "Smoothness-Inducing Adversarial Regularization"
     3.5    Teacher, bregman(): D_Breg(θ, θ̃), step 2
-    3.5    objective(): 𝓛 + λ_s R_s + μ D_Breg
+    3.5    objective(): 𝓛 + λ_s R_s + μ D_Breg; with --r-drop, not the report's, R-Drop
     3.5    gradient_ratio(): how much a term weighs beside the loss
 
 Symbols: x [R, T, H] embeddings of R rows of T tokens (R = B, or 2B for pairs encoded apart)
@@ -66,14 +66,15 @@ def squared_difference(a, b):
 class Settings:
     """SMART's settings.   [report 3.5; Jiang et al. 2019, sec. 4.1]
 
-    weight is λ_s, eps ε, steps the number of ascent steps, bregman_weight μ; a weight of 0
-    turns its term off. Why these values: the paper's ε = 1e-5 is too small to change a
-    prediction (R_s ≈ 1e-10), so these were chosen on dev.
+    weight is λ_s, eps ε, steps the number of ascent steps, bregman_weight μ, r_drop α of
+    R-Drop; a weight of 0 turns its term off. Why these values: the paper's ε = 1e-5 is too
+    small to change a prediction (R_s ≈ 1e-10), so these were chosen on dev.
     """
     weight: float = 1.0
     eps: float = 0.02
     steps: int = 1
     bregman_weight: float = 0.1
+    r_drop: float = 0.0
 
 
 def random_state(device):
@@ -181,7 +182,13 @@ def objective(model, task, batch, settings, teacher=None, scale=1.0,
     divergence; settings: a Settings; scale: of optim.LossScale, by which only ∂ℓ_s/∂δ is
     multiplied; randn_like draws the noise. A term whose weight is 0, or that has no
     teacher, costs nothing.
-    Returns (the sum, the terms without their weights: {"loss", "smooth", "bregman"}).
+    With settings.r_drop the batch is passed twice, with different dropout:
+
+        ½ (𝓛₁ + 𝓛₂) + α ℓ_s(f₁, f₂) in place of 𝓛            [Liang et al. 2021, R-Drop]
+
+    α = 1 is the paper's 4: it adds the two losses, and takes half of ℓ_s.
+    Returns (the sum, the terms without their weights: {"loss", "smooth", "bregman",
+    "r_drop"}).
     """
     use_teacher = teacher is not None and settings.bregman_weight > 0
     device, parts = batch.input_ids.device, {}
@@ -200,6 +207,12 @@ def objective(model, task, batch, settings, teacher=None, scale=1.0,
     else:
         logits = model.logits(task, x, batch)
     total = parts["loss"] = task.loss(logits, batch.labels)
+    if settings.r_drop:
+        # The generator has moved on since the first pass, so this one has other masks.
+        again = model.logits(task, model.embed(batch), batch)
+        parts["loss"] = (total + task.loss(again, batch.labels)) / 2
+        parts["r_drop"] = task.divergence(logits, again)
+        total = parts["loss"] + settings.r_drop * parts["r_drop"]
     if settings.weight:
         total = total + settings.weight * parts["smooth"]
     if use_teacher:

@@ -91,12 +91,10 @@ TABLE_1 = [
 # For the sample and a BERT as wide as its own, whatever the flags, so that rows differ in
 # one thing. The best on dev of learning rates 5e-4 to 3e-3 and 6 or 8 epochs, rr --con.
 SAMPLE_ROW = Row("the sample", epochs=8, lr=2e-3, warmup=0.1, pool="mean")
-# Flags under a name, for --recipe. "plain" is the best of a table in docs/recipe.md, with
-# MiniLM.
-RECIPES = {
-    "plain": "--option rr --con --pool mean --lr 1e-4 --warmup .1 --epochs 4 "
-             "--batch-size 16 --accumulate 1 --para-first 0",
-}
+# Flags under a name, for --recipe: what was best with MiniLM. See docs/recipe.md.
+PLAIN = ("--option rr --con --pool mean --lr 1e-4 --warmup .1 --epochs 4 --batch-size 16 "
+         "--accumulate 1 --para-first 0")
+RECIPES = {"plain": PLAIN, "r-drop": f"{PLAIN} --r-drop 1"}
 
 
 def parser():
@@ -226,7 +224,7 @@ def prepare(args, device, autocast) -> Training:
     used = {name: task for name, task in model.tasks.items()
             if name in args.tasks or name in declared.REPORT}
     sets, missing = data.load_sets(args.data, used, args.tasks, model.tokenizer)
-    runs.check_sizes(args, sets["train"])
+    runs.check_inputs(args, sets["train"], encoder.config)
     model.to(device).train()
     if args.freeze:     # autograd stops at the encoder's output, AdamW finds no gradient
         model.bert.requires_grad_(False)
@@ -240,7 +238,8 @@ def prepare(args, device, autocast) -> Training:
     model.bert.word_embeddings.sparse = device.type == "cpu"
     regions = multitask.regions(flat, args.vaccine_granularity)
     settings = smart.Settings(args.smart_weight if args.smart else 0.0, args.smart_eps,
-                              args.smart_steps, args.bregman_weight if args.smart else 0.0)
+                              args.smart_steps, args.bregman_weight if args.smart else 0.0,
+                              args.r_drop)
     return Training(
         model, sets, rows, regions, settings, args.task_weights or {}, autocast, flat,
         optimizer=optim.FusedAdamW(flat.param_groups(args.weight_decay), lr=args.lr),

@@ -234,6 +234,9 @@ def parser(tasks, options, default=None, table=(), sample=None, recipes=()):
                    f"{row('pool')}")
     g.add_argument("--dropout", type=number(float, 0, 0.99), metavar="P",
                    help="everywhere (what config.json says: 0.1 in bert-base; sample: 0)")
+    g.add_argument("--r-drop", type=amount, default=0.0, metavar="α",
+                   help="pass each batch twice, and pull what two dropout masks predict "
+                   "together, with this factor; 0 for neither (0; R-Drop)")
     g.add_argument("--sst-loss", choices=["ce", "mse"], default="ce",
                    help="cross-entropy or squared error (ce; the report has mse, see D1)")
     g.add_argument("--sts-loss", choices=["mse", "ce"], default="mse",
@@ -300,8 +303,9 @@ def check(parser, args, source, trained):
              "--smart", "--smart-weight 0 --bregman-weight 0", "nothing is left of it"),
             (args.smart and args.smart_weight and not args.smart_eps, "--smart",
              "--smart-eps 0", "nothing is perturbed; --smart-weight 0 leaves R_s out"),
-            *((args.smart and task.divergence is None, "--smart", f"--tasks {tasks}",
+            *((is_on and task.divergence is None, flag, f"--tasks {tasks}",
                f"{task.name} has no divergence; give it one in heads.tasks()")
+              for flag, is_on in (("--smart", args.smart), ("--r-drop", args.r_drop))
               for task in trained),
             (args.align and args.align not in args.tasks, f"--align {args.align}",
              f"--tasks {tasks}", "align to a set that is trained on"),

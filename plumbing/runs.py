@@ -48,8 +48,12 @@ def precision(args, device):
     return machine.choose_precision(args.amp, device, smallest_change)
 
 
-def check_sizes(args, train_sets):
-    """Raise ValueError if a trained task's set is too small for one update."""
+def check_inputs(args, train_sets, config):
+    """Raise ValueError if a trained task's set is too small for one update, or BERT's
+    config has no dropout for --r-drop."""
+    if args.r_drop and not config.hidden_dropout_prob + config.attention_probs_dropout_prob:
+        raise ValueError(f"--r-drop {args.r_drop:g} would change nothing: this model has "
+                         f"no dropout, so its two passes are the same; add --dropout .1")
     for name in args.tasks:
         dataset, needed = train_sets[name], args.batch_size * args.accumulate
         if len(dataset) < needed:

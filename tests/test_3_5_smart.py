@@ -445,6 +445,27 @@ def test_3_5_objective__weights_by_hand():
         "the two weights are exchanged": loss + 5 * smooth + 3 * pull})
 
 
+def test_3_5_r_drop__two_passes_with_other_masks_by_hand():
+    model, _ = flat_model(con=True, hidden_dropout_prob=.3)
+    for name, task in model.train().tasks.items():
+        batch = tiny_batch(True, task.pair)[1]
+        torch.manual_seed(3)
+        first, second = (model(task, batch) for _ in range(2))
+        losses = [task.loss(z, batch.labels).item() for z in (first, second)]
+        D, mean = task.divergence(first, second).item(), sum(losses) / 2
+        assert D > 1e-4, "with dropout .3 two passes differ"
+        torch.manual_seed(3)
+        total, parts = smart.objective(model, task, batch, smart.Settings(
+            weight=0, bregman_weight=0, r_drop=5.0))
+        assert_close(total, mean + 5 * D, 1e-6, name, relative=1e-5, mistakes={
+            "both passes have the same masks": losses[0],
+            "the second pass has no loss": losses[0] + 5 * D,
+            "the losses are added": 2 * mean + 5 * D, "α is left out": mean + D,
+            "the divergence is left out": mean})
+        assert_close(parts["loss"], mean, 1e-6, "what is logged as loss")
+        assert_close(parts["r_drop"], D, 1e-6, "what is logged as r_drop")
+
+
 def test_3_5_momentum_beta__rises_after_a_tenth():
     assert [smart.momentum_beta(t, 25) for t in range(4)] == [.99, .99, .999, .999]
 

@@ -138,6 +138,7 @@ def test_4_3_parse__values_out_of_range_and_contradictions_are_refused():
             (["--smart", "--smart-eps", "0"], ["--smart-eps 0", "nothing is perturbed"]),
             (["--epochs", "100001"], ["--epochs 100001", "at most 100000"]),
             (["--para-first", "100001"], ["--para-first 100001", "at most 100000"]),
+            (["--r-drop", "-1"], ["--r-drop", "'-1'"]),
             (["--con", "--cosine"], ["--cosine", "--con", "as one sequence"]),
             (["--task-weights", "sst=1,sst=2"], ["--task-weights", "weights for 'sst'"]),
             (["--max-length", "4"], ["--max-length", "'4'"]),

@@ -47,6 +47,7 @@ def test_4_4_train__every_other_flag_changes_the_result():
             (BASE + ("--max-steps", 8), ["--vaccine-beta", 1]),
             ((), ["--pool", "mean"]), ((), ["--clip", .1]), ((), ["--max-length", 6]),
             ((), ["--clip", 0]), ((), ["--warmup", 1.0]), ((), ["--dropout", .4]),
+            (("--dropout", .4, "--r-drop", 1), ["--r-drop", 9]),
             ((), ["--sst-loss", "mse"]), ((), ["--sts-loss", "ce"]),
             ((), ["--weight-decay", .1]), ((), ["--lr", .02]), ((), ["--seed", 1]),
             ((), ["--amp", "bf16"]), ((), ["--max-steps", 3])):

@@ -85,7 +85,8 @@ def test_run_refusals__flags_and_devices():
                          (["--lr", -1], ["--lr", "'-1'"]),
                          (["--option", "x"], ["--option", "'x'"]),
                          (["--device", "gpu7"], ["--device", "'gpu7'"]),
-                         (["--los"], ["--los"]), (["--accumulate", 50], ["50 batches"])):
+                         (["--los"], ["--los"]), (["--accumulate", 50], ["50 batches"]),
+                         (["--r-drop", 1, "--dropout", 0], ["--r-drop 1", "no dropout"])):
         status, _, errors = run_train(*flags)
         assert_one_line(status, errors, *words)
 

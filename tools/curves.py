@@ -416,6 +416,7 @@ def training(runs):
     for name, words, caption in (
             ("smooth", "R_s", "SMART's smoothness term, without its weight"),
             ("bregman", "D_Breg", "SMART's Bregman term, without its weight"),
+            ("r_drop", "R-Drop", "How far apart R-Drop's two passes are, without α"),
             ("smooth_grad_ratio", "gradient ratio", "Size of the smoothness term's "
              "gradient beside that of the loss, at every 50th step; near 0 the term does "
              "nothing")):

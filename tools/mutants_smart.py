@@ -173,6 +173,14 @@ MUTANTS = {
         ("smart.Teacher.follow", "self.theta.lerp_(theta, 1 - beta)",
          "self.theta = torch.lerp(self.theta, theta, 1 - beta)", "a new vector, no view",
          "teacher's model uses")],
+    "3.5 r_drop": [
+        ("smart.objective", "again = model.logits(task, model.embed(batch), batch)",
+         "again = logits", "one pass for both", "two passes"),
+        ("smart.objective", "(total + task.loss(again, batch.labels)) / 2", "total",
+         "the second pass has no loss", "second pass has no loss"),
+        ("smart.objective", "(total + task.loss(again, batch.labels)) / 2",
+         "total + task.loss(again, batch.labels)", "losses added", "losses are added"),
+        ("smart.objective", "settings.r_drop * parts", "parts", "no α", "α is left out")],
     "3.5 momentum_beta": [
         ("smart.momentum_beta", "total // 10", "total", "β never rises", "after a tenth"),
         ("smart.momentum_beta", "0.99 if step", "0.9 if step", "another β",

@@ -86,6 +86,9 @@ QUESTIONS = {
         "all tasks from the start": BASE,
         "1 epoch of paraphrase first": f"{BASE} --para-first 1",
         "2 epochs of paraphrase first": f"{BASE} --para-first 2"}),
+    "recipe": Question("Is R-Drop worth its second pass?", {
+        "the recipe plain": "--recipe plain",
+        "the recipe r-drop": "--recipe r-drop"}),
     "precision": Question("Do 16 bits cost anything?", {
         "float32": f"{BASE} --amp off",
         "bfloat16": f"{BASE} --amp bf16",

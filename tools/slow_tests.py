@@ -47,7 +47,8 @@ RUNS = {
     "gvac all": f"--option gvac {ALL} --con --hlh --log-layers --vaccine-beta .1 "
                 "--eval-every 3 --patience 4",
     "gvac layer": "--option gvac --vaccine-granularity layer --fresh-streams --align sst "
-                  "--warmup .1 --clip 0 --weight-decay .01 --dropout .2 --pool mean",
+                  "--warmup .1 --clip 0 --weight-decay .01 --dropout .2 --r-drop .5 "
+                  "--pool mean",
     "smart": "--smart --smart-weight 2 --smart-eps .1 --smart-steps 2 --bregman-weight .5 "
              "--sst-loss mse --sts-loss ce --device cpu --seed 3 --max-length 9 "
              "--eval-every 2",
