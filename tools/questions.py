@@ -86,13 +86,15 @@ QUESTIONS = {
         "all tasks from the start": BASE,
         "1 epoch of paraphrase first": f"{BASE} --para-first 1",
         "2 epochs of paraphrase first": f"{BASE} --para-first 2"}),
-    "recipe": Question("Is R-Drop worth its second pass?", {
-        "the recipe plain": "--recipe plain",
-        "the recipe r-drop": "--recipe r-drop"}),
     "precision": Question("Do 16 bits cost anything?", {
         "float32": f"{BASE} --amp off",
         "bfloat16": f"{BASE} --amp bf16",
         "float16": f"{BASE} --amp fp16"}),
+    "recipe": Question("What is each ingredient of the recipe worth?", {
+        "plain": "--recipe plain",
+        "R-Drop, two passes of each batch": "--recipe r-drop",
+        "the first token for the mean": "--recipe plain --pool cls",
+        "no warm-up, no decay of the rate": "--recipe plain --warmup 0"}),
     "granularity": Question("Should the vaccine look at layers or matrices?", {
         "one target for the whole model": "--option gvac --con",
         "a target for each layer": "--option gvac --con --vaccine-granularity layer",
