@@ -53,7 +53,7 @@ class Task:
     predict: Callable           # logits -> tensor [B]
     probabilities: Callable | None      # logits -> [B, C], or [B] where C = 1
     metric: Callable            # (predictions [N], labels [N]) -> float
-    divergence: Callable | None         # (logits, logits) -> scalar: SMART's ℓ_s
+    divergence: Callable | None         # (logits, logits) -> scalar: ℓ_s, for SMART
     classes: tuple = ()         # what the labels 0, 1, … mean, if they are classes
     ordered: bool = False       # are the classes steps of a scale?
 

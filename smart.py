@@ -186,7 +186,7 @@ def objective(model, task, batch, settings, teacher=None, scale=1.0,
 
         ½ (𝓛₁ + 𝓛₂) + α ℓ_s(f₁, f₂) in place of 𝓛            [Liang et al. 2021, R-Drop]
 
-    α = 1 is the paper's 4: it adds the two losses, and takes half of ℓ_s.
+    For classes α = 1 is the paper's 4: it adds the two losses, and takes half of ℓ_s.
     Returns (the sum, the terms without their weights: {"loss", "smooth", "bregman",
     "r_drop"}).
     """

@@ -91,7 +91,7 @@ TABLE_1 = [
 # For the sample and a BERT as wide as its own, whatever the flags, so that rows differ in
 # one thing. The best on dev of learning rates 5e-4 to 3e-3 and 6 or 8 epochs, rr --con.
 SAMPLE_ROW = Row("the sample", epochs=8, lr=2e-3, warmup=0.1, pool="mean")
-# Flags under a name, for --recipe: what was best with MiniLM. See docs/recipe.md.
+# Flags under a name, for --recipe. docs/recipe.md has what each is worth, with MiniLM.
 PLAIN = ("--option rr --con --pool mean --lr 1e-4 --warmup .1 --epochs 4 --batch-size 16 "
          "--accumulate 1 --para-first 0")
 RECIPES = {"plain": PLAIN, "r-drop": f"{PLAIN} --r-drop 1"}
@@ -179,7 +179,7 @@ class Training:
                                 self.flat.theta.device)
 
     def loss(self, name, batch, with_ratio=False, randn_like=torch.randn_like):
-        """A task's loss with its SMART terms.   [report 3.5]   -> (scalar, {name: scalar})
+        """A task's loss with all its terms.   [report 3.5]   -> (scalar, {name: scalar})
 
         The scalar is multiplied by the task's weight and by s, what is logged is not.
         with_ratio logs smart.gradient_ratio() too; randn_like draws SMART's noise. Matrix
@@ -316,7 +316,7 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
             # Trap: a new batch for every micro-batch, or accumulation would repeat one.
             batches = [{name: training.next_batch(name) for name in names}
                        for _ in range(accumulate)]
-            # 3.5: each task's loss with its SMART terms; its gradient goes to its row of G.
+            # 3.5: each task's loss with all its terms; its gradient goes to its row of G.
             # The ratio takes two more backward passes: 1% of the time at every 50th step.
             rows = {name: training.rows[name] for name in names}
             losses = multitask.backward(flat, batches, ranks.on_slice(training.loss), rows,

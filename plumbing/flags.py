@@ -212,6 +212,9 @@ def parser(tasks, options, default=None, table=(), sample=None, recipes=()):
                    help="largest norm of an update's gradient, 0 for none (1; BERT)")
     g.add_argument("--weight-decay", type=amount, default=0.0, metavar="RATE",
                    help="on matrices (0; course)")
+    g.add_argument("--r-drop", type=amount, default=0.0, metavar="α",
+                   help="pass each batch twice with different dropout, and add α times the "
+                   "divergence of the outputs; 0 for one pass (0; ours, from R-Drop)")
     g.add_argument("--vaccine-granularity", choices=["model", "layer", "matrix"],
                    default="model", help="what has a target of its own (model; report)")
     g.add_argument("--vaccine-beta", type=share, default=0.01, metavar="β",
@@ -234,9 +237,6 @@ def parser(tasks, options, default=None, table=(), sample=None, recipes=()):
                    f"{row('pool')}")
     g.add_argument("--dropout", type=number(float, 0, 0.99), metavar="P",
                    help="everywhere (what config.json says: 0.1 in bert-base; sample: 0)")
-    g.add_argument("--r-drop", type=amount, default=0.0, metavar="α",
-                   help="pass each batch twice, and pull what two dropout masks predict "
-                   "together, with this factor; 0 for neither (0; R-Drop)")
     g.add_argument("--sst-loss", choices=["ce", "mse"], default="ce",
                    help="cross-entropy or squared error (ce; the report has mse, see D1)")
     g.add_argument("--sts-loss", choices=["mse", "ce"], default="mse",

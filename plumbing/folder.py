@@ -354,8 +354,8 @@ def resumed(args, source, path, parser=None) -> tuple:
 
     args, source: {flag's name: value}, {name: "given" or where it is from} of this command.
     Returns ({name: value} of the run, its args.json). A flag that is newer than the run
-    takes its default. Raises ValueError for a flag that differs, or that is unknown now, or
-    that has a value which the parser would not take.
+    takes its default. Raises ValueError for a flag that differs, or is newer and given, or
+    that is unknown now, or that has a value which the parser would not take.
     """
     if not os.path.exists(os.path.join(path, "args.json")):
         raise ValueError(f"--resume {path} is not the folder of a run: it has no "
@@ -368,16 +368,19 @@ def resumed(args, source, path, parser=None) -> tuple:
                          f"not know ({', '.join(unknown)}); resume it with the program or "
                          f"version that wrote it")
     for name, value in args.items():
-        if name not in values:
+        flag = f"--{name.replace('_', '-')}"
+        if name not in values and source[name] == "given" and name != "resume":
+            raise ValueError(f"{flag} is newer than the run in {path}; leave it out, or "
+                             f"start a new run")
+        elif name not in values:
             values[name] = value
         elif name in ("data", "weights") or name == "option" and (
                 plugins.short(value) == plugins.short(values[name])):
             # They may have moved: their digests are compared.
             values[name] = value if source[name] == "given" else values[name]
         elif source[name] == "given" and name != "resume" and values[name] != value:
-            raise ValueError(f"--{name.replace('_', '-')} {value} differs from the run in "
-                             f"{path}, which has {values[name]}; leave it out, or start a "
-                             f"new run")
+            raise ValueError(f"{flag} {value} differs from the run in {path}, which has "
+                             f"{values[name]}; leave it out, or start a new run")
     return values, settings
 
 

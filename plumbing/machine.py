@@ -112,7 +112,7 @@ def choose_precision(amp, device, smallest_change=1.0):
         # Trap: without this a T4, the free GPU, says yes: it emulates, in float32's time.
         has = torch.cuda.is_bf16_supported(including_emulation=False)
     elif device.type == "cpu":
-        # ATEN_CPU_CAPABILITY=avx2 lets a newer CPU compute as one without 16 bits does.
+        # ATEN_CPU_CAPABILITY=avx2 makes a newer CPU compute as an older one (devices.md).
         has = torch.backends.cpu.get_cpu_capability() == "AVX512" and any(
             getattr(torch.cpu, f"_is_{unit}_supported", lambda: False)()
             for unit in ("avx512_bf16", "amx_tile"))

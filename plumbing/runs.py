@@ -185,7 +185,8 @@ def cut_texts(training) -> list:
 def methods(args) -> list:
     """["gvac", "smart", "con"]: what a run is called by."""
     return [plugins.short(args.option),
-            *(name for name in ("smart", "con", "cosine", "hlh") if getattr(args, name))]
+            *(name.replace("_", "-") for name in ("smart", "r_drop", "con", "cosine", "hlh")
+              if getattr(args, name))]
 
 
 def is_finished(path) -> bool:

@@ -466,6 +466,14 @@ def test_3_5_r_drop__two_passes_with_other_masks_by_hand():
         assert_close(parts["r_drop"], D, 1e-6, "what is logged as r_drop")
 
 
+def test_3_5_r_drop__beside_SMART_the_teacher_sees_the_first_pass():
+    model, flat = flat_model(con=True, hidden_dropout_prob=.3)
+    task, batch = model.train().tasks["sts"], tiny_batch(True)[1]
+    _, parts = smart.objective(model, task, batch, smart.Settings(r_drop=1.0),
+                               smart.Teacher(model, flat))
+    assert parts["bregman"] == 0 and parts["r_drop"] > 1e-4 and parts["smooth"] > 0
+
+
 def test_3_5_momentum_beta__rises_after_a_tenth():
     assert [smart.momentum_beta(t, 25) for t in range(4)] == [.99, .99, .999, .999]
 

@@ -1,11 +1,13 @@
 """4.3 Settings: the learning-rate schedule, Table 1, and what is refused."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import re
 import unittest.mock
 
+import heads
 import optim
 import train
 from plumbing import runs, sources
@@ -153,6 +155,27 @@ def test_4_3_parse__values_out_of_range_and_contradictions_are_refused():
                 raise AssertionError(f"got no error for {given}")
         last, = errors.getvalue().strip().splitlines()
         assert all(word in last for word in words), f"{given}: got {last!r}"
+
+
+def test_4_3_parse__a_task_without_divergence_has_neither_SMART_nor_R_Drop():
+    sst, *others = heads.tasks()
+    mine = dataclasses.replace(sst, divergence=None)
+    with unittest.mock.patch.object(heads, "tasks", lambda *_: (mine, *others)):
+        for words in (["--smart"], ["--r-drop", "1"]):
+            with contextlib.redirect_stderr(io.StringIO()) as errors:
+                try:
+                    settings_of(*words)
+                except SystemExit:
+                    pass
+            assert_equal(errors.getvalue().count(f"{words[0]} and --tasks sst,para,sts"), 1)
+            assert "sst has no divergence" in errors.getvalue()
+            assert settings_of(*words, "--tasks", "para,sts")
+
+
+def test_4_3_parse__a_run_is_called_by_its_methods():
+    words = ["--option", "gvac", "--smart", "--r-drop", "1", "--con", "--hlh"]
+    assert_equal(runs.methods(settings_of(*words)[0]), ["gvac", "smart", "r-drop", "con",
+                                                        "hlh"])
 
 
 def test_4_3_parse__patience_that_cannot_end_a_run_early_is_refused():

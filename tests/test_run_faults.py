@@ -87,6 +87,8 @@ def test_run_folder__a_flag_that_is_newer_than_the_run_takes_its_default():
         del settings["args"]["log_layers"], settings["digest"]
     os.remove(os.path.join(out, "last.pt"))
     edit_json(os.path.join(out, "args.json"), forget)
+    status, _, errors = resume(out, "--log-layers")
+    assert_one_line(status, errors, "--log-layers is newer than the run")
     assert_equal(resume(out)[0], 0)
     assert files_of(out) == uninterrupted()
 

@@ -403,7 +403,7 @@ def training(runs):
     if width > 1:
         faint = ("; faint: single steps" if single_steps(runs, edges) else
                  "; faint: the range of these steps")
-    add("loss", f"Loss by task on training batches, without SMART's terms: {window}{faint}",
+    add("loss", f"Loss by task on training batches, without other terms: {window}{faint}",
         [curve(runs, f"loss_{task.name}", f"loss, {declared.heading(task)}", edges,
                raw=True) for task in tasks])
     add("dev", f"Scores on dev by {dev_unit(runs)}{at_best}",

@@ -193,6 +193,10 @@ MUTANTS = {
          "changed files not noticed", "not what the run"),
         ("plumbing.folder.compare", "if machine.get(name) != value:", "if False:",
          "no warning on another machine", "one warning")],
+    "run_folder": [
+        ("plumbing.folder.resumed",
+         'if name not in values and source[name] == "given" and name != "resume":',
+         "if False:", "a flag that the run never had", "newer than the run")],
     "run_files": [
         ("plumbing.sources.files_of", "name in WEIGHT_FILES or",
          'name == "config.json" or', "vocab.txt not digested", "gets no digest"),

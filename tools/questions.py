@@ -90,6 +90,9 @@ QUESTIONS = {
         "float32": f"{BASE} --amp off",
         "bfloat16": f"{BASE} --amp bf16",
         "float16": f"{BASE} --amp fp16"}),
+    "r-drop": Question("Does R-Drop add to the recipe?", {
+        "plain": "--recipe plain",
+        "R-Drop, two passes of each batch": "--recipe r-drop"}),
     "recipe": Question("What is each ingredient of the recipe worth?", {
         "plain": "--recipe plain",
         "R-Drop, two passes of each batch": "--recipe r-drop",
