@@ -180,7 +180,10 @@ MUTANTS = {
          "the second pass has no loss", "second pass has no loss"),
         ("smart.objective", "(total + task.loss(again, batch.labels)) / 2",
          "total + task.loss(again, batch.labels)", "losses added", "losses are added"),
-        ("smart.objective", "settings.r_drop * parts", "parts", "no α", "α is left out")],
+        ("smart.objective", "settings.r_drop * parts", "parts", "no α", "α is left out"),
+        ("smart.objective", "bregman(logits, teacher_logits,",
+         "bregman(again if settings.r_drop else logits, teacher_logits,",
+         "teacher beside the second pass", "the first pass")],
     "3.5 momentum_beta": [
         ("smart.momentum_beta", "total // 10", "total", "β never rises", "after a tenth"),
         ("smart.momentum_beta", "0.99 if step", "0.9 if step", "another β",
