@@ -351,7 +351,8 @@ def changes(result, columns):
     return lines and [
         f"| change | {' | '.join(headings)} | overall | seeds |",
         "|---" * (len(columns) + 2) + "|", *lines, "",
-        "Differences ± 95% interval, paired by seed; bold where 0 lies outside.", ""]
+        "Two of the rows above, with the change and without it, paired by seed; both with "
+        "RR + CON if nothing else is said. ± 95% interval; bold where 0 lies outside.", ""]
 
 
 def table_1():

@@ -179,11 +179,12 @@ class Result:
             for cells, number in zip(timed, rounds):
                 if number is not None:
                     cells[-1] = "; ".join(filter(None, [cells[-1], f"median of {number}"]))
-        lines = [f"{self.machine}. Seconds unless said otherwise; medians of {of}; a "
-                 f"missed target in bold.", ""]
+        said = (f" Seconds unless said otherwise; medians of {of}; a missed target in bold."
+                if timed else "")
+        lines = [f"{self.machine}.{said}", ""]
         if timed:
             lines += table(["what", "against", "ours", "theirs", "ratio", "target",
-                            "roofline", "ours / roofline", ""], timed)
+                            "roofline", "ours / roofline", "note"], timed)
         if memory:
             lines += table(["model", "flags", "forward passes in", "GB, computed", "of it",
                             "measured (by computed)", "fits a GPU of"], memory)
