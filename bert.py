@@ -144,7 +144,7 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
         softmax(Q Kᵀ / √D + mask) V
 
     query, key, value [B, A, T, D]; attention_mask [B, T], 1 for tokens, 0 for padding, or
-    None if nothing is padded; dropout is the probability for an attention weight. Returns
+    None if nothing is padded; dropout: P(an attention weight is dropped). Returns
     [B, A, T, D]. Raises ValueError for a mask of another shape. By hand, for one head with
     D = 1: q = k = (0, ln 2), v = (0, 1). Token 2 scores 0 and (ln 2)² = 0.480, so it takes
     e^.480 / (1 + e^.480) = 0.618 of the second value.
@@ -157,8 +157,8 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
         # On CPUs the lines below are as fast or faster, at the lengths of these data sets.
         return fused_attention(query, key, value, attention_mask, dropout)
 
-    # Why √D: the dot product of two random vectors of D unit features has variance D, and
-    # softmax of large scores is nearly one-hot, with no gradient.
+    # Why √D: the dot product of two vectors of D unit-variance numbers has variance D, and
+    # softmax of large scores is nearly one-hot: gradient ≈ 0.
     scores = query @ key.transpose(-1, -2) / math.sqrt(D)           # [B, A, T, T]
     if attention_mask is not None:
         # Trap: hide padded KEYS (the last dimension), before the softmax. Hiding queries

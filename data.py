@@ -12,8 +12,7 @@ only. Batches hold examples of like length: in batches of random examples up to 
 tokens would be padding, which costs as much time as text.
 D18: 3.3 doesn't say what becomes of a set's last, smaller batch. Here every batch has B
 examples, and what is left over comes first in the next pass.
-Leaves out: texts longer than the encoder's position table (they are truncated, a pair's
-longer sentence first).
+Truncates texts longer than the encoder's position table, a pair's longer sentence first.
 """
 
 import dataclasses
@@ -28,7 +27,7 @@ from plumbing import progress, tsv, vocabulary
 
 # --- 4.1 WordPiece ---
 
-# What separates words: categories Zs, Zl, Zp, and the three controls that count as blanks.
+# Whitespace: Unicode's categories Zs, Zl, Zp, and the control characters \t, \n and \r.
 BLANKS = re.compile("[ \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
 CJK = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F),
        (0x2B740, 0x2B81F), (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
@@ -325,7 +324,7 @@ class Stream:
     into batches again, and these are shuffled. So the examples of a batch have about the
     same length but are otherwise random. Batch 2 takes the rest of pass 0 and begins pass
     1 (D18). It stays alone, so that no example comes again before all others have come.
-    `position` is [generation, next batch], all that a checkpoint needs: the random numbers
+    `position` is [restarts, next batch], all that a checkpoint needs: the random numbers
     are seeded by the place in the sequence, not by what was drawn before.
     """
 

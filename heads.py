@@ -53,7 +53,7 @@ class Task:
     predict: Callable           # logits -> tensor [B]
     probabilities: Callable | None      # logits -> [B, C], or [B] where C = 1
     metric: Callable            # (predictions [N], labels [N]) -> float
-    divergence: Callable | None         # (logits, logits) -> scalar: ℓ_s, for SMART
+    divergence: Callable | None         # (logits, logits) -> ℓ_s: SMART and R-Drop
     classes: tuple = ()         # what the labels 0, 1, … mean, if they are classes
     ordered: bool = False       # are the classes steps of a scale?
 
@@ -77,8 +77,8 @@ def cross_entropy(logits, labels):
     """The SST loss: -log softmax(logits)[label], mean over the batch.   [report 3.1, D1]
 
     logits [B, C]; labels [B], floats as they come from the file -> scalar. Five equal
-    logits cost ln 5 = 1.609. A label that is not whole counts as the nearest class, a half
-    as the even one.
+    logits cost ln 5 = 1.609. A label that is not whole counts as the nearest class; halves
+    go to even.
     """
     return F.cross_entropy(logits, labels.round().long())
 
@@ -103,7 +103,7 @@ def argmax(logits):
 
 
 def argmax_as_float(logits):
-    """A class as a number, like STS's other predictions."""
+    """A class as a float, as STS predictions are."""
     return logits.argmax(-1).float()
 
 
@@ -190,7 +190,7 @@ class Head(nn.Module):
 
     def forward(self, h):
         *hidden, last = self.layers
-        # In float32 even under autocast: a bfloat16 logit near 4 is a multiple of 1/64, and
+        # In float32 even under autocast: a bfloat16 logit near 3 is a multiple of 1/64, and
         # so would be a predicted similarity, and what SMART takes for a change.
         with torch.autocast(h.device.type, enabled=False):
             h = h.float()
@@ -207,7 +207,7 @@ class CosineHead(Head):
         ŷ = Linear(Dropout([u; v])) + s (cos(u, v) - m)      [u; v] [B, 2H] -> ŷ [B]
 
     s, m: as the cosine goes from 0 to 1, the last term goes from the lowest label to the
-    highest, or, of yes or no, from a logit of -5 to 5. Why: a linear head adds what it
+    highest, or, if binary, from a logit of -5 to 5. Why: a linear head adds what it
     finds in u to what it finds in v, so it cannot tell whether they are alike.
     """
 

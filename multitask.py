@@ -17,7 +17,7 @@ in float64 for any number of parameters, and all that is logged follows from the
 
 D2: Algorithm 2 adds losses before backward(). Both treatments need each task's gradient.
 D3: 3.3.1 projects on "the normal plane of the gradient vector sum". The equation and its
-source project on the other task's gradient, and only if the two conflict, g_i · g_j < 0.
+source project out the other task's gradient, only if the two conflict, g_i · g_j < 0.
 D4: The vaccine's equation is garbled in 3.3.2; see GradVac.
 D5: 3.3.2 accumulates by "summing the batches' gradients". For 16 × 2 to equal 32 it must be
 their mean.
@@ -128,7 +128,7 @@ def pcgrad(gram, orders=None, rng=None) -> np.ndarray:
     gram [..., K, K] -> C, float64, the same shape: g_i' = Σ_k C_ik g_k. The update is
     Σ_i g_i' = Σ_k (Σ_i C_ik) g_k, so the coefficient of g_k is the sum of column k:
     C.sum(-2). orders[i] lists the tasks that i visits; without it they are drawn from rng,
-    a numpy Generator. Raises ValueError without both, or if gram is not square or finite.
+    a numpy Generator. Raises ValueError with neither, or if gram is not square or finite.
     By hand: g1 = (1, 0), g2 = (-1, 1), g1 · g2 = -1, so g1' = g1 + g2/2 = (½, ½),
     g2' = g2 + g1 = (0, 1), and their sum is (½, 1½).
     """
@@ -153,7 +153,7 @@ def pcgrad(gram, orders=None, rng=None) -> np.ndarray:
 # --- 3.3.2 Gradient vaccine ---
 
 class GradVac:
-    """Tilt each gradient until its cosine with g_j reaches its running average.   [report
+    """Tilt each g_i until cos(g_i, g_j) reaches that pair's running average.   [report
     3.3.2; Wang et al. 2020]
 
         g_i' ← g_i' + w g_j     if φ = cos(g_i', g_j) < φᵀ_ij,  for all j ≠ i in turn
@@ -195,7 +195,7 @@ class GradVac:
             dots = gram[..., i, :].copy()           # g_i' · g_k for all k        [..., K]
             squared_norm = gram[..., i, i].copy()   # ‖g_i'‖²                     [...]
             for j in orders[i]:
-                alive = (squared_norm > 0) & (gram[..., j, j] > 0)  # an angle needs two
+                alive = (squared_norm > 0) & (gram[..., j, j] > 0)  # neither may be 0
                 norm_i = np.sqrt(np.where(alive, squared_norm, 1))              # ‖g_i'‖
                 norm_j = np.sqrt(np.where(alive, gram[..., j, j], 1))           # ‖g_j‖
                 along = dots[..., j] / norm_j       # length of g_i' along g_j

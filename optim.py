@@ -34,7 +34,7 @@ class AdamW(torch.optim.Optimizer):
         θ ← θ - lr · √(1 - β₂ᵗ) / (1 - β₁ᵗ) · m / (√v + eps)
         θ ← θ - lr · weight_decay · θ
 
-    A torch.optim.Optimizer for any parameters; lr in units of θ per step. Without
+    A torch.optim.Optimizer for any parameters; lr is about θ's change per step. Without
     correct_bias there is no √(1 - β₂ᵗ) / (1 - β₁ᵗ). Raises ValueError for settings out of
     range. By hand: θ = 1, g = 1, lr = weight_decay = 0.1. The first
     step is lr · sign(g), to 0.9; the decay takes 1% of that, to 0.891.
@@ -103,7 +103,7 @@ class FusedAdamW(AdamW):
 
     One kernel instead of seven: a quarter of the time and no temporary copies. torch's
     divides by √v / √(1 - β₂ᵗ) + eps. If it gets eps / √(1 - β₂ᵗ) instead of eps, that
-    equals AdamW's equation up to rounding. On a device for which torch has no such kernel,
+    equals our equation up to rounding. On a device for which torch has no such kernel,
     it is AdamW itself. Parameters must be contiguous, as θ is: the kernel does not look at
     strides.
     """
@@ -274,7 +274,7 @@ class FlatParameters:
         coefficients [R, k]. rows ascend, so that G[0] is read before it is overwritten.
         """
         for (c, *others), span in zip(torch.as_tensor(coefficients).tolist(), spans):
-            # On a GPU each piece would be some kernels more to start.
+            # On a GPU each piece would launch some more kernels.
             size = self.CHUNK if self.G.device.type == "cpu" else len(self.theta)
             for start in range(span.start, span.stop, size):
                 piece = slice(start, min(start + size, span.stop))
@@ -331,7 +331,7 @@ class LossScale:
                 else None)
 
     def restore(self, state):
-        """What state() returned; a run that goes on in another precision starts anew."""
+        """What state() returned; in another precision the scale starts anew."""
         if self.float16 and state is not None:
             self.value, self.finite_steps = state["value"], state["finite_steps"]
 

@@ -1,6 +1,6 @@
 """SMART: two terms that keep fine-tuning smooth.
 
-    3.5    symmetric_kl(), binary_symmetric_kl(), squared_difference(): ℓ_s of three outputs
+    3.5    symmetric_kl(), binary_symmetric_kl(), squared_difference(): ℓ_s by output
     3.5    smoothness(): R_s(θ), step 1, "Smoothness-Inducing Adversarial Regularization"
     3.5    Teacher, bregman(): D_Breg(θ, θ̃), step 2
     3.5    objective(): 𝓛 + λ_s R_s + μ D_Breg; with --r-drop, not the report's, R-Drop
@@ -46,7 +46,7 @@ def symmetric_kl(a, b):
 
 
 def binary_symmetric_kl(a, b):
-    """symmetric_kl of two coins: (σ(a) - σ(b)) (a - b), mean.   [B], [B] -> scalar"""
+    """symmetric_kl, two classes: (σ(a) - σ(b)) (a - b), mean.   [B], [B] -> scalar"""
     check_pair(a, b)
     return ((a.sigmoid() - b.sigmoid()) * (a - b)).mean()
 
@@ -101,7 +101,7 @@ def smoothness(f, x, divergence, eps, steps=1, attention_mask=None, noise=None):
         δ ~ N(0, ε²);   steps times:  g = ∂ℓ_s/∂δ,  δ ← clamp(δ + η g / ‖g‖_∞, -ε, ε)
 
     x [R, T, H] with its graph; f: x -> logits, drawing dropout as it likes; attention_mask
-    [R, T] or None; noise [R, T, H]: δ's start, already times ε, if not a random one.
+    [R, T] or None; noise [R, T, H]: δ's start (ε included), by default random.
     Returns (f(x), R_s), so that the clean pass is not paid for twice. η is 100 ε, the ratio
     of the paper's 1e-3 to its ε = 1e-5: after one step nearly every coordinate of δ is
     clamped to ±ε.
@@ -120,7 +120,7 @@ def smoothness(f, x, divergence, eps, steps=1, attention_mask=None, noise=None):
     for _ in range(steps):
         set_random_state(state, x.device)
         delta.requires_grad_(True)
-        # detach: only ∂/∂δ is wanted here, which saves the gradients of all weights. The
+        # detach: only ∂/∂δ is wanted here, so no weight gets a gradient. The
         # clean side is a constant: x̃ moves, x does not.
         change = divergence(f(x.detach() + delta), clean.detach())
         (g,) = torch.autograd.grad(change, delta)
@@ -186,7 +186,7 @@ def objective(model, task, batch, settings, teacher=None, scale=1.0,
 
         ½ (𝓛₁ + 𝓛₂) + α ℓ_s(f₁, f₂) in place of 𝓛            [Liang et al. 2021, R-Drop]
 
-    For classes α = 1 is the paper's 4: it adds the two losses, and takes half of ℓ_s.
+    For classes α = 1 is 4 in the paper, which adds the two losses and halves ℓ_s.
     Returns (the sum, the terms without their weights: {"loss", "smooth", "bregman",
     "r_drop"}).
     """

@@ -54,7 +54,7 @@ from plumbing import (
 class Row:
     """A row of Table 1: the flags that it stands for, and the values that it gives.
 
-    fresh_streams stands for the one row that lacks "RR". para_first is 3.5.1's: paraphrase
+    fresh_streams: the one treated row without "RR". para_first is 3.5.1's: paraphrase
     first "was only implemented for the models with SMART and gradient vaccine combined".
     """
     name: str
@@ -66,7 +66,7 @@ class Row:
     batch_size: int = 16
     accumulate: int = 1         # batches of each task in one update
     epochs: int = 15            # in passes over the aligned set; Algorithm 1: over all sets
-    lr: float = 1e-5            # constant in the report: AdamW's, in units of θ a step
+    lr: float = 1e-5            # constant in the report; about θ's change in a step
     para_first: int = 0         # epochs
     warmup: float = 0.0         # share of the updates; the report has none
     pool: str = "cls"           # not in Table 1; BERT's own way to represent a sequence
@@ -75,7 +75,7 @@ class Row:
 FLAGS = ("option", "smart", "con", "hlh", "fresh_streams")
 VALUES = ("batch_size", "accumulate", "epochs", "lr", "para_first", "warmup", "pool")
 # accumulate=2 where the table says 32: "batch sizes of more than 16 caused the model to run
-# out of memory", so 3.3.2 accumulates two batches to a virtual one of 32.
+# out of memory", so 3.3.2 accumulates two into a virtual batch of 32.
 TABLE_1 = [
     Row("Sequential Multitask learning", "seq", epochs=5),                          # D11
     Row("Gradient Surgery + CON", "pcgrad", con=True, fresh_streams=True, epochs=10),
@@ -294,7 +294,7 @@ def fit(training, session, plan, *, lr, warmup, clip, accumulate, fresh_streams,
 
     Algorithm 1 has one k in each update, and C is 1; nothing else differs.
 
-    lr: the peak, θ per step; warmup: a share of all updates; clip: the update's largest
+    lr: its peak; warmup: a share of all updates; clip: the update's largest
     norm, 0 for any; accumulate: micro-batches per step; the other flags as in --help.
     session: a loop.Loop, which continues where an earlier process stopped, and cuts epochs
     into parts where dev is evaluated more often; plan: see multitask.plan(). Leaves the

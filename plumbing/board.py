@@ -21,8 +21,8 @@ class Board:
     def add(self, path, line):
         """A line of the metrics.jsonl in the run's folder `path`."""
         if self.writer is None:
-            # A resume does steps again. TensorBoard drops what it had of them, from
-            # purge_step on; an evaluation comes after its step's own line.
+            # A resume repeats steps: TensorBoard drops its old lines from purge_step
+            # on. If an evaluation comes first, its step's own line stays.
             self.writer = self.make(os.path.join(path, "tensorboard"),
                                     purge_step=line["step"] + ("dev" in line))
         for name, value in scalars(line):

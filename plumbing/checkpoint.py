@@ -39,7 +39,7 @@ OTHERS = ("Albert", "BertGeneration", "BigBird", "Camembert", "Canine", "ConvBer
           "XLM", "XMod", "Yoso")
 OTHER_PREFIXES = tuple(name.lower() for name in OTHERS)
 
-# Entries of config.json that would make another function of the same weights.
+# Entries of config.json that change what the same weights compute.
 NEEDED_ENTRIES = {"hidden_act": ("gelu", "gelu_python"),
                   "position_embedding_type": ("absolute",), "is_decoder": (False,),
                   "add_cross_attention": (False,), "quantization_config": ()}
@@ -214,7 +214,7 @@ def pickled_tensors(path):
     """
     with open(path, "rb") as file:
         refuse_pointer(path, file.read(64))
-        # The one call that torch allows a pickle and that takes memory by a number alone.
+        # The one call torch lets a pickle make that takes as much memory as it asks for.
         if os.path.getsize(path):
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
                 if raw.find(b"bytearray\n") >= 0:

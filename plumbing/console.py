@@ -113,6 +113,6 @@ def printable(text: str, limit: int | None = None) -> str:
 
 
 def quoted(path) -> str:
-    """A path as a command takes it: a blank would end it. (Windows knows no ' '.)"""
+    """A path as a command takes it, in "" if it has a blank (Windows has no '')."""
     path = printable(path)
     return f'"{path}"' if " " in path else path

@@ -56,7 +56,7 @@ def chosen(known, names) -> list:
 
 
 def check_settings(encoder, con, cosine, pool, max_length):
-    """Those of a heads.MultitaskBert with this bert.BertModel.
+    """Check a MultitaskBert's settings for this BertModel.
 
     Raises ValueError if one is wrong, or they do not fit together.
     """
@@ -84,7 +84,7 @@ def wrong(task, needed):
 
 @functools.cache
 def check(task):
-    """By its fields, and if it is not the report's by its functions."""
+    """Check its fields, and functions too if it isn't the report's."""
     for field in dataclasses.fields(task):
         value, kind = getattr(task, field.name), field.type
         if not isinstance(value, int | float if kind is float else kind) or (
@@ -133,7 +133,7 @@ def check_functions(task):
                        ("metric", lambda: task.metric(right, right)),
                        ("divergence", lambda: task.divergence(learned, logits + 1))):
         if getattr(task, name) is None:
-            continue                # a number has no probabilities; ℓ_s is --smart's alone
+            continue                # numbers have no probabilities; ℓ_s: --smart, --r-drop
         given = "right predictions [2]" if name == "metric" else f"logits {list(shape)}"
         try:
             got = call()
@@ -166,7 +166,7 @@ def check_functions(task):
 
 
 def score(task, predictions, labels) -> float:
-    """A task's metric; 0 with a warning where it is not a number, as F1 without a hit."""
+    """A task's metric; 0 with a warning if not finite, as F1 with no true positive."""
     found = float(task.metric(predictions, labels))
     if not np.isfinite(found):
         warnings.warn(f"{task.name}'s metric gave {found}; counted as 0", stacklevel=2)

@@ -155,7 +155,7 @@ def by_default(name, default, table, sample) -> str:
 
 
 def parser(tasks, options, default=None, table=(), sample=None, recipes=()):
-    """One flag for one ablation. None is filled in from a row.
+    """The flags of train.py; a value left None comes from a row of Table 1.
 
     tasks, options, recipes: the names that --tasks, --option and --recipe know; the rest is
     for --help alone: see by_default().

@@ -1,7 +1,7 @@
 """A run's folder and its checkpoints.
 
     args.json       each setting and its source, versions, digests of data and weights
-    metrics.jsonl   a line a step, and an evaluation line an epoch
+    metrics.jsonl   a line per step, and one per evaluation
     best/           the best model so far: config.json, vocab.txt, model.safetensors
     last.pt         all that an exact resume needs; before.pt is the one before it
     predictions/    dev and test, in the course's format

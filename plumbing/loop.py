@@ -28,7 +28,7 @@ class Interrupted(Exception):
 
 
 class Diverged(Exception):
-    """Training cannot go on: the message says since which step, and what to try."""
+    """Training cannot go on: the message says from which step on, and what to try."""
 
 
 def check_divergence(theta, skipped_in_a_row, step, losses):
@@ -214,8 +214,8 @@ class Loop:
     def log_step(self, line: dict):
         """A step's line, and the progress line with the running mean of each loss_T.
 
-        While updates are skipped, it says how many in a row instead: the losses are those
-        of before.
+        While updates are skipped, it says how many in a row instead: the losses are
+        stale.
         """
         self.log(line)
         self.skipped = self.skipped + 1 if "skipped" in line else 0

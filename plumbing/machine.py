@@ -83,8 +83,8 @@ def memory_asked(error) -> str | None:
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NAMES = {"bf16": "bfloat16", "fp16": "float16"}
-# Smaller changes of x are lost: 1 + 1e-5 is 1 in bfloat16, which has 8 bits, as in float16,
-# which has 11. Measured: docs/devices.md.
+# Smaller changes of x are lost: 1 + 1e-5 is 1 in 16 bits (8 significant bits in bfloat16,
+# 11 in float16). Measured: docs/devices.md.
 SMALLEST_CHANGE = {"bf16": 1e-2, "fp16": 1e-3}
 
 

@@ -70,7 +70,7 @@ def from_file(path, name):
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module     # where dataclasses look for it
     sys.path.append(os.path.dirname(os.path.abspath(path)))     # for what lies beside it
-    dtype = torch.get_default_dtype()   # this and warnings' filters are our code's too
+    dtype = torch.get_default_dtype()   # the file may change it and the filters
     try:
         with warnings.catch_warnings():
             spec.loader.exec_module(module)
@@ -193,7 +193,7 @@ class PerUnit:
         return result
 
     def check_state(self):
-        """Can new ones be made what these are, as a resume does?   Raises ValueError if not
+        """Can new treatments take on this state, as in a resume?   Raises ValueError if not
 
         From the file, read once more: else a function would be compared with itself.
         """
@@ -206,7 +206,7 @@ class PerUnit:
 
 # --- State, for a checkpoint ---
 
-# Values beside numbers and text: their types, what is saved, and what makes them of it.
+# Values other than numbers and text: (type, what to save, how to rebuild it from that).
 FORMS = {
     "bytes": (bytes, list, bytes),
     "complex": (complex, lambda z: [z.real, z.imag], lambda parts: complex(*parts)),
@@ -334,7 +334,7 @@ def state_of(value, where="treatment", above=(), seen=None):
 
 
 def new_state(value, where, above, seen):
-    """state_of() what is in no other place."""
+    """state_of() of what is not yet saved."""
     kind = type(value)
 
     def inner(entry, name):
@@ -397,7 +397,7 @@ def restored(value, state, made=None):
 
 
 def remade(value, kind, saved, made):
-    """restored() what is in no other place."""
+    """restored() of what is not yet made."""
     if kind == "array":
         return saved.numpy()
     if kind == "number":

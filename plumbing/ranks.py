@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 4 train.py …
 
 torchrun starts N processes of the same command, the *ranks* 0 to N - 1. All of them hold
-the whole of θ and make the same updates. What is theirs alone:
+the whole of θ and make the same updates. Who does what:
 
     on_slice(), summed()        a rank's rows of a batch; G and the losses added up
     share(), gather()           a rank's batches of an evaluation; all logits together
@@ -218,7 +218,7 @@ def check_same(what: str, value) -> None:
 
 
 def fingerprint(theta) -> int:
-    """A sum that any other bit of θ changes."""
+    """A sum that changes with any bit of θ."""
     return int(theta.detach().view(torch.int32).sum(dtype=torch.int64))
 
 
@@ -285,7 +285,7 @@ def opened(make, path, settings):
     here.path = path
     if here.world == 1:
         return make(path, settings)
-    # It also waits for ranks that are still looking whether the folder is free.
+    # It also waits for ranks that are still checking that the folder is free.
     check_same("the data or the weights", content_digest(settings["digests"]))
     run, error = None, None
     if first():

@@ -2,7 +2,7 @@
 
     python train.py --download      fills data/ and weights/bert-base-uncased/
 
-Every file is checked by size and digest before it gets its name, so one that was broken off
+Every file is checked by size and digest before it gets its name, so a partial one
 never looks whole. Files that are already there and right are not fetched again.
 """
 
@@ -120,9 +120,9 @@ NEITHER = ("needed data and weights: give the folder of the nine CSV files with 
 def find(data, weights):
     """(--data, --weights) -> two absolute paths.   Raises ValueError.
 
-    What is not given is what was downloaded, or else the sample; but never the sample's
-    small BERT for other data, nor another one for the sample's, nor the sample for a
-    download that was broken off in the middle.
+    What is not given is the download, or else the sample. But other data never get the
+    sample's BERT, nor the sample's data another one, and the sample does not stand in for
+    half a download.
     """
     have_data = os.path.isdir(os.path.join(ROOT, "data"))
     have_weights = os.path.isdir(os.path.join(ROOT, "weights", "bert-base-uncased"))

@@ -7,7 +7,7 @@
 
 vocab.txt or tokenizer.json must be there. A setting comes from tokenizer_config.json, or
 else from tokenizer.json, or else is that of bert-base-uncased. Added tokens are found in a
-text before it is split, as "[E1]" in "x[E1]y"; those that control BERT ([CLS], [SEP], …)
+text before it is split, as "[E1]" in "x[E1]y"; BERT's special tokens ([CLS], [SEP], …)
 are not: nobody can write a separator into their question.
 Leaves out: other tokenizers than BERT's, and never_split, which new libraries ignore too.
 """
