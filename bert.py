@@ -309,7 +309,7 @@ class BertModel(nn.Module):
         config_path = os.path.join(folder, "config.json")
         if not os.path.exists(config_path):
             raise FileNotFoundError(f"needed a model folder with config.json, vocab.txt "
-                                    f"and model.safetensors; there is no {config_path}")
+                                    f"and model.safetensors; {checkpoint.missing(folder)}")
         config = BertConfig.from_json(config_path)
         if dropout is not None:
             config = dataclasses.replace(config, hidden_dropout_prob=dropout,

@@ -31,6 +31,7 @@ from plumbing import progress, tsv, vocabulary
 BLANKS = re.compile("[ \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
 CJK = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F),
        (0x2B740, 0x2B81F), (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
+REMOVED = ("Cc", "Cf", "Co", "Cs")      # control, format, private, half a character
 MAX_CHARACTERS = 100            # a longer word is [UNK], as in the released BERT
 
 
@@ -48,15 +49,17 @@ def normalize(text: str, lower_case=True, strip_accents=True, chinese=True) -> s
     """
     kept = []
     for c in text:
-        # Control characters vanish without leaving a gap: "c\x0bd" -> "cd".
-        if c in "\0\ufffd" or (c not in "\t\n\r" and unicodedata.category(c)[0] == "C"):
+        # Control characters vanish without leaving a gap: "c\x0bd" -> "cd". Not Cn, what
+        # this Python's Unicode does not know: a newer emoji is [UNK], as an older one is.
+        if c in "\0\ufffd" or (c not in "\t\n\r" and unicodedata.category(c) in REMOVED):
             continue
         # A CJK character is a word of its own; Hangul and Kana are not included.
         cjk = chinese and not c.isascii() and any(a <= ord(c) <= b for a, b in CJK)
         kept.append(" " if c.isspace() else f" {c} " if cjk else c)
     text = "".join(kept)
     if lower_case:
-        text = text.lower()
+        # Why: at a word's end str.lower() makes Σ ς; tokenizers, letter by letter, σ.
+        text = text.replace("Σ", "σ").lower()
     if strip_accents:
         # After lower-casing: İ -> i + a dot above, and the dot is then dropped.
         text = "".join(c for c in vocabulary.decompose(text)
@@ -86,6 +89,8 @@ class WordPiece:
         self.vocabulary = v = vocabulary.read(path, vocab_size)
         self.path, self.tokens = v.path, v.tokens
         self.ids = {token: i for i, token in enumerate(v.tokens)}
+        # Tokens that were added later are found in a text, by split(), but never in a word.
+        self.wordpieces = {token: i for i, token in enumerate(v.tokens[:v.base])}
         self.pad, self.unk, self.cls, self.sep = (
             self.ids[v.control[f"{name}_token"]] for name in ("pad", "unk", "cls", "sep"))
         self.settings = v.lower_case, v.strip_accents, v.chinese
@@ -108,7 +113,7 @@ class WordPiece:
         found, start = [], 0
         while start < len(token):
             for end in range(len(token), start, -1):
-                piece = self.ids.get(("##" if start else "") + token[start:end])
+                piece = self.wordpieces.get(("##" if start else "") + token[start:end])
                 if piece is not None:
                     break
             else:

@@ -76,6 +76,23 @@ def read_json(path):
     return entries
 
 
+# What a folder without config.json may be, by what is in it, and what to do.
+HINTS = {"snapshots": "give the folder in its snapshots/",
+         "0_Transformer": "give its 0_Transformer/",
+         "adapter_config.json": "this is an adapter: merge it into its BERT, and save that",
+         "bert_config.json": "if its weights are PyTorch's, rename its bert_config.json"}
+
+
+def missing(folder, name="config.json"):
+    """What to say of a file that is not in a model's folder, and what to do   -> str"""
+    path = os.path.join(folder, name)
+    if os.path.islink(path):            # as in a copied part of Hugging Face's cache
+        return f"{path} is a link to a file that is not there; copy it with cp -rL"
+    hints = [hint for inside, hint in HINTS.items()
+             if os.path.exists(os.path.join(folder, inside))]
+    return "; ".join([f"there is no {path}", *hints[:1]])
+
+
 def refuse_pointer(path, beginning):
     """Raise ValueError if a file's first bytes are those of a Git LFS pointer."""
     if beginning.startswith(b"version https://git-lfs"):
@@ -165,6 +182,8 @@ def find(folder):
         path = os.path.join(folder, base)
         if os.path.exists(path):
             return path, {path: contents(path)}
+        if os.path.islink(path):
+            raise FileNotFoundError(f"needed the weights; {missing(folder, base)}")
         index = path + ".index.json"
         if os.path.exists(index):
             return index, shards(folder, index, contents)

@@ -12,7 +12,7 @@ import os
 import shutil
 import urllib.request
 
-from plumbing import progress, reading
+from plumbing import checkpoint, progress, reading
 from plumbing.folder import file_digest, unused
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -157,7 +157,7 @@ def expected(settings) -> str:
 
 
 WEIGHT_FILES = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json",
-                "added_tokens.json")
+                "added_tokens.json", "special_tokens_map.json")
 
 
 def files_of(sets, weights) -> dict:
@@ -199,8 +199,9 @@ def find_weights(name) -> str:
         raise ValueError(NEITHER)
     if os.path.isdir(name):
         raise ValueError(f"--weights {name}: needed a model folder with config.json, "
-                         f"vocab.txt and model.safetensors; there is no "
-                         f"{os.path.join(name, 'config.json')}")
+                         f"vocab.txt and model.safetensors; {checkpoint.missing(name)}")
+    if os.path.isfile(name):
+        raise ValueError(f"--weights {name} is a file; give the folder that it is in")
     raise ValueError(f"--weights {name} is neither a folder, nor one under weights/, nor "
                      f"an installed package with a model folder; python train.py "
                      f"--download gets bert-base-uncased")

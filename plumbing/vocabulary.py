@@ -4,6 +4,8 @@
     tokenizer_config.json   lower-casing, accents, Chinese characters, added tokens
     tokenizer.json          all of that in one file, as new libraries write it
     added_tokens.json       {token: id} of tokens that were appended later
+    special_tokens_map.json names of special tokens, as old libraries wrote it
+    config.json             sometimes the tokenizer's class
 
 vocab.txt or tokenizer.json must be there. A setting comes from tokenizer_config.json, or
 else from tokenizer.json, or else is that of bert-base-uncased. Added tokens are found in a
@@ -19,7 +21,7 @@ import re
 import unicodedata
 import warnings
 
-from plumbing.checkpoint import read_json, read_text
+from plumbing.checkpoint import missing, read_json, read_text
 from plumbing.safetensors import shown
 
 CONTROL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]",
@@ -153,15 +155,22 @@ def read(path, vocab_size=None):
         other = os.path.join(folder, other)
         return read_json(other) if name == "vocab.txt" and os.path.exists(other) else {}
     settings, whole = beside("tokenizer_config.json"), beside("tokenizer.json")
+    if "added_tokens_decoder" not in settings:
+        settings = {**settings, **beside("special_tokens_map.json")}
     refuse_other_tokenizers(os.path.join(folder, "tokenizer_config.json"), settings)
+    if settings.get("tokenizer_class") is None:     # old Japanese BERTs name it there alone
+        settings = {**settings,
+                    "tokenizer_class": beside("config.json").get("tokenizer_class")}
+        refuse_other_tokenizers(os.path.join(folder, "config.json"), settings)
     tokens = read_lines(path) if os.path.exists(path) else None
     if whole:
         json_path = os.path.join(folder, "tokenizer.json")
         tokens = model_tokens(json_path, whole, tokens)
         path = path if os.path.exists(path) else json_path
     if tokens is None:
-        raise FileNotFoundError(f"needed BERT's vocabulary beside its weights; there is "
-                                f"neither {path} nor a tokenizer.json")
+        found = missing(folder, name) if os.path.islink(path) else (
+            f"there is neither {path} nor a tokenizer.json")
+        raise FileNotFoundError(f"needed BERT's vocabulary beside its weights; {found}")
     base = len(tokens)
     added = added_tokens(path, tokens, settings, whole, beside("added_tokens.json"))
     control = {kind: content(settings.get(kind)) or usual
@@ -174,6 +183,9 @@ def read(path, vocab_size=None):
     check_size(path, len(tokens), vocab_size)
     normalizer = part(path, whole, "normalizer", dict)
     generic = str(settings.get("tokenizer_class")).startswith(GENERIC)
+    if generic and normalizer.get("clean_text") is False:
+        raise ValueError(f"{path}: needed BERT's own tokenizer, where clean_text is True, "
+                         f"got False; use another BERT")
 
     def flag(name, normalizers_name):
         first, second = settings.get(name), normalizer.get(normalizers_name)

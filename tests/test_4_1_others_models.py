@@ -9,7 +9,7 @@ import torch
 
 import bert
 import data
-from plumbing import safetensors, vocabulary
+from plumbing import safetensors, sources, vocabulary
 from tests.checks import assert_equal, assert_raises
 from tests.world import WORDS, small_bert
 
@@ -324,10 +324,32 @@ def test_4_1_vocabulary__tokenizer_json_alone():
         data.WordPiece(tempfile.mkdtemp())
 
 
+def test_4_1_vocabulary__a_dangling_link_is_called_one():
+    for name in ("config.json", "vocab.txt", "model.safetensors"):
+        folder = saved()
+        data.WordPiece(vocabulary_folder()).save(folder)
+        os.remove(os.path.join(folder, name))
+        os.symlink("nowhere", os.path.join(folder, name))
+        with assert_raises(name, "a link to a file that is not there", "cp -rL",
+                           error=FileNotFoundError):
+            bert.BertModel.from_pretrained(folder)
+            data.WordPiece(folder)
+    for inside, hint in (("snapshots", "snapshots/"), ("0_Transformer", "0_Transformer/"),
+                         ("bert_config.json", "rename"), ("adapter_config.json", "merge")):
+        os.mkdir(os.path.join(root := tempfile.mkdtemp(), inside))
+        with assert_raises("config.json", hint):
+            sources.find_weights(root)
+
+
 def test_4_1_vocabulary__other_tokenizers_are_refused_by_name():
     for kind in ("RobertaTokenizer", "BertJapaneseTokenizer", "T5TokenizerFast"):
         with assert_raises("tokenizer_config.json", kind):
             data.WordPiece(vocabulary_folder(tokenizer_config={"tokenizer_class": kind}))
+    japanese = {"tokenizer_class": "BertJapaneseTokenizer"}
+    with assert_raises("config.json", "BertJapaneseTokenizer"):
+        data.WordPiece(vocabulary_folder(config=japanese, tokenizer_config={}))
+    data.WordPiece(vocabulary_folder(config=japanese, tokenizer_config={
+        "tokenizer_class": "BertTokenizer"}))
     for part, value in (("model", {"type": "BPE"}), ("normalizer", {"type": "NFC"}),
                         ("pre_tokenizer", {"type": "ByteLevel"})):
         whole = {**tokenizer_json(WORDS), part: value}
@@ -362,9 +384,24 @@ def test_4_1_vocabulary__added_tokens_are_found_in_the_text():
     folder = vocabulary_folder(added_tokens={"[E1]": n},
                                tokenizer_config={"additional_special_tokens": ["[E1]"]})
     assert_equal(split(folder, "a[E1]b"), ["a", "[E1]", "b"])
+    named = {"additional_special_tokens": ["cat", "[E1]"], "sep_token": {"content": "b"}}
+    folder = vocabulary_folder(special_tokens_map=named)
+    assert_equal(split(folder, "a[E1]cats"), ["a", "[E1]", "cat", "[UNK]"])
+    assert_equal(data.WordPiece(folder).sep, WORDS.index("b"))
+    folder = vocabulary_folder(special_tokens_map=named, tokenizer_config={
+        "added_tokens_decoder": {}})
+    assert_equal(data.WordPiece(folder).sep, WORDS.index("[SEP]"), "new files have it all")
     for place in (n + 1, 5, -1, "x"):           # a hole, another token's, no number
         with assert_raises("[E1]"):
             data.WordPiece(vocabulary_folder(added_tokens={"[E1]": place}))
+
+
+def test_4_1_vocabulary__added_tokens_are_no_part_of_a_word():
+    folder = vocabulary_folder(added_tokens={"##19": len(WORDS), "fox": len(WORDS) + 1})
+    assert_equal(split(folder, "cat19 fox"), ["[UNK]", "fox"])
+    assert_equal(split(folder, "cat##19"), ["cat", "##19"])
+    folder = vocabulary_folder(tokenizer_config={"additional_special_tokens": ["fox"]})
+    assert_equal(split(folder, "Fox fox"), ["[UNK]", "fox"], "special: as it is written")
 
 
 def test_4_1_vocabulary__byte_order_mark_line_ends_and_blank_lines_at_the_end():

@@ -18,7 +18,8 @@ def test_4_1_basic_tokens__known_cases():
             ("a\u00adb", "ab"),
             ("a\u00a0b", "a b"), ("a\u2028b", "a b"), ("a\ue000b", "ab"), ("\u0130", "i"),
             ("straße", "straße"), ("a\ufffdb\0c", "abc"), ("€5 – ok…", "€5 – ok …"),
-            ("[SEP]", "[ sep ]"), ("", "")):
+            ("[SEP]", "[ sep ]"), ("", ""), ("ΟΣ Σ", "οσ σ"),
+            ("a\U000e0fffb", "a\U000e0fffb")):         # no character yet
         got = " ".join(data.basic_tokens(text))
         assert got == want, f"{text!r}: got {got!r}, expected {want!r}"
 
@@ -39,12 +40,12 @@ def test_4_1_WordPiece__greedy_longest_match_first():
 
 def test_4_1_WordPiece__words_over_100_characters_are_unknown():
     tokenizer = tiny_tokenizer()
-    tokenizer.ids["##a"] = 5
+    tokenizer.wordpieces["##a"] = 5
     try:
         assert tokenizer.pieces("a" * 100) == [5] * 100
         assert tokenizer.pieces("a" * 101) == [tokenizer.unk]
     finally:
-        del tokenizer.ids["##a"]
+        del tokenizer.wordpieces["##a"]
 
 
 def test_4_1_WordPiece__cache_by_raw_word_changes_nothing():
