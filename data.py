@@ -185,8 +185,8 @@ def load(folder: str, task, split: str, tokenizer) -> Dataset:
         if label:
             labels.append(parse_label(values[-1], task, path, line))
     if not ids:
-        raise ValueError(f"{path}: needed at least one example, got none; "
-                         f"copy the file again")
+        raise ValueError(f"{path}: needed at least one example below the names of the "
+                         f"columns, got none; fill it, or copy it again")
     return Dataset(path, ids, tokens, np.array(labels, np.float32) if label else None)
 
 

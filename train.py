@@ -214,7 +214,7 @@ def prepare(args, device, autocast) -> Training:
     """
     # Trap: seed before the model is made, not only before training, or two runs with one
     # seed start from different heads.
-    torch.manual_seed(args.seed)
+    machine.seed(args.seed)
     encoder = bert.BertModel.from_pretrained(args.weights, args.dropout,
                                              pooler=args.pool == "cls")
     tokenizer = data.WordPiece(args.weights, encoder.config.vocab_size)

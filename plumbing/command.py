@@ -79,7 +79,7 @@ def explained(error) -> str:
     """An exception's message as one line; what the disk says names the file."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk is full" + (f", cannot write {error.filename}" if error.filename
-                                     else "; make room, try again")
+                                     else "") + "; make room, then resume or repeat this"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
     return " ".join(str(error).split())

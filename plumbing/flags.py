@@ -39,7 +39,7 @@ def number(kind, low, high=float("inf")):
 def task_list(known):
     """An argparse type: "sts,sst" -> ["sst", "sts"], in the order of the known tasks."""
     def convert(text):
-        names = text.split(",")
+        names = [name.strip() for name in text.split(",")]
         if set(names) - set(known) or len(set(names)) < len(names):
             raise argparse.ArgumentTypeError(f"needed some of {','.join(known)}, got "
                                              f"{text[:40]!r}")
@@ -51,7 +51,7 @@ def task_weights(text):
     """An argparse type: "sst=1,para=.5" -> {"sst": 1.0, "para": 0.5}."""
     weights = {}
     for entry in text.split(","):
-        name, _, value = entry.partition("=")
+        name, _, value = entry.strip().partition("=")
         if not value:
             raise argparse.ArgumentTypeError(f"needed NAME=WEIGHT, got {entry[:40]!r}")
         if name in weights:
@@ -111,6 +111,8 @@ def parse(parser, argv, recipes):
     args, source = parser.parse_args(argv), given(parser, argv)
     if args.recipe:
         words = recipes[args.recipe].split()
+        if args.cosine:         # it takes the place of CON
+            words = [word for word in words if word != "--con"]
         for name, where in given(parser, words).items():
             if where == "given" and source[name] != "given":
                 source[name] = f"recipe {args.recipe}"

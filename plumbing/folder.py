@@ -169,7 +169,7 @@ class Folder:
             self.metrics.close()
             raise ValueError(f"the checkpoint in {self.path} (last.pt) is whole, but does "
                              f"not fit this run ({wrong}); resume it with the version that "
-                             f"wrote it")
+                             f"wrote it, and its heads.tasks()")
 
     def cut_metrics(self):
         """Cut metrics.jsonl back to the lines that the checkpoint counts."""
@@ -334,7 +334,7 @@ def compare(settings, path, files, machine):
                          f"started with; put the old files back, or start a new run")
     for name, value in settings["machine"].items():
         if machine.get(name) != value:
-            warnings.warn(f"{name} is {machine.get(name)}, was {value}: what follows will "
+            warnings.warn(f"{name} is {machine.get(name)}, was {value}: what follows may "
                           f"not be bit for bit what it would have been", stacklevel=2)
 
 
@@ -343,8 +343,9 @@ def values_of(settings, path, parser) -> dict:
     values = {name: entry["value"] for name, entry in settings["args"].items()}
     for action in parser._actions if parser else []:
         if action.dest in values and not flags.accepts(action, values[action.dest]):
-            raise reading.mistake(os.path.join(path, "args.json"), f"a value that "
-                                  f"{action.option_strings[-1]} allows",
+            needed = ("tasks that heads.tasks() has, in its order" if action.dest == "tasks"
+                      else f"a value that {action.option_strings[-1]} allows")
+            raise reading.mistake(os.path.join(path, "args.json"), needed,
                                   values[action.dest])
     return values
 

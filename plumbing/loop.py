@@ -157,6 +157,7 @@ class Loop:
         self.best, self.waited = saved.get("best"), saved.get("waited", 0)
         self.start = time.monotonic() - saved.get("seconds", 0.0)
         self.stop, self.progress = Stop(), progress.Progress(total, done=self.step)
+        self.kept = saved.get("step")       # of the last checkpoint
         self.losses, self.dev = progress.Means(), None      # only to be shown
         self.skipped = saved.get("skipped_in_a_row", 0)
 
@@ -164,10 +165,14 @@ class Loop:
         self.stop.__enter__()
         return self
 
-    def __exit__(self, *error):
-        self.stop.__exit__(*error)
+    def __exit__(self, kind, error, traceback):
+        self.stop.__exit__(kind, error, traceback)
         self.progress.clear()
         self.folder.close()
+        if self.kept and isinstance(error, Exception) and not isinstance(
+                error, Interrupted | Diverged) and ranks.first():
+            self.say(f"failed after update {self.step}; --resume {self.folder.path} goes "
+                     f"on after update {self.kept}")
 
     @property
     def seconds(self) -> float:
@@ -246,13 +251,16 @@ class Loop:
             **self.state(), "step": self.step, "best": self.best, "waited": self.waited,
             "parts": self.finished_parts, "seconds": self.seconds,
             "skipped_in_a_row": self.skipped}))
+        self.kept = self.step
 
     @contextlib.contextmanager
     def interruptible(self):
-        """For work that a signal may end at any point, such as an evaluation."""
+        """For work that a signal or an error may end, such as an evaluation by a metric of
+        the user's: the steps before it are kept."""
         try:
             with self.stop.abandon():
                 yield
-        except Interrupted:
-            self.checkpoint()
+        except Exception as error:
+            if isinstance(error, Interrupted) or ranks.here.world == 1:
+                self.checkpoint()       # alone, a rank would wait for the others forever
             raise

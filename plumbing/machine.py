@@ -1,12 +1,20 @@
 """What the machine can do, and the state of its random generators."""
 
 import contextlib
+import json
 import os
 import platform
+import random
 import re
 
 import numpy as np
 import torch
+
+from plumbing.files import file_digest
+
+# What a run computes is in these files.
+CODE = ("bert.py", "data.py", "heads.py", "multitask.py", "optim.py", "smart.py",
+        "train.py")
 
 
 def find_device(name):
@@ -131,15 +139,26 @@ def description(device, precision):
     """What a result may depend on, for args.json."""
     gpu = ({"gpu": torch.cuda.get_device_properties(device).name}
            if device.type == "cuda" else {})
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     return {"device": str(device), **gpu, "precision": precision,
             "python": platform.python_version(), "torch": torch.__version__,
             "numpy": np.__version__, "threads": torch.get_num_threads(),
-            "cpu": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count()}
+            "cpu": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count(),
+            **{name: file_digest(os.path.join(root, name))[:12] for name in CODE}}
+
+
+def seed(number):
+    """Of all random numbers; our code draws torch's alone, a treatment or task any."""
+    torch.manual_seed(number)
+    np.random.seed(number)
+    random.seed(number)
 
 
 def random_states(device):
     """All generators that a run on this device draws from.   -> a dict for a checkpoint"""
-    states = {"cpu": torch.get_rng_state()}
+    kind, key, *rest = np.random.get_state()
+    states = {"cpu": torch.get_rng_state(),
+              "others": json.dumps([[kind, key.tolist(), *rest], random.getstate()])}
     if device.type != "cpu":
         states[device.type] = torch.get_device_module(device).get_rng_state(device)
     return states
@@ -148,5 +167,9 @@ def random_states(device):
 def set_random_states(states, device):
     """What random_states() returned; a generator that it lacks stays as it is."""
     torch.set_rng_state(states["cpu"])
+    if "others" in states:
+        of_numpy, (version, key, gauss) = json.loads(states["others"])
+        np.random.set_state(tuple(of_numpy))
+        random.setstate((version, tuple(key), gauss))
     if device.type in states and device.type != "cpu":
         torch.get_device_module(device).set_rng_state(states[device.type], device)

@@ -5,6 +5,7 @@
     --option torchjd:CAGrad,c=0.5       one that needs a number
 """
 
+import ast
 import collections
 import enum
 import functools
@@ -19,6 +20,10 @@ import warnings
 
 import numpy as np
 import torch
+
+from plumbing import machine
+
+BESIDE = {}     # path of an --option's file: what it has imported from its folder
 
 # What a file of somebody else may raise. Not Ctrl-C, and not the time limit of a test.
 OWN = Exception, SystemExit, GeneratorExit
@@ -52,11 +57,36 @@ def short(option: str) -> str:
 
 
 def files_of(option: str) -> dict:
-    """What a run with this --option depends on.   -> {name: path}, for its digests"""
+    """What a run with this --option, now loaded, depends on.   -> {name: path}"""
     path = option.rpartition(":")[0]
     if path in ("", "torchjd"):
         return {}
-    return {os.path.join("option", os.path.basename(path)): path}
+    return {os.path.join("option", os.path.relpath(file, os.path.dirname(path))): file
+            for file in [path, *BESIDE.get(os.path.abspath(path), [])]}
+
+
+def imported_beside(path, before):
+    """Modules loaded since `before` from the folder of a file.   -> [path]
+
+    Raises ValueError if it imports what lies beside it, but got ours or Python's module.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    with open(path, "rb") as file:
+        source = file.read()
+    for node in ast.walk(ast.parse(source)):
+        names = ([alias.name for alias in node.names] if isinstance(node, ast.Import) else
+                 [node.module or ""] if isinstance(node, ast.ImportFrom) else [])
+        for name in (name.partition(".")[0] for name in names):
+            own = os.path.join(folder, f"{name}.py")
+            got = getattr(sys.modules.get(name), "__file__", None) or ""
+            if os.path.exists(own) and os.path.abspath(got) != own:
+                raise ValueError(f"{path}, line {node.lineno}: import {name} gets "
+                                 f"{got or 'a part of Python'}, not the {name}.py beside "
+                                 f"it; rename that")
+    files = {(name.partition(".")[0], getattr(sys.modules[name], "__file__", None) or "")
+             for name in set(sys.modules) - before}
+    return sorted(file for name, file in files if file.endswith(".py") and
+                  file.startswith(os.path.join(folder, name)))
 
 
 def from_file(path, name):
@@ -71,17 +101,19 @@ def from_file(path, name):
     sys.modules[spec.name] = module     # where dataclasses look for it
     sys.path.append(os.path.dirname(os.path.abspath(path)))     # for what lies beside it
     dtype = torch.get_default_dtype()   # the file may change it and the filters
+    before = {*sys.modules}
     try:
         with warnings.catch_warnings():
             spec.loader.exec_module(module)
         found = getattr(module, name, None)
-        if callable(found):
-            return found if inspect.isclass(found) else lambda: found
     except OWN as error:                # it is the user's file: all can be in it
         raise ValueError(f"--option {path}:{name}: {path} cannot be imported: "
                          f"{in_words(error)}") from error
     finally:
         torch.set_default_dtype(dtype)
+    BESIDE.setdefault(os.path.abspath(path), imported_beside(path, before))
+    if callable(found):
+        return found if inspect.isclass(found) else lambda: found
     raise ValueError(f"--option {path}:{name}: {path} has no function {name}")
 
 
@@ -197,11 +229,22 @@ class PerUnit:
 
         From the file, read once more: else a function would be compared with itself.
         """
-        make, state = load(self.option), state_of(self.units)
+        cpu = torch.device("cpu")
+        drawn = machine.random_states(cpu)      # the file may draw more
+        make = load(self.option)
+        state = state_of(self.units, f"--option {self.option}: its state")
         new = [self.tried(make) for _ in self.units]
         if not self.tried(lambda: equal(state_of(restored(new, state)), state)):
             raise ValueError(f"--option {self.option}: its state cannot be restored from a "
                              f"checkpoint")
+        machine.set_random_states(drawn, cpu)
+
+    def warn_of_state(self):
+        """check_state() for a checkpoint: state that came later must not end the run."""
+        try:
+            self.check_state()
+        except ValueError as error:
+            warnings.warn(f"from here on this run cannot be resumed: {error}")
 
 
 # --- State, for a checkpoint ---

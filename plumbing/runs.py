@@ -72,7 +72,7 @@ def check_plan(args, plan):
     if needed and evaluations < needed:
         raise ValueError(f"--patience {args.patience} would change nothing: for that there "
                          f"must be {needed} evaluations or more, and this run has "
-                         f"{evaluations}; use less")
+                         f"{evaluations}; use less, or more evaluations, by --eval-every")
     if args.eval_every and args.eval_every >= total:
         raise ValueError(f"--eval-every {args.eval_every} would change nothing: the run "
                          f"has {total} updates; use fewer")
@@ -91,6 +91,8 @@ def state(training) -> dict:
              "random": machine.random_states(training.flat.theta.device),
              "scale": training.scale.state()}
     if hasattr(training, "treatment"):
+        if isinstance(training.treatment, plugins.PerUnit):
+            training.treatment.warn_of_state()
         found |= {"treatment": plugins.state_of(training.treatment),
                   "teacher": training.teacher and training.teacher.theta,
                   "rng": json.dumps(training.rng.bit_generator.state),

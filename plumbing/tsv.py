@@ -17,13 +17,13 @@ import shlex
 import warnings
 
 OTHER_SEPARATORS = {",": "commas", ";": "semicolons", "|": "bars"}
-TO_TABS = ("import csv,sys;p=sys.argv[1];csv.field_size_limit(2**31-1);"
-           "f=open(p,encoding='{encoding}',newline='');"
-           "r=[*csv.reader(f,delimiter='{separator}')];"
-           "f=open(p,'w',encoding='utf-8',newline='');"
-           "csv.writer(f,delimiter='\\t').writerows(r)")
-TO_UTF8 = ("import sys;p=sys.argv[1];t=open(p,encoding='{encoding}',newline='').read();"
-           "open(p,'w',encoding='utf-8',newline='').write(t)")
+KEEP_OLD = ("import csv,io,sys;p=sys.argv[1];b=open(p,'rb').read();"
+            "open(p+'.old','xb').write(b);t=b.decode('{encoding}');"
+            "f=open(p,'w',encoding='utf-8',newline='');")
+TO_TABS = KEEP_OLD + (
+    "csv.field_size_limit(2**31-1);csv.writer(f,delimiter='\\t').writerows("
+    "csv.reader(io.StringIO(t,newline=''),delimiter='{separator}'))")
+TO_UTF8 = KEEP_OLD + "f.write(t)"
 
 
 def read(path: str, columns: list[str]) -> list[tuple[int, list[str]]]:
@@ -161,7 +161,11 @@ def decode(path: str, columns: list[str]):
             encoding=encoding, separator=others[0] if others else "")
         name = shlex.quote(str(path)) if os.name == "posix" else f'"{path}"'
         raise ValueError(f"{path}: needed UTF-8 text separated by tabs, got {found}; "
-                         f'convert it with: python -c "{command}" {name}')
+                         f"convert it (the old one stays, as .old) with: python -c "
+                         f'"{command}" {name}')
+    if not text.strip():
+        raise ValueError(f"{path}: needed the columns {', '.join(columns)}, got an empty "
+                         f"file; copy the file again")
     for column in columns:
         if names.count(column) != 1:
             raise ValueError(f"{path}, line {header + 1}: needed the columns "
@@ -176,6 +180,10 @@ def encoding_of(path: str, raw: bytes):
                        (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
         if raw.startswith(mark):
             return name, f"{name.upper()} text"
+    for mark, found in ((b"\x1f\x8b", "a gzip file; unpack it with gunzip"),
+                        (b"PK\x03\x04", "a zip archive; unpack it with unzip")):
+        if raw.startswith(mark):
+            raise ValueError(f"{path}: needed UTF-8 text separated by tabs, got {found}")
     # English in UTF-16 without a mark: every other byte is 0.
     head = raw[:1000]
     for name, zeros, others in (("utf-16-le", head[1::2], head[::2]),
@@ -195,6 +203,10 @@ def encoding_of(path: str, raw: bytes):
         raise ValueError(f"{path}: needed UTF-8 text separated by tabs, got one with {bad} "
                          f"bytes that are not UTF-8 (the first is {where}); copy the file "
                          f"again")
+    if bad > len(re.findall("[A-Za-z]", rest)):     # no Western text has so few
+        raise ValueError(f"{path}: needed UTF-8 text separated by tabs, got another "
+                         f"encoding, which its bytes don't tell ({where}); convert it, as "
+                         f"by iconv -f ENCODING -t UTF-8")
     try:
         raw.decode("cp1252")
         return "cp1252", f"text that is not UTF-8 ({where}) but probably Windows-1252"

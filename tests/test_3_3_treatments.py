@@ -36,7 +36,9 @@ GRAM = np.array([[[1.0, -1.0], [-1.0, 2.0]]])
 
 
 def user_file(text):
-    sys.modules.pop("option_mine", None)        # of another test's file
+    for name in ("option_mine", "an_odd_sibling", "helper"):    # of another test's file
+        sys.modules.pop(name, None)
+    sys.path[:] = [place for place in sys.path if "minbert-file-" not in place]
     return os.path.join(write_file(text, "mine.py"), "mine.py")
 
 
@@ -368,6 +370,55 @@ def test_3_3_treatment__a_file_may_use_its_neighbours_and_change_its_gram():
     assert_equal([str(w.message) for w in caught], [
         f"--option {path}:none returned a number that is not finite; such a step is "
         f"skipped"])
+
+
+def test_3_3_treatment__what_it_imports_from_its_folder_is_its_own():
+    path = user_file("import helper\ndef mine(gram): return helper.weights(gram)\n")
+    beside = os.path.join(os.path.dirname(path), "helper.py")
+    for number in (1, 2):
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(f"import numpy\ndef weights(gram): return {number}.0 * numpy.ones("
+                       f"len(gram))\n")
+        sys.modules.pop("helper", None)
+        plugins.BESIDE.clear()
+        if number == 1:
+            with signalled_at(2):
+                out = run_train("--option", f"{path}:mine", steps=4)[1]
+        else:
+            status, _, errors = resume(out)
+            assert_one_line(status, errors, "option/helper.py", "not what the run")
+    for name in ("multitask", "json"):      # ours and Python's come first
+        path = user_file(f"if 1:\n    from {name} import thing\n".replace(
+            "thing", {"multitask": "pcgrad as mine", "json": "dumps as mine"}[name]))
+        with open(os.path.join(os.path.dirname(path), f"{name}.py"), "w") as file:
+            file.write("def pcgrad(gram): pass\n")
+        with assert_raises("line 2", f"import {name} gets", f"the {name}.py beside it"):
+            plugins.load(f"{path}:mine")
+
+
+def test_3_3_treatment__numpys_and_pythons_random_numbers_survive_a_resume():
+    path = user_file("import numpy, random, torch\nrandom.random()\n"
+                     "def mine(gram): return numpy.full(len(gram), "
+                     "numpy.random.rand() + random.random() + torch.rand(()).item())\n")
+    flags = "--option", f"{path}:mine"
+    whole = files_of(run_train(*flags, steps=5)[1])
+    with signalled_at(3):
+        out = run_train(*flags, steps=5)[1]
+    assert resume(out)[0] == 0
+    assert_equal(files_of(out), whole)
+
+
+def test_3_3_treatment__state_that_comes_too_late_is_said_at_its_checkpoint():
+    path = user_file("import numpy\nclass State:\n    pass\nclass mine:\n"
+                     "    calls, late = 0, None\n    def __call__(self, gram):\n"
+                     "        self.calls += 1\n        if self.calls > 2:\n"
+                     "            self.late = State()\n            self.late.n = 3\n"
+                     "        return numpy.ones(len(gram))\n")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        status = run_train("--option", f"{path}:mine", "--checkpoint-every", 2, steps=5)[0]
+    said = [str(w.message) for w in caught]
+    assert status == 0 and "cannot be resumed" in said[0] and "mine.py" in said[0], said
 
 
 def test_3_3_treatment__a_time_limit_and_ctrl_c_are_not_the_files_mistakes():

@@ -83,7 +83,7 @@ def test_4_1_load__rows_without_a_field_are_skipped_with_one_warning():
 
 def test_4_1_load__bad_files_are_refused_with_file_and_line():
     for text, words in (
-            ("", ["line 1", "similarity"]), ("id,sentence1\n", ["line 1", "sentence2"]),
+            ("", ["empty", "similarity"]), ("id,sentence1\n", ["line 1", "sentence2"]),
             (STS_HEADER, ["at least one example"]),
             (STS_HEADER + "0\tx\ta\tb\t1\n1\ty\ta\tb\t5.5\n",
              ["line 3", "from 0 to 5", "'5.5'"]),

@@ -54,6 +54,7 @@ def test_4_3_parse__single_flags_win_over_a_recipe():
         assert_equal(args.lr, float(words[words.index("--lr") + 1]))
         assert_equal((source["lr"], source["con"]), (f"recipe {name}",) * 2)
     # In whatever order they stand.
+    assert_equal(settings_of("--recipe", "plain", "--cosine")[0].con, False)
     args, source = settings_of("--lr", "1e-3", "--recipe", "plain", "--option", "gvac")
     assert_equal((args.lr, args.option, args.con), (1e-3, "gvac", True), mistakes={
         "the recipe wins over a flag": (1e-4, "rr", True)})

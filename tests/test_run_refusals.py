@@ -26,7 +26,7 @@ def test_run_refusals__data():
     header = "\tid\tsentence\tsentiment\n"
     for name, content, words in (
             ("ids-sst-dev.csv", None, ["ids-sst-dev.csv", "no such file"]),
-            ("ids-sst-train.csv", "", ["line 1", "sentiment"]),
+            ("ids-sst-train.csv", "", ["empty", "sentiment"]),
             ("ids-sst-train.csv", "\tid\ttext\tsentiment\n", ["line 1", "sentence"]),
             ("ids-sst-train.csv", header + "0\tx\tgood\t7\n", ["line 2", "'7'", "0 to 4"]),
             ("ids-sst-train.csv", header + "0\tx\tgood\t2.5\n",

@@ -1,17 +1,19 @@
 """Runs that are interrupted and resumed."""
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import shutil
 import signal
 import tempfile
 import unittest.mock
+import warnings
 
 import data
 import heads
 import multitask
-from plumbing import loop
+from plumbing import loop, machine
 from plumbing.folder import load_checkpoint
 from tests.checks import assert_equal, assert_one_line, assert_raises
 from tests.world import (
@@ -162,6 +164,31 @@ def test_run_resume__stopped_during_an_evaluation_twice():
             file.write(b"x" * 500)
         assert resume(out)[0] == 143
     assert resume(out)[0] == 0 and files_of(out) == uninterrupted()
+
+
+def test_run_resume__a_metric_that_fails_loses_no_update():
+    def fails(predictions, labels):
+        if len(labels) > 2:
+            raise ZeroDivisionError("no true positives")
+        return 1.0
+    mine = dataclasses.replace(heads.tasks()[0], name="mine", metric=fails)
+    with unittest.mock.patch.object(heads, "tasks", lambda *_, **__: [mine]):
+        status, out, errors = run_train("--tasks", "mine", steps=3)
+        assert_one_line(status, errors, "mine's metric", "ZeroDivisionError: no", "mend")
+        assert_equal(load_checkpoint(os.path.join(out, "last.pt"))["step"], 3)
+        status, output, _ = resume(out)
+        assert "going on after update 3" in output and "--resume" in output, output
+
+
+def test_run_resume__code_that_has_changed_is_named():
+    with signalled_at(2):
+        _, out, _ = run_train(steps=4)
+    with unittest.mock.patch.object(machine, "file_digest", lambda path: "0" * 64):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert_equal(resume(out)[0], 0)
+    said = [str(w.message).partition(" is ")[0] for w in caught]
+    assert_equal(said, list(machine.CODE))
 
 
 def test_run_resume__without_any_checkpoint_it_starts_again():

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 import unittest.mock
+import warnings
 import xml.etree.ElementTree
 
 import numpy as np
@@ -459,6 +460,13 @@ def test_tools_analyze__needs_a_run_and_its_data():
                 file.write(text)
     status, _, errors = run_tool(analyze, analyzed(), "--data", other)
     assert_one_line(status, errors, "sst-dev-output.csv", "--data")
+    labels = shutil.copytree(tiny_world()[0], os.path.join(tempfile.mkdtemp(), "data"))
+    with open(os.path.join(labels, "ids-sst-dev.csv"), "a") as file:
+        file.write("\n")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run_tool(analyze, analyzed(), "--data", labels, "--out", tempfile.mkdtemp())
+    assert "ids-sst-dev.csv has changed" in str(caught[0].message), caught
     with open(os.path.join(empty, "loss.svg"), "w") as file:
         file.write("mine")
     status, _, errors = run_tool(analyze, analyzed(), "--out", empty)

@@ -32,6 +32,7 @@ import data
 import heads
 from plumbing import command, declared, flags, machine, reading, safetensors, tsv
 from plumbing.console import printable
+from plumbing.files import file_digest
 from tools import chart, curves, page, results
 from tools.gradients import gradients, read_steps
 from tools.page import Figure, Heading, Paragraph, Table, counted, share
@@ -126,6 +127,11 @@ def read_dev(run, data_folder, model):
         if set(ids) != set(predictions):
             raise ValueError(f"{path} has other examples than {dataset.path}; give the "
                              f"run's own data with --data")
+        digest = file_digest(dataset.path)
+        if digest != run.settings["digests"].get(
+                os.path.join("data", os.path.basename(dataset.path)), digest):
+            warnings.warn(f"{dataset.path} has changed since {run.path} was scored on it: "
+                          f"the scores here are those on the file as it is now")
         for example in ids:
             check_prediction(path, task, example, predictions[example])
         _, probabilities = model.predict(name, dataset.tokens, with_probabilities=True)

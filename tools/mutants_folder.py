@@ -248,6 +248,13 @@ MUTANTS = {
          "if False:", "θ not looked at", "got no error"),
         ("plumbing.loop.Stop.__enter__", "(signal.SIGINT, signal.SIGTERM)",
          "(signal.SIGINT,)", "SIGTERM not heard", "nobody listens")],
+    "run_resume": [
+        ("plumbing.loop.Loop.interruptible",
+         "if isinstance(error, Interrupted) or ranks.here.world == 1:",
+         "if isinstance(error, Interrupted):", "an error in an evaluation loses the epoch",
+         "metric that fails"),
+        ("plumbing.machine.description", "for name in CODE", "for name in CODE[1:]",
+         "changed code not said", "code that has changed")],
     "run_progress": [
         ("plumbing.progress.clock", "int(seconds + 0.5)", "int(seconds)",
          "clock rounds down", "seconds are rounded down"),

@@ -72,6 +72,8 @@ MUTANTS = {
         ("optim.learning_rate_factor", "return (total - step) / max(1, total - rise)",
          "return 1.0", "no fall", "rises and falls")],
     "4.3 parse": [
+        ("plumbing.flags.parse", "if args.cosine:", "if False:", "a recipe beats --cosine",
+         "single flags win"),
         ("plumbing.flags.parse", "[*words, *(sys.argv[1:] if argv is None else argv)]",
          "[*(sys.argv[1:] if argv is None else argv), *words]", "a recipe wins",
          "recipe wins over a flag"),
@@ -207,7 +209,7 @@ MUTANTS = {
          "all streams have one seed"),
         ("train.prepare", "default_rng([args.seed, 3])", "default_rng([0, 3])",
          "--seed doesn't reach the orders", "orders of surgery"),
-        ("train.prepare", "torch.manual_seed(args.seed)", "torch.manual_seed(0)",
+        ("train.prepare", "machine.seed(args.seed)", "machine.seed(0)",
          "--seed doesn't reach the heads", "does not reach the heads")],
     "4.4 precision": [
         ("plumbing.runs.precision",

@@ -157,6 +157,8 @@ MUTANTS = {
         ("tools.tour.differences", "was, now = printed(old), printed(new)", "pass",
          "only the kinds of outputs compared", "another result")],
     "tools_analyze": [
+        ("tools.analyze.read_dev", "if digest != run", "if False and digest != run",
+         "an edited dev set", "needs a run and its data"),
         ("tools.curves.read_run", "growing=not finished", "growing=False",
          "a half-written line is a mistake", "goes on can be looked at"),
         ("tools.curves.in_use", "error.errno in", "error.errno not in",

@@ -196,6 +196,10 @@ MUTANTS = {
         ("plumbing.tsv.warn", "numbers[1:5]", "numbers[1:9]", "nine lines named",
          "skipped ones are counted")],
     "4.1 kinds": [
+        ("plumbing.tsv", "open(p+'.old','xb').write(b);", "", "the old file not kept",
+         "commas semicolons"),
+        ("plumbing.tsv.encoding_of", 'if bad > len(re.findall("[A-Za-z]", rest)):',
+         "if False:", "Cyrillic taken for Western text", "damaged files"),
         ("plumbing.tsv", '",": "commas", ', "", "commas not known", "commas semicolons"),
         ("plumbing.tsv.encoding_of", "zeros.count(0) > len(others) / 2", "False",
          "UTF-16 without a mark", "other encodings"),

@@ -45,7 +45,6 @@ from plumbing import (
     folder,
     loop,
     machine,
-    plugins,
     progress,
     reading,
     sources,
@@ -136,9 +135,9 @@ def check_inputs(runs, data_folder, weights):
             places["weights"] = sources.find_weights(own["--weights"])
         digests = folder.read_settings(one.folder)["digests"] if one.finished() else {}
         for name, expected in digests.items():
-            kind, file = os.path.split(name)
-            path = (os.path.join(places[kind], file) if kind in places else
-                    plugins.files_of(one.option)[name])
+            kind, _, file = name.partition(os.sep)
+            places["option"] = os.path.dirname(one.option.rpartition(":")[0])
+            path = os.path.join(places[kind], file)
             if not os.path.exists(path) or digest(path) != expected:
                 raise ValueError(f"{one.folder} was made with another {path}; remove it, "
                                  f"or give another folder with --runs")
