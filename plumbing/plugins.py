@@ -78,11 +78,10 @@ def imported_beside(path, before):
                  [node.module or ""] if isinstance(node, ast.ImportFrom) else [])
         for name in (name.partition(".")[0] for name in names):
             own = os.path.join(folder, f"{name}.py")
-            got = getattr(sys.modules.get(name), "__file__", None) or ""
-            if os.path.exists(own) and os.path.abspath(got) != own:
-                raise ValueError(f"{path}, line {node.lineno}: import {name} gets "
-                                 f"{got or 'a part of Python'}, not the {name}.py beside "
-                                 f"it; rename that")
+            got = importlib.util.find_spec(name).origin if os.path.exists(own) else own
+            if os.path.realpath(got) != os.path.realpath(own):
+                raise ValueError(f"{path}, line {node.lineno}: import {name} gets {got}, "
+                                 f"not the {name}.py beside it; rename that")
     files = {(name.partition(".")[0], getattr(sys.modules[name], "__file__", None) or "")
              for name in set(sys.modules) - before}
     return sorted(file for name, file in files if file.endswith(".py") and
@@ -224,14 +223,15 @@ class PerUnit:
                           f"such a step is skipped")
         return result
 
-    def check_state(self):
+    def check_state(self, make=None):
         """Can new treatments take on this state, as in a resume?   Raises ValueError if not
 
-        From the file, read once more: else a function would be compared with itself.
+        make: what makes them; if not given, that of the file, read once more: else a
+        function would be compared with itself.
         """
         cpu = torch.device("cpu")
         drawn = machine.random_states(cpu)      # the file may draw more
-        make = load(self.option)
+        make = make or load(self.option)
         state = state_of(self.units, f"--option {self.option}: its state")
         new = [self.tried(make) for _ in self.units]
         if not self.tried(lambda: equal(state_of(restored(new, state)), state)):
@@ -240,9 +240,10 @@ class PerUnit:
         machine.set_random_states(drawn, cpu)
 
     def warn_of_state(self):
-        """check_state() for a checkpoint: state that came later must not end the run."""
+        """check_state() of a class at a checkpoint: what came late may not end the run."""
         try:
-            self.check_state()
+            if inspect.isclass(self.make):
+                self.check_state(self.make)
         except ValueError as error:
             warnings.warn(f"from here on this run cannot be resumed: {error}")
 

@@ -373,7 +373,9 @@ def test_3_3_treatment__a_file_may_use_its_neighbours_and_change_its_gram():
 
 
 def test_3_3_treatment__what_it_imports_from_its_folder_is_its_own():
-    path = user_file("import helper\ndef mine(gram): return helper.weights(gram)\n")
+    path = user_file("import helper\ndef mine(gram):\n    import later\n"
+                     "    return helper.weights(gram) * later.one\n")
+    write_file("one = 1\n", os.path.join(os.path.dirname(path), "later.py"))
     beside = os.path.join(os.path.dirname(path), "helper.py")
     for number in (1, 2):
         with open(beside, "w", encoding="utf-8") as file:

@@ -230,7 +230,7 @@ MUTANTS = {
         ("optim.FlatParameters.gram", "in_range = 1e-30 < square < 1e30",
          "in_range = True", "float32 squares overflow", "finite")],
     "3.3 treatment": [
-        ("plumbing.plugins.imported_beside", "if os.path.exists(own) and", "if False and",
+        ("plumbing.plugins.imported_beside", "if os.path.exists(own) else", "if False else",
          "another module of that name", "imports from its folder"),
         ("plumbing.plugins.files_of", "[path, *BESIDE.get(os.path.abspath(path), [])]",
          "[path]", "its modules may be edited", "imports from its folder"),
@@ -238,7 +238,7 @@ MUTANTS = {
          "NumPy's numbers start again", "random numbers survive"),
         ("plumbing.plugins.PerUnit.check_state", "machine.set_random_states(drawn, cpu)",
          "pass", "the check draws numbers", "random numbers survive"),
-        ("plumbing.plugins.PerUnit.warn_of_state", "self.check_state()", "pass",
+        ("plumbing.plugins.PerUnit.warn_of_state", "self.check_state(self.make)", "pass",
          "late state not said", "comes too late"),
         ("multitask.treat", "gram.copy(),", "gram,", "a treatment changes the log",
          "made of its copy"),

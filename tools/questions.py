@@ -92,7 +92,9 @@ QUESTIONS = {
         "float16": f"{BASE} --amp fp16"}),
     "r-drop": Question("Does R-Drop add to the recipe?", {
         "plain": "--recipe plain",
-        "R-Drop, two passes of each batch": "--recipe r-drop"}),
+        "R-Drop, two passes of each batch": "--recipe r-drop",
+        "R-Drop, 2 epochs of all pairs of paraphrase":
+            "--recipe r-drop --align para --epochs 2"}),
     "recipe": Question("What is each ingredient of the recipe worth?", {
         "plain": "--recipe plain",
         "R-Drop, two passes of each batch": "--recipe r-drop",
