@@ -182,11 +182,12 @@ def find(folder):
         path = os.path.join(folder, base)
         if os.path.exists(path):
             return path, {path: contents(path)}
-        if os.path.islink(path):
-            raise FileNotFoundError(f"needed the weights; {missing(folder, base)}")
         index = path + ".index.json"
         if os.path.exists(index):
             return index, shards(folder, index, contents)
+    for base in ("model.safetensors", "pytorch_model.bin"):
+        if os.path.islink(os.path.join(folder, base)):
+            raise FileNotFoundError(f"needed the weights; {missing(folder, base)}")
     formats = (".h5", ".msgpack", ".onnx", ".gguf", ".bin", ".safetensors", ".pt", ".index")
     others = [shown(name) for name in sorted(os.listdir(folder)) if name.endswith(formats)]
     got = f"only {', '.join(others[:3])}" if others else "neither"

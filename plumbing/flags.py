@@ -51,7 +51,7 @@ def task_weights(text):
     """An argparse type: "sst=1,para=.5" -> {"sst": 1.0, "para": 0.5}."""
     weights = {}
     for entry in text.split(","):
-        name, _, value = entry.strip().partition("=")
+        name, value = (part.strip() for part in entry.partition("=")[::2])
         if not value:
             raise argparse.ArgumentTypeError(f"needed NAME=WEIGHT, got {entry[:40]!r}")
         if name in weights:

@@ -327,15 +327,24 @@ def compare(settings, path, files, machine):
     Another machine, or other versions, are only a warning.
     """
     found = {name: file_digest(file) for name, file in files.items()}
+    for name in set(found) - set(settings["digests"]):
+        if settings["machine"] and "bert.py" not in settings["machine"] and (
+                name.startswith("option") or name.endswith("special_tokens_map.json")):
+            found.pop(name)         # an older version did not look at these
     changed = [name for name in {**found, **settings["digests"]}
                if settings["digests"].get(name) != found.get(name)]
     if changed:
         raise ValueError(f"{', '.join(sorted(changed))}: not what the run in {path} was "
                          f"started with; put the old files back, or start a new run")
-    for name, value in settings["machine"].items():
-        if machine.get(name) != value:
-            warnings.warn(f"{name} is {machine.get(name)}, was {value}: what follows may "
-                          f"not be bit for bit what it would have been", stacklevel=2)
+    others = {name: f"{name} is {machine.get(name)}, was {value}"
+              for name, value in settings["machine"].items() if machine.get(name) != value}
+    code = [name for name in others if name.endswith(".py")]
+    if code:
+        others = {name: said for name, said in others.items() if name not in code}
+        others["code"] = f"changed since the run began: {', '.join(code)}"
+    for said in others.values():
+        warnings.warn(f"{said}; what follows may not be bit for bit what it would have "
+                      f"been", stacklevel=2)
 
 
 def values_of(settings, path, parser) -> dict:

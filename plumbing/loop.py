@@ -20,11 +20,14 @@ import warnings
 
 import torch
 
-from plumbing import progress, ranks
+from plumbing import console, progress, ranks
 
 
-class Interrupted(Exception):
-    """A signal has asked the loop to end; its checkpoint is written."""
+class Interrupted(BaseException):
+    """A signal has asked the loop to end; its checkpoint is written.
+
+    No Exception: code of the user's, such as a metric, must not take it for its own.
+    """
 
 
 class Diverged(Exception):
@@ -169,10 +172,11 @@ class Loop:
         self.stop.__exit__(kind, error, traceback)
         self.progress.clear()
         self.folder.close()
-        if self.kept and isinstance(error, Exception) and not isinstance(
-                error, Interrupted | Diverged) and ranks.first():
-            self.say(f"failed after update {self.step}; --resume {self.folder.path} goes "
-                     f"on after update {self.kept}")
+        # A treatment cannot be mended for a resume: its file must be the same.
+        if (self.kept and isinstance(error, Exception) and not isinstance(error, Diverged)
+                and not str(error).startswith("--option") and ranks.first()):
+            self.say(f"failed after update {self.step}; --resume "
+                     f"{console.quoted(self.folder.path)} goes on after update {self.kept}")
 
     @property
     def seconds(self) -> float:
@@ -243,13 +247,13 @@ class Loop:
         self.progress.clear()
         print(text, flush=True)
 
-    def checkpoint(self):
+    def checkpoint(self, state=None):
         # θ with AdamW's m and v, and θ̃ with SMART: 3 to 4 numbers a parameter, 1.3 to 1.8
         # GB for bert-base. Hence not after every step.
         self.progress.clear()
         self.folder.checkpoint(ranks.with_generators({
-            **self.state(), "step": self.step, "best": self.best, "waited": self.waited,
-            "parts": self.finished_parts, "seconds": self.seconds,
+            **(state or self.state()), "step": self.step, "best": self.best,
+            "waited": self.waited, "parts": self.finished_parts, "seconds": self.seconds,
             "skipped_in_a_row": self.skipped}))
         self.kept = self.step
 
@@ -257,10 +261,11 @@ class Loop:
     def interruptible(self):
         """For work that a signal or an error may end, such as an evaluation by a metric of
         the user's: the steps before it are kept."""
+        before = self.state()           # a metric may draw random numbers
         try:
             with self.stop.abandon():
                 yield
-        except Exception as error:
+        except (Exception, Interrupted) as error:
             if isinstance(error, Interrupted) or ranks.here.world == 1:
-                self.checkpoint()       # alone, a rank would wait for the others forever
+                self.checkpoint(before)     # alone, a rank would wait for the others
             raise

@@ -12,9 +12,10 @@ import torch
 
 from plumbing.files import file_digest
 
-# What a run computes is in these files.
+# Most of what a run computes is in these files.
 CODE = ("bert.py", "data.py", "heads.py", "multitask.py", "optim.py", "smart.py",
-        "train.py")
+        "train.py", "plumbing/checkpoint.py", "plumbing/loop.py", "plumbing/ranks.py",
+        "plumbing/tsv.py", "plumbing/vocabulary.py")
 
 
 def find_device(name):
@@ -156,9 +157,10 @@ def seed(number):
 
 def random_states(device):
     """All generators that a run on this device draws from.   -> a dict for a checkpoint"""
-    kind, key, *rest = np.random.get_state()
-    states = {"cpu": torch.get_rng_state(),
-              "others": json.dumps([[kind, key.tolist(), *rest], random.getstate()])}
+    states, of_numpy = {"cpu": torch.get_rng_state()}, np.random.get_state()
+    if isinstance(of_numpy, tuple):     # not where somebody has set another bit generator
+        kind, key, *rest = of_numpy
+        states["others"] = json.dumps([[kind, key.tolist(), *rest], random.getstate()])
     if device.type != "cpu":
         states[device.type] = torch.get_device_module(device).get_rng_state(device)
     return states

@@ -5,7 +5,6 @@
     --option torchjd:CAGrad,c=0.5       one that needs a number
 """
 
-import ast
 import collections
 import enum
 import functools
@@ -21,7 +20,7 @@ import warnings
 import numpy as np
 import torch
 
-from plumbing import machine
+from plumbing import beside, machine
 
 BESIDE = {}     # path of an --option's file: what it has imported from its folder
 
@@ -65,29 +64,6 @@ def files_of(option: str) -> dict:
             for file in [path, *BESIDE.get(os.path.abspath(path), [])]}
 
 
-def imported_beside(path, before):
-    """Modules loaded since `before` from the folder of a file.   -> [path]
-
-    Raises ValueError if it imports what lies beside it, but got ours or Python's module.
-    """
-    folder = os.path.dirname(os.path.abspath(path))
-    with open(path, "rb") as file:
-        source = file.read()
-    for node in ast.walk(ast.parse(source)):
-        names = ([alias.name for alias in node.names] if isinstance(node, ast.Import) else
-                 [node.module or ""] if isinstance(node, ast.ImportFrom) else [])
-        for name in (name.partition(".")[0] for name in names):
-            own = os.path.join(folder, f"{name}.py")
-            got = importlib.util.find_spec(name).origin if os.path.exists(own) else own
-            if os.path.realpath(got) != os.path.realpath(own):
-                raise ValueError(f"{path}, line {node.lineno}: import {name} gets {got}, "
-                                 f"not the {name}.py beside it; rename that")
-    files = {(name.partition(".")[0], getattr(sys.modules[name], "__file__", None) or "")
-             for name in set(sys.modules) - before}
-    return sorted(file for name, file in files if file.endswith(".py") and
-                  file.startswith(os.path.join(folder, name)))
-
-
 def from_file(path, name):
     if not os.path.isfile(path):
         raise ValueError(f"--option {path}:{name}: there is no file {path}; needed a "
@@ -110,7 +86,7 @@ def from_file(path, name):
                          f"{in_words(error)}") from error
     finally:
         torch.set_default_dtype(dtype)
-    BESIDE.setdefault(os.path.abspath(path), imported_beside(path, before))
+    BESIDE.setdefault(os.path.abspath(path), beside.imported(path, before))
     if callable(found):
         return found if inspect.isclass(found) else lambda: found
     raise ValueError(f"--option {path}:{name}: {path} has no function {name}")
@@ -231,16 +207,19 @@ class PerUnit:
         """
         cpu = torch.device("cpu")
         drawn = machine.random_states(cpu)      # the file may draw more
-        make = make or load(self.option)
-        state = state_of(self.units, f"--option {self.option}: its state")
-        new = [self.tried(make) for _ in self.units]
-        if not self.tried(lambda: equal(state_of(restored(new, state)), state)):
-            raise ValueError(f"--option {self.option}: its state cannot be restored from a "
-                             f"checkpoint")
-        machine.set_random_states(drawn, cpu)
+        try:
+            make = make or load(self.option)
+            state = state_of(self.units, f"--option {self.option}: its state")
+            new = [self.tried(make) for _ in self.units]
+            if not self.tried(lambda: equal(state_of(restored(new, state)), state)):
+                raise ValueError(f"--option {self.option}: its state cannot be restored "
+                                 f"from a checkpoint")
+        finally:
+            machine.set_random_states(drawn, cpu)
 
     def warn_of_state(self):
-        """check_state() of a class at a checkpoint: what came late may not end the run."""
+        """check_state() of a class, whose state can be saved, at a checkpoint: what came
+        late, and cannot be restored, must not end the run."""
         try:
             if inspect.isclass(self.make):
                 self.check_state(self.make)

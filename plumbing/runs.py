@@ -91,12 +91,12 @@ def state(training) -> dict:
              "random": machine.random_states(training.flat.theta.device),
              "scale": training.scale.state()}
     if hasattr(training, "treatment"):
-        if isinstance(training.treatment, plugins.PerUnit):
-            training.treatment.warn_of_state()
         found |= {"treatment": plugins.state_of(training.treatment),
                   "teacher": training.teacher and training.teacher.theta,
                   "rng": json.dumps(training.rng.bit_generator.state),
                   "skipped": training.skipped}
+        if isinstance(training.treatment, plugins.PerUnit):
+            training.treatment.warn_of_state()
     return found
 
 

@@ -180,8 +180,8 @@ def encoding_of(path: str, raw: bytes):
                        (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
         if raw.startswith(mark):
             return name, f"{name.upper()} text"
-    for mark, found in ((b"\x1f\x8b", "a gzip file; unpack it with gunzip"),
-                        (b"PK\x03\x04", "a zip archive; unpack it with unzip")):
+    for mark, found in ((b"\x1f\x8b", "a gzip file; name it .csv.gz and gunzip it"),
+                        (b"PK\x03\x04", "a zip archive, or Excel's; unpack or export it")):
         if raw.startswith(mark):
             raise ValueError(f"{path}: needed UTF-8 text separated by tabs, got {found}")
     # English in UTF-16 without a mark: every other byte is 0.
@@ -206,7 +206,7 @@ def encoding_of(path: str, raw: bytes):
     if bad > len(re.findall("[A-Za-z]", rest)):     # no Western text has so few
         raise ValueError(f"{path}: needed UTF-8 text separated by tabs, got another "
                          f"encoding, which its bytes don't tell ({where}); convert it, as "
-                         f"by iconv -f ENCODING -t UTF-8")
+                         f"by iconv -f ENCODING -t UTF-8 OLD > NEW")
     try:
         raw.decode("cp1252")
         return "cp1252", f"text that is not UTF-8 ({where}) but probably Windows-1252"

@@ -184,8 +184,8 @@ def read(path, vocab_size=None):
     normalizer = part(path, whole, "normalizer", dict)
     generic = str(settings.get("tokenizer_class")).startswith(GENERIC)
     if generic and normalizer.get("clean_text") is False:
-        raise ValueError(f"{path}: needed BERT's own tokenizer, where clean_text is True, "
-                         f"got False; use another BERT")
+        raise ValueError(f"{os.path.join(folder, 'tokenizer.json')}: needed BERT's own "
+                         f"tokenizer, where clean_text is True, got False; use another")
 
     def flag(name, normalizers_name):
         first, second = settings.get(name), normalizer.get(normalizers_name)

@@ -388,13 +388,17 @@ def test_3_3_treatment__what_it_imports_from_its_folder_is_its_own():
                 out = run_train("--option", f"{path}:mine", steps=4)[1]
         else:
             status, _, errors = resume(out)
-            assert_one_line(status, errors, "option/helper.py", "not what the run")
-    for name in ("multitask", "json"):      # ours and Python's come first
-        path = user_file(f"if 1:\n    from {name} import thing\n".replace(
-            "thing", {"multitask": "pcgrad as mine", "json": "dumps as mine"}[name]))
-        with open(os.path.join(os.path.dirname(path), f"{name}.py"), "w") as file:
-            file.write("def pcgrad(gram): pass\n")
-        with assert_raises("line 2", f"import {name} gets", f"the {name}.py beside it"):
+            assert_one_line(status, errors, os.path.join("option", "helper.py"), "not what")
+    # Ours and Python's come first.
+    for name, thing, beside in (("multitask", "pcgrad", "multitask.py"),
+                                ("json", "dumps", "json.py"),
+                                ("tools", "running", os.path.join("tools", "__init__.py"))):
+        path = user_file(f"if 1:\n    from {name} import {thing} as mine\n")
+        own = os.path.join(os.path.dirname(path), beside)
+        os.makedirs(os.path.dirname(own), exist_ok=True)
+        with open(own, "w") as file:
+            file.write(f"def {thing}(gram): pass\n")
+        with assert_raises("line 2", f"import {name} gets", f"{beside}; rename that"):
             plugins.load(f"{path}:mine")
 
 

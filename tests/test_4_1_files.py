@@ -203,7 +203,7 @@ def test_4_1_kinds__damaged_files_are_named():
                           (b"\x89PNG\r\n\x1a\n\0\0\0\rI", ["not UTF-8", "again"]),
                           (good[:22] + "x\tХороший фильм, умный\t3\n".encode("cp1251") * 9,
                            ["don't tell", "0xd5 at line 2", "iconv"]),
-                          (gzip.compress(good), ["gunzip"]), (b"PK\3\4\xff", ["unzip"]),
+                          (gzip.compress(good), ["gunzip"]), (b"PK\3\4\xff", ["zip"]),
                           (b"", ["empty", "sentiment"])):
         with assert_raises("ids-sst-train.csv", *words):
             load("", task=0, binary=binary)

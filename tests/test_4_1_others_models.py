@@ -325,7 +325,7 @@ def test_4_1_vocabulary__tokenizer_json_alone():
 
 
 def test_4_1_vocabulary__a_dangling_link_is_called_one():
-    for name in ("config.json", "vocab.txt", "model.safetensors"):
+    for name in ("config.json", "vocab.txt", "model.safetensors") * (os.name == "posix"):
         folder = saved()
         data.WordPiece(vocabulary_folder()).save(folder)
         os.remove(os.path.join(folder, name))
@@ -350,6 +350,10 @@ def test_4_1_vocabulary__other_tokenizers_are_refused_by_name():
         data.WordPiece(vocabulary_folder(config=japanese, tokenizer_config={}))
     data.WordPiece(vocabulary_folder(config=japanese, tokenizer_config={
         "tokenizer_class": "BertTokenizer"}))
+    unclean = tokenizer_json(WORDS, clean_text=False)
+    with assert_raises("tokenizer.json", "clean_text"):
+        data.WordPiece(vocabulary_folder(None, tokenizer=unclean, tokenizer_config={
+            "tokenizer_class": "PreTrainedTokenizerFast"}))
     for part, value in (("model", {"type": "BPE"}), ("normalizer", {"type": "NFC"}),
                         ("pre_tokenizer", {"type": "ByteLevel"})):
         whole = {**tokenizer_json(WORDS), part: value}

@@ -267,6 +267,8 @@ def prepared(path, device, seed=None):
     # Any option that keeps the gradients of tasks apart, even if the run's own does not.
     apart = argparse.Namespace(**{**vars(args), "option": "pcgrad"})
     training = train.prepare(apart, device, autocast)
+    if plugins.is_outside(args.option):
+        plugins.load(args.option)       # files_of() names what it imports, too
     files = {**sources.files_of(training.sets, args.weights),
              **plugins.files_of(args.option)}
     folder.compare(settings, path, files, settings["machine"])

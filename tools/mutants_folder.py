@@ -191,7 +191,7 @@ MUTANTS = {
          "removed files not noticed", "not what the run"),
         ("plumbing.folder.compare", "if changed:", "if False:",
          "changed files not noticed", "not what the run"),
-        ("plumbing.folder.compare", "if machine.get(name) != value:", "if False:",
+        ("plumbing.folder.compare", "if machine.get(name) != value}", "if False}",
          "no warning on another machine", "one warning")],
     "run_folder": [
         ("plumbing.folder.resumed",
@@ -253,6 +253,10 @@ MUTANTS = {
          "if isinstance(error, Interrupted) or ranks.here.world == 1:",
          "if isinstance(error, Interrupted):", "an error in an evaluation loses the epoch",
          "metric that fails"),
+        ("plumbing.loop.Loop.interruptible", "before = self.state()", "before = None",
+         "an evaluation's random numbers drawn twice", "metric that fails"),
+        ("plumbing.loop", "class Interrupted(BaseException):",
+         "class Interrupted(Exception):", "a metric gets the signal", "signal in a metric"),
         ("plumbing.machine.description", "for name in CODE", "for name in CODE[1:]",
          "changed code not said", "code that has changed")],
     "run_progress": [

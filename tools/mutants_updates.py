@@ -230,7 +230,7 @@ MUTANTS = {
         ("optim.FlatParameters.gram", "in_range = 1e-30 < square < 1e30",
          "in_range = True", "float32 squares overflow", "finite")],
     "3.3 treatment": [
-        ("plumbing.plugins.imported_beside", "if os.path.exists(own) else", "if False else",
+        ("plumbing.beside.check", "if own and", "if False and",
          "another module of that name", "imports from its folder"),
         ("plumbing.plugins.files_of", "[path, *BESIDE.get(os.path.abspath(path), [])]",
          "[path]", "its modules may be edited", "imports from its folder"),
