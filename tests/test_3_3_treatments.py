@@ -36,7 +36,7 @@ GRAM = np.array([[[1.0, -1.0], [-1.0, 2.0]]])
 
 
 def user_file(text):
-    for name in ("option_mine", "an_odd_sibling", "helper"):    # of another test's file
+    for name in ("option_mine", "an_odd_sibling", "helper", "later"):   # of another test
         sys.modules.pop(name, None)
     sys.path[:] = [place for place in sys.path if "minbert-file-" not in place]
     return os.path.join(write_file(text, "mine.py"), "mine.py")
@@ -403,12 +403,13 @@ def test_3_3_treatment__what_it_imports_from_its_folder_is_its_own():
 
 
 def test_3_3_treatment__numpys_and_pythons_random_numbers_survive_a_resume():
-    path = user_file("import numpy, random, torch\nrandom.random()\n"
-                     "def mine(gram): return numpy.full(len(gram), "
-                     "numpy.random.rand() + random.random() + torch.rand(()).item())\n")
+    path = user_file("import numpy, random, torch\nclass mine:\n    def __init__(self):\n"
+                     "        self.own = random.random()\n    def __call__(self, gram):\n"
+                     "        return numpy.full(len(gram), numpy.random.rand() + "
+                     "random.random() + torch.rand(()).item())\n")
     flags = "--option", f"{path}:mine"
     whole = files_of(run_train(*flags, steps=5)[1])
-    with signalled_at(3):
+    with signalled_at(2):               # its checkpoint tries __init__, which draws
         out = run_train(*flags, steps=5)[1]
     assert resume(out)[0] == 0
     assert_equal(files_of(out), whole)
