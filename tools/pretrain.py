@@ -327,7 +327,7 @@ def start_comparing(encoder):
 
 def build(seed, dropout, weights=None, vocab=None, *, layers, hidden, heads, max_length):
     """From weights, or from scratch with a vocabulary.   -> (data.WordPiece, MaskedLM)"""
-    torch.manual_seed(seed)
+    machine.seed(seed)
     if weights:
         encoder = bert.BertModel.from_pretrained(weights, dropout)
     else:
