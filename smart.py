@@ -1,6 +1,6 @@
 """SMART: two terms that keep fine-tuning smooth.
 
-    3.5    symmetric_kl(), binary_symmetric_kl(), squared_difference(): ℓ_s by output
+    3.5    symmetric_kl(), binary_symmetric_kl(), squared_difference(): ℓ_s by output type
     3.5    smoothness(): R_s(θ), step 1, "Smoothness-Inducing Adversarial Regularization"
     3.5    Teacher, bregman(): D_Breg(θ, θ̃), step 2
     3.5    objective(): 𝓛 + λ_s R_s + μ D_Breg; with --r-drop, not the report's, R-Drop

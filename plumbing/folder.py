@@ -327,23 +327,22 @@ def compare(settings, path, files, machine):
     Another machine, or other versions, are only a warning.
     """
     found = {name: file_digest(file) for name, file in files.items()}
-    for name in set(found) - set(settings["digests"]):
-        if settings["machine"] and "bert.py" not in settings["machine"] and (
-                name.startswith("option") or name.endswith("special_tokens_map.json")):
-            found.pop(name)         # an older version did not look at these
+    if settings["machine"] and "bert.py" not in settings["machine"]:
+        # An older version did not look at what else a treatment or tokenizer reads.
+        found = {name: digest for name, digest in found.items() if name in
+                 settings["digests"] or not name.endswith((".py", "tokens_map.json"))}
     changed = [name for name in {**found, **settings["digests"]}
                if settings["digests"].get(name) != found.get(name)]
     if changed:
         raise ValueError(f"{', '.join(sorted(changed))}: not what the run in {path} was "
                          f"started with; put the old files back, or start a new run")
-    others = {name: f"{name} is {machine.get(name)}, was {value}"
-              for name, value in settings["machine"].items() if machine.get(name) != value}
-    code = [name for name in others if name.endswith(".py")]
-    if code:
-        others = {name: said for name, said in others.items() if name not in code}
-        others["code"] = f"changed since the run began: {', '.join(code)}"
-    for said in others.values():
-        warnings.warn(f"{said}; what follows may not be bit for bit what it would have "
+    before = settings["machine"]
+    changed = [name for name, value in before.items() if machine.get(name) != value]
+    code = [name for name in changed if name.endswith(".py")]
+    for what in [*([f"changed since the run began: {', '.join(code)}"] if code else []),
+                 *(f"{name} is {machine.get(name)}, was {before[name]}"
+                   for name in changed if name not in code)]:
+        warnings.warn(f"{what}; what follows may not be bit for bit what it would have "
                       f"been", stacklevel=2)
 
 

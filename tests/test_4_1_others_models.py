@@ -339,6 +339,9 @@ def test_4_1_vocabulary__a_dangling_link_is_called_one():
         os.mkdir(os.path.join(root := tempfile.mkdtemp(), inside))
         with assert_raises("config.json", hint):
             sources.find_weights(root)
+    file = os.path.join(saved(), "model.safetensors")
+    with assert_raises(file, "is a file", "the folder"):
+        sources.find_weights(file)
 
 
 def test_4_1_vocabulary__other_tokenizers_are_refused_by_name():

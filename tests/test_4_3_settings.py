@@ -55,6 +55,8 @@ def test_4_3_parse__single_flags_win_over_a_recipe():
         assert_equal((source["lr"], source["con"]), (f"recipe {name}",) * 2)
     # In whatever order they stand.
     assert_equal(settings_of("--recipe", "plain", "--cosine")[0].con, False)
+    args = settings_of("--tasks", "sts, sst", "--task-weights", "sst = 2, sts=.5")[0]
+    assert_equal((args.tasks, args.task_weights), (["sst", "sts"], {"sst": 2, "sts": .5}))
     args, source = settings_of("--lr", "1e-3", "--recipe", "plain", "--option", "gvac")
     assert_equal((args.lr, args.option, args.con), (1e-3, "gvac", True), mistakes={
         "the recipe wins over a flag": (1e-4, "rr", True)})

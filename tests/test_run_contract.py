@@ -228,6 +228,13 @@ def test_run_compare__changed_added_and_removed_files_are_refused_by_name():
             compare(before, now)
 
 
+def test_run_compare__a_run_of_an_older_version_looked_at_fewer_files():
+    now = {"a": "1", "special_tokens_map.json": "{}", "helper.py": ""}
+    assert_equal(compare({"a": "1"}, now, {"torch": "1"}, {"torch": "1"}), [])
+    with assert_raises("helper.py, special_tokens_map.json: not what the run"):
+        compare({"a": "1"}, now, {"bert.py": "1"}, {"bert.py": "1"})
+
+
 def test_run_compare__another_machine_is_a_warning():
     said = compare({}, {}, {"torch": "1", "cores": 2}, {"torch": "2", "cores": 2})
     assert_equal(len(said), 1, "another version of torch must give one warning")

@@ -191,7 +191,9 @@ MUTANTS = {
          "removed files not noticed", "not what the run"),
         ("plumbing.folder.compare", "if changed:", "if False:",
          "changed files not noticed", "not what the run"),
-        ("plumbing.folder.compare", "if machine.get(name) != value}", "if False}",
+        ("plumbing.folder.compare", '"bert.py" not in settings["machine"]', "False",
+         "an older version's run refused", "older version"),
+        ("plumbing.folder.compare", "if machine.get(name) != value]", "if False]",
          "no warning on another machine", "one warning")],
     "run_folder": [
         ("plumbing.folder.resumed",
