@@ -371,6 +371,9 @@ def join():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else
                                 "gloo", store=store, rank=here.rank,
                                 world_size=here.world)
+        # Trap: a rank returns from there before others do. If it ended then, by a mistake
+        # in a flag, gloo would let those wait for ever.
+        largest(0)
     if not first():
         sys.stdout, sys.stderr = open(os.devnull, "w", encoding="utf-8"), Held()
 

@@ -16,6 +16,8 @@ import tempfile
 import time
 import unittest
 
+import torch.distributed
+
 from plumbing.folder import load_checkpoint
 from tests.checks import assert_equal
 from tests.world import log_of, tiny_world
@@ -114,21 +116,33 @@ def serve():
     import train  # noqa: F401
     from plumbing import ranks
     torch.set_num_threads(1)
-    with contextlib.suppress(ImportError):
-        # Trap: a fork of a process with threads, as the store's, may hang when it loads a
-        # library. So what the first call loads is loaded here.
-        import torchjd.aggregation
-        torchjd.aggregation.UPGradWeighting()(torch.eye(2, dtype=torch.float64))
     ranks.PATIENCE = 3.0
     heads.all_logits = functools.partial(heads.all_logits, batch_size=5)
+    new_store = stores()
     for line in sys.stdin:
-        # As in torchrun, the store outlives the ranks.
-        store = torch.distributed.TCPStore("localhost", 0, is_master=True,
-                                           wait_for_workers=False)
-        os.environ.update(MASTER_PORT=str(store.port), MASTER_ADDR="localhost",
+        os.environ.update(MASTER_PORT=new_store(), MASTER_ADDR="localhost",
                           TORCHELASTIC_USE_AGENT_STORE="True",
                           GLOO_SOCKET_IFNAME="lo")  # the machine's name may lead nowhere
         print(json.dumps(answer(**json.loads(line))), flush=True)
+
+
+def stores():
+    """A function that starts a run's store and returns its port, as text.
+
+    As in torchrun, the store outlives the ranks: a process of its own holds it, until the
+    next one, or this process's end. Trap: a store has threads. Were they in this process,
+    one of them could hold a lock while a rank is forked, and that rank would wait for the
+    lock for ever: one run in 200 did.
+    """
+    (asked, ask), (told, tell) = os.pipe(), os.pipe()
+    if os.fork() == 0:
+        os.close(ask)
+        while os.read(asked, 1):
+            held = torch.distributed.TCPStore("localhost", 0, is_master=True,
+                                              wait_for_workers=False)
+            os.write(tell, str(held.port).encode())
+        os._exit(0)
+    return lambda: os.write(ask, b"?") and os.read(told, 10).decode()
 
 
 def answer(world, flags, at, limit):
