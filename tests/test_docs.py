@@ -53,6 +53,19 @@ def test_docs__every_link_leads_somewhere():
                 assert anchor in anchors(texts[target]), f"{path}: no heading for {link}"
 
 
+def test_docs__every_row_of_a_table_has_its_headers_cells():
+    checked = 0
+    for path, text in pages().items():
+        text = re.sub(r"```.*?```|\\\|", "", text, flags=re.DOTALL)
+        for lines in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+            head, rule, *rows = lines.splitlines()
+            assert re.fullmatch(r"[|:\- ]+", rule), f"{path}: no line below {head}"
+            for row in (rule, *rows):
+                assert row.count("|") == head.count("|"), f"{path}: {row}"
+            checked += len(rows)
+    assert checked > 300
+
+
 def test_docs__the_code_of_the_readme_gives_its_numbers():
     idea = re.search(r"```python\n(.*?)```", read("README.md"), re.DOTALL)[1]
     found = {}
