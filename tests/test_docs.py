@@ -125,6 +125,21 @@ def test_docs__the_readmes_results_are_those_of_the_results_folder():
         assert [cell.strip() for cell in cells.split("|")] == expected, flags
 
 
+def test_docs__the_means_of_three_seeds_on_the_recipes_page_are_those_of_the_results():
+    found = set()
+    for path in glob.glob("results/*-minilm-*.json", root_dir=ROOT):
+        if "conflicts" not in path:
+            for row in results.Result.read(os.path.join(ROOT, path)).rows:
+                found.add(tuple(
+                    f"{np.mean([seed[name] for seed in row.seeds.values()]):.3f}"
+                    for name in ("sst", "para", "sts", "overall")))
+    rows = re.findall(r"^\| .*mean of three seeds \|(.+)\|$", read("docs", "recipe.md"),
+                      re.MULTILINE)
+    assert len(rows) > 15
+    for cells in rows:
+        assert tuple(f"0{cell.strip()}" for cell in cells.split("|")) in found, cells
+
+
 def test_docs__every_erratum_names_tests_that_exist():
     text = read("docs", "errata.md")
     assert {int(n) for n in re.findall(r"^### D(\d+): ", text, re.MULTILINE)} == set(
