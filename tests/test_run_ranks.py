@@ -110,6 +110,17 @@ def test_run_ranks__a_mistake_is_one_line_and_status_2_for_all():
         assert not os.path.exists(out)
 
 
+def test_run_ranks__nobody_acts_before_all_have_met():
+    # Rank 1 ends where it meets the others; they must not know of the wrong flag by then.
+    out = os.path.join(tempfile.mkdtemp(), "run")
+    statuses, _, errors = processes.run(
+        3, *flags_of(out, "--epochs", 0),
+        at={"rank": 1, "call": "plumbing.ranks.largest", "number": 1,
+            "signal": signal.SIGKILL})
+    assert_equal(statuses, [1, -9, 1], errors)
+    assert "another process" in errors and "--epochs" not in errors, errors
+
+
 def test_run_ranks__before_the_folder_is_there_nobody_is_told_to_resume_it():
     # Killed while the data are loaded, or while rank 0 makes the folder; and just after.
     for rank, call, there in ((1, "train.prepare", False), (1, "data.load", False),

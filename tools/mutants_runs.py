@@ -266,6 +266,8 @@ MUTANTS = {
          "evaluation and predictions"),
         ("plumbing.ranks.join", "    if not first():", "    if False:",
          "all ranks print", "only rank 0 prints"),
+        ("plumbing.ranks.join", "        largest(0)\n", "        pass\n",
+         "a rank may end before all have met", "before all have met"),
         ("plumbing.ranks.from_first", "said_by_first(treatment(gram, **more))",
          "treatment(gram, **more)", "each rank updates by numbers of its own",
          "treatment of ones own"),
