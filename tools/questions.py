@@ -36,7 +36,7 @@ QUESTIONS = {
     "methods": Question("Which of the report's methods helps, one at a time?", {
         "round robin with CON": BASE,
         "without CON": "--option rr",
-        "one task after the other": "--option seq --con --epochs 4",
+        "one task after the other, 4 epochs": "--option seq --con --epochs 4",
         "1 epoch of paraphrase first": f"{BASE} --para-first 1",
         "surgery": "--option pcgrad --con",
         "vaccine": "--option gvac --con",
@@ -51,9 +51,11 @@ QUESTIONS = {
         "together (CON)": BASE,
         "apart, the report's head": "--option rr",
         "apart, a cosine in the head": "--option rr --cosine",
-        "untrained weights, together": f"{BASE} --weights {RANDOM}",
-        "untrained weights, apart": f"--option rr --weights {RANDOM}",
-        "untrained weights, apart, a cosine": f"--option rr --cosine --weights {RANDOM}"}),
+        "together, untrained weights": f"{BASE} --weights {RANDOM}"}),
+    "untrained": Question("Without pre-training, what helps to compare two sentences?", {
+        "together (CON)": f"{BASE} --weights {RANDOM}",
+        "apart, the report's head": f"--option rr --weights {RANDOM}",
+        "apart, a cosine in the head": f"--option rr --cosine --weights {RANDOM}"}),
     "order": Question("Round robin, or one task after the other?", {
         "round robin: 2,232 batches, 744 updates": BASE,
         "sequential: 2,372 batches, an update for each": "--option seq --con --epochs 4",
@@ -92,13 +94,15 @@ QUESTIONS = {
         "float16": f"{BASE} --amp fp16"}),
     "r-drop": Question("Does R-Drop add to the recipe?", {
         "plain": "--recipe plain",
-        "R-Drop, two passes of each batch": "--recipe r-drop",
-        "R-Drop, 2 epochs of all pairs of paraphrase":
-            "--recipe r-drop --align para --epochs 2"}),
+        "R-Drop, two passes of each batch": "--recipe r-drop"}),
+    "quora": Question("Do all of Quora's pairs help, or R-Drop with them?", {
+        "2 epochs, each with all 16,000 pairs": "--recipe plain --align para --epochs 2",
+        "R-Drop, two passes of each batch": "--recipe r-drop --align para --epochs 2",
+        "4 epochs, each with 6,032 other pairs": "--recipe plain"}),
     "recipe": Question("What is each ingredient of the recipe worth?", {
         "plain": "--recipe plain",
         "R-Drop, two passes of each batch": "--recipe r-drop",
-        "the first token for the mean": "--recipe plain --pool cls",
+        "first-token pooling, not the mean": "--recipe plain --pool cls",
         "no warm-up, no decay of the rate": "--recipe plain --warmup 0"}),
     "granularity": Question("Should the vaccine look at layers or matrices?", {
         "one target for the whole model": "--option gvac --con",
