@@ -320,11 +320,12 @@ def read_settings(path) -> dict:
     return settings
 
 
-def compare(settings, path, files, machine):
+def compare(settings, path, files, machine, mended=False):
     """Is this what the run at `path` was started with?   Raises ValueError naming a file
 
     files: {name: path} of all that the run reads now; machine: what a result may depend on.
-    Another machine, or other versions, are only a warning.
+    Another machine, or other versions, are only a warning; so are other files of a
+    treatment if `mended`, that is, if --option was given again.
     """
     found = {name: file_digest(file) for name, file in files.items()}
     if settings["machine"] and "bert.py" not in settings["machine"]:
@@ -333,12 +334,14 @@ def compare(settings, path, files, machine):
                  settings["digests"] or not name.endswith((".py", "tokens_map.json"))}
     changed = [name for name in {**found, **settings["digests"]}
                if settings["digests"].get(name) != found.get(name)]
-    if changed:
+    own = [name for name in changed if name.startswith(os.path.join("option", ""))]
+    if changed and not (mended and changed == own):
+        again = " give --option again to go on with the new ones," if changed == own else ""
         raise ValueError(f"{', '.join(sorted(changed))}: not what the run in {path} was "
-                         f"started with; put the old files back, or start a new run")
+                         f"started with; put the old files back,{again} or start a new run")
     before = settings["machine"]
     changed = [name for name, value in before.items() if machine.get(name) != value]
-    code = [name for name in changed if name.endswith(".py")]
+    code = own + [name for name in changed if name.endswith(".py")]
     for what in [*([f"changed since the run began: {', '.join(code)}"] if code else []),
                  *(f"{name} is {machine.get(name)}, was {before[name]}"
                    for name in changed if name not in code)]:

@@ -172,11 +172,13 @@ class Loop:
         self.stop.__exit__(kind, error, traceback)
         self.progress.clear()
         self.folder.close()
-        # A treatment cannot be mended for a resume: its file must be the same.
         if (self.kept and isinstance(error, Exception) and not isinstance(error, Diverged)
-                and not str(error).startswith("--option") and ranks.first()):
+                and ranks.first()):
+            own = str(error).startswith("--option")
+            more = ", once its file is mended and --option given again" if own else ""
             self.say(f"failed after update {self.step}; --resume "
-                     f"{console.quoted(self.folder.path)} goes on after update {self.kept}")
+                     f"{console.quoted(self.folder.path)} goes on after update {self.kept}"
+                     f"{more}")
 
     @property
     def seconds(self) -> float:

@@ -143,7 +143,8 @@ def begin(args, source, shown, settings, training, total, device, precision):
              **plugins.files_of(args.option)}
     here = {**machine.description(device, precision), "processes": ranks.here.world}
     if args.resume:
-        folder.compare(settings, args.resume, files, here)
+        folder.compare(settings, args.resume, files, here,
+                       mended=source["option"] == "given")
         run = ranks.opened(folder.Folder.reopen, args.resume, settings)
     else:
         run = ranks.opened(folder.Folder.create, args.out,

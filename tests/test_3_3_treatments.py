@@ -109,14 +109,21 @@ def test_3_3_treatment__its_state_survives_a_resume():
         assert files_of(out) == whole, granularity
 
 
-def test_3_3_treatment__an_edited_file_cannot_be_resumed_with():
-    path = user_file(STATEFUL)
-    with signalled_at(2):
-        _, out, _ = run_train("--option", f"{path}:Slow", steps=4)
-    with open(path, "a") as file:
-        file.write("# edited\n")
+def test_3_3_treatment__a_mended_file_goes_on_only_if_option_is_given_again():
+    path = user_file(STATEFUL.replace("return", "self.calls < 4 or 1 / 0\n        return"))
+    option = ("--option", f"{path}:Slow")
+    status, out, errors = run_train(*option, "--checkpoint-every", 2, steps=6)
+    assert_one_line(status, errors, "line 10: ZeroDivisionError")
+    with open(path, "w") as file:
+        file.write(STATEFUL)
     status, _, errors = resume(out)
-    assert_one_line(status, errors, "mine.py")
+    assert_one_line(status, errors, "mine.py", "give --option again")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert_equal(resume(out, *option)[0], 0)
+    assert any("mine.py; what follows" in str(w.message) for w in caught), caught
+    whole = run_train(*option, steps=6)[1]
+    assert files_of(out) == files_of(whole)
 
 
 def test_3_3_treatment__a_file_may_move_before_a_resume():

@@ -230,6 +230,10 @@ MUTANTS = {
         ("optim.FlatParameters.gram", "in_range = 1e-30 < square < 1e30",
          "in_range = True", "float32 squares overflow", "finite")],
     "3.3 treatment": [
+        ("plumbing.folder.compare", "(mended and changed == own)", "(changed == own)",
+         "an edited file unnoticed", "a mended file"),
+        ("plumbing.folder.compare", "(mended and changed == own)", "False",
+         "a mended file refused", "a mended file"),
         ("plumbing.beside.check", "if own and", "if False and",
          "another module of that name", "imports from its folder"),
         ("plumbing.plugins.files_of", "[path, *BESIDE.get(os.path.abspath(path), [])]",
