@@ -114,6 +114,7 @@ def test_3_3_treatment__a_mended_file_goes_on_only_if_option_is_given_again():
     option = ("--option", f"{path}:Slow")
     status, out, errors = run_train(*option, "--checkpoint-every", 2, steps=6)
     assert_one_line(status, errors, "line 10: ZeroDivisionError")
+    assert "goes on after update 2, once its file is mended" in resume(out)[1]
     with open(path, "w") as file:
         file.write(STATEFUL)
     status, _, errors = resume(out)

@@ -142,6 +142,16 @@ def test_tools_conflicts__other_seeds_draw_other_heads():
                               "| mean | +.200 ± .248 |  |"])
 
 
+def test_tools_conflicts__the_file_of_a_runs_treatment_is_not_needed():
+    path = os.path.join(tempfile.mkdtemp(), "mine.py")
+    with open(path, "w") as file:
+        file.write("def mine(gram): return gram[0] * 0 + 1\n")
+    _, out, _ = run_train("--option", f"{path}:mine", steps=1)
+    os.remove(path)
+    status, _, errors = run_tool(conflicts, out, "--groups", 2, "--at", "start")
+    assert_equal(status, 0, errors)
+
+
 def test_tools_conflicts__what_cannot_be_measured_gets_one_line():
     _, alone, _ = run_train("--tasks", "sst", steps=1)
     _, frozen, _ = run_train("--freeze", steps=1)

@@ -33,7 +33,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import multitask
 import train
-from plumbing import command, flags, folder, machine, plugins, progress, runs, sources
+from plumbing import command, flags, folder, machine, progress, runs, sources
 from tools import curves, gradients, results
 
 SIZES = 1, 4, 16            # batches that are averaged; a group is the last number
@@ -267,11 +267,11 @@ def prepared(path, device, seed=None):
     # Any option that keeps the gradients of tasks apart, even if the run's own does not.
     apart = argparse.Namespace(**{**vars(args), "option": "pcgrad"})
     training = train.prepare(apart, device, autocast)
-    if plugins.is_outside(args.option):
-        plugins.load(args.option)       # files_of() names what it imports, too
-    files = {**sources.files_of(training.sets, args.weights),
-             **plugins.files_of(args.option)}
-    folder.compare(settings, path, files, settings["machine"])
+    # The run's own treatment isn't used here, so its file may have changed.
+    digests = {name: digest for name, digest in settings["digests"].items()
+               if not name.startswith(os.path.join("option", ""))}
+    folder.compare({**settings, "digests": digests}, path,
+                   sources.files_of(training.sets, args.weights), settings["machine"])
     return training, args
 
 
